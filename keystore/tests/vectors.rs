@@ -97,7 +97,7 @@ fn every_derivation_is_fixed() {
         let network = vector.network;
         assert_eq!(keys.network(), network);
         assert_eq!(hex(&keys.node_key()), vector.node_key, "{network}");
-        assert_eq!(hex::encode(&*keys.ldk_seed()), vector.ldk_seed, "{network}");
+        assert_eq!(hex::encode(*keys.ldk_seed()), vector.ldk_seed, "{network}");
         assert_eq!(
             hex(&keys.join_secret(JOIN_NONCE, JoinRole::Factory)),
             vector.join_factory,

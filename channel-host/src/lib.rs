@@ -1,0 +1,22 @@
+//! Lightning channels on factory outpoints.
+//!
+//! A leaf's channel output is BOLT 3's 2-of-2 of two funding keys, and the tree that carries it is signed before LDK has heard of
+//! the channel. So the funding keys must be known early, and LDK must arrive at the same ones later. [`LeafKeys`] is
+//! the `SignerProvider` that makes it so: both sides' keys follow from the LDK seed and a channel id of their own making.
+//!
+//! | side | channel id (`user_channel_id`) |
+//! |---|---|
+//! | client | its leaf id, as a big-endian number |
+//! | coordinator | [`lsp_channel_id`]`(leaf id, fresh randomness stored first)` |
+//!
+//! Per-commitment secrets follow from the same id. Whoever makes a side use one id for two channels knows the secrets of the
+//! second before they are revealed, and takes all of it. Therefore each side makes its own id, and its store refuses to see
+//! one twice; nothing in this crate remembers.
+
+mod ids;
+mod leaf_keys;
+mod timeout;
+
+pub use ids::{is_leaf, lsp_channel_id};
+pub use leaf_keys::LeafKeys;
+pub use timeout::{TimeoutError, funding_redeem_script};
