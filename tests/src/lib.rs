@@ -1,0 +1,4 @@
+//! What scenario tests run on: real processes on a real regtest node.
+
+pub mod bitcoind;
+pub mod watchdog;

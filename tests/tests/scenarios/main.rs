@@ -1,0 +1,3 @@
+//! Scenario tests: real processes, a real Bitcoin node, and events instead of sleeping.
+
+mod chain;
