@@ -1,0 +1,3 @@
+//! The construction ceremony (protocol.md section 3) as two pure state machines.
+
+pub mod message;

@@ -1,0 +1,27 @@
+//! The pure SuperScalar protocol: no IO, no clock, no database, no randomness of its own.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::panic
+    )
+)]
+
+pub mod ceremony;
+pub mod expiry;
+pub mod factory;
+pub mod ids;
+pub mod keys;
+pub mod musig;
+pub mod output;
+pub mod params;
+pub mod path;
+pub mod plan;
+pub mod session;
+pub mod shape;
+pub mod tree;
+pub mod tx;
+pub mod units;
