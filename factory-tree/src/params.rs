@@ -323,7 +323,7 @@ impl FactoryParams {
             "q",
             self.q,
             "the order poison(1) before the LSP's branch",
-            { first_poison.saturating_add(1) },
+            first_poison.saturating_add(1),
         )?;
         at_least(
             "stock_timeout_delay",

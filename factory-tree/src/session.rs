@@ -6,6 +6,7 @@
 
 use core::fmt;
 
+use bitcoin::Txid;
 use bitcoin::secp256k1::{self, PublicKey, Secp256k1, SecretKey, VerifyOnly, schnorr};
 use rayon::prelude::*;
 
@@ -57,9 +58,18 @@ pub enum SessionError {
     /// Arithmetic.
     #[error(transparent)]
     Musig(#[from] MusigError),
-    /// These signers' partial signatures are invalid.
-    #[error("invalid partial signature of {0:?}")]
-    Guilty(Vec<PublicKey>),
+    /// Partial signatures that are invalid, and whose.
+    #[error("invalid partial signatures: {0:?}")]
+    Guilty(Vec<Fault>),
+}
+
+/// An invalid partial signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fault {
+    /// Who made it.
+    pub signer: PublicKey,
+    /// Which transaction it should have signed.
+    pub txid: Txid,
 }
 
 impl SecretNonce {
@@ -130,7 +140,7 @@ pub struct Share<'a> {
 /// verified against its output key before it is returned.
 ///
 /// # Errors
-/// [`SessionError::Guilty`] with every signer that sent an invalid partial in any session.
+/// [`SessionError::Guilty`] with every invalid partial of every session.
 pub fn complete_all(
     secret: &SecretKey,
     sessions: Vec<Aggregation<'_>>,
@@ -153,8 +163,6 @@ pub fn complete_all(
     if guilty.is_empty() {
         return Ok(signatures);
     }
-    guilty.sort_unstable();
-    guilty.dedup();
     Err(SessionError::Guilty(guilty))
 }
 
@@ -188,13 +196,16 @@ fn complete(
     if verify(secp, key, &message, &signature) {
         return Ok(signature);
     }
-    let guilty: Vec<PublicKey> = shares
+    let guilty: Vec<Fault> = shares
         .iter()
         .filter(|s| {
             !key.group
                 .verify(&s.signer, s.nonce, sum, &message, &s.partial)
         })
-        .map(|share| share.signer)
+        .map(|share| Fault {
+            signer: share.signer,
+            txid: tx.txid,
+        })
         .collect();
     if guilty.is_empty() {
         return Err(MusigError::BadAggregate.into());

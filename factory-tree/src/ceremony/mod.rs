@@ -1,3 +1,4 @@
 //! The construction ceremony (protocol.md section 3) as two pure state machines.
 
+pub mod coordinator;
 pub mod message;
