@@ -158,18 +158,18 @@ impl PackageOutcome {
         self.rejection().is_none()
     }
 
-    /// The first transaction that was refused for a reason of its own, else the first that was refused at all.
+    /// The refusal that explains the others: what is missing, too cheap or not looked at may be so only because of another one.
     #[must_use]
     pub fn rejection(&self) -> Option<(Txid, &Reject)> {
-        let refused = || {
-            self.transactions.iter().filter_map(|tx| match &tx.status {
-                TxStatus::Rejected(reason) => Some((tx.txid, reason)),
-                TxStatus::InMempool { .. } | TxStatus::Confirmed => None,
-            })
-        };
-        refused()
-            .find(|(_, reason)| reason.kind != RejectKind::NotEvaluated)
-            .or_else(|| refused().next())
+        let refused = self.transactions.iter().filter_map(|tx| match &tx.status {
+            TxStatus::Rejected(reason) => Some((tx.txid, reason)),
+            TxStatus::InMempool { .. } | TxStatus::Confirmed => None,
+        });
+        refused.min_by_key(|(_, reason)| match reason.kind {
+            RejectKind::NotEvaluated => 2,
+            RejectKind::FeeTooLow | RejectKind::MissingInputs => 1,
+            _ => 0,
+        })
     }
 
     /// Fails with the rejection, if there is one.
@@ -218,20 +218,39 @@ mod tests {
     }
 
     #[test]
-    fn the_guilty_transaction_is_named_before_those_not_looked_at() {
+    fn the_guilty_transaction_is_named_before_those_that_suffer_from_it() {
         let outcome = |n: u8, message: &str| TxOutcome {
             txid: Txid::from_byte_array([n; 32]),
             status: TxStatus::Rejected(Reject::from_message(message)),
         };
-        let package = PackageOutcome {
-            transactions: vec![outcome(1, "package-not-validated"), outcome(2, "dust")],
-            replaced: Vec::new(),
-            message: String::new(),
+        let guilty = |messages: [&str; 2]| {
+            let transactions = vec![outcome(1, messages[0]), outcome(2, messages[1])];
+            let package = PackageOutcome {
+                transactions,
+                replaced: Vec::new(),
+                message: String::new(),
+            };
+            assert!(!package.is_accepted());
+            package.rejection().unwrap().0.to_byte_array()[0]
         };
+        assert_eq!(guilty(["package-not-validated", "dust"]), 2);
         assert_eq!(
-            package.rejection().map(|(txid, _)| txid),
-            Some(Txid::from_byte_array([2; 32]))
+            guilty([
+                "min relay fee not met, 0 < 13",
+                "missing-ephemeral-spends, tx 2"
+            ]),
+            2
         );
-        assert!(!package.is_accepted());
+        assert_eq!(
+            guilty([
+                "min relay fee not met, 0 < 13",
+                "bad-txns-inputs-missingorspent"
+            ]),
+            1
+        );
+        assert_eq!(
+            guilty(["non-BIP68-final", "bad-txns-inputs-missingorspent"]),
+            1
+        );
     }
 }

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -46,6 +47,7 @@ pub struct Bitcoind {
     ports: Ports,
     process: Mutex<Option<Process>>,
     miner: Mutex<Miner>,
+    branches: AtomicU32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +104,7 @@ impl Bitcoind {
                         ports,
                         process,
                         miner,
+                        branches: AtomicU32::new(0),
                     });
                 }
                 Err(error) => refused = error,
@@ -166,9 +169,15 @@ impl Bitcoind {
         self.typed("getblockhash", json!([height]))
     }
 
-    /// Mines blocks with what is in the mempool; the rewards go to the harness's own key.
+    /// Mines blocks with what is in the mempool; nobody gets the rewards.
     pub fn mine(&self, blocks: u32) -> Result<Vec<BlockHash>> {
-        self.mine_to(&miner::address(), blocks)
+        self.mine_to(&self.nobody(), blocks)
+    }
+
+    /// Another address each time: with the same one, a block mined instead of an invalidated one could be the very same block.
+    fn nobody(&self) -> Address {
+        let number = self.branches.fetch_add(1, Ordering::Relaxed);
+        miner::nobody(self.ports.rpc, number)
     }
 
     /// Mines blocks with what is in the mempool; the rewards go to an address.
@@ -211,7 +220,7 @@ impl Bitcoind {
     fn generate_block(&self, transactions: &[String]) -> Result<BlockHash> {
         let block = self.rpc(
             "generateblock",
-            json!([miner::address().to_string(), transactions]),
+            json!([self.nobody().to_string(), transactions]),
         )?;
         Ok(serde_json::from_value(block["hash"].clone())?)
     }

@@ -10,8 +10,8 @@ use bitcoin::key::{Keypair, TapTweak};
 use bitcoin::secp256k1::{All, Message, Secp256k1, SecretKey};
 use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
 use bitcoin::{
-    Address, Amount, Network, OutPoint, Sequence, Transaction, TxIn, TxOut, Witness, absolute,
-    taproot, transaction,
+    Address, Amount, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, WScriptHash,
+    Witness, absolute, taproot, transaction,
 };
 use serde_json::json;
 
@@ -35,6 +35,14 @@ fn key() -> Keypair {
 /// The address that the harness mines to.
 pub(super) fn address() -> Address {
     Address::p2tr(&SECP, key().x_only_public_key().0, None, Network::Regtest)
+}
+
+/// An address that nobody has a key for, another one for each node and number.
+pub(super) fn nobody(node: u16, number: u32) -> Address {
+    let script =
+        WScriptHash::hash(&[node.to_be_bytes().as_slice(), &number.to_be_bytes()].concat());
+    let script = ScriptBuf::new_p2wsh(&script);
+    Address::from_script(&script, Network::Regtest).expect("P2WSH has an address")
 }
 
 /// Coins to pay from, oldest use first.

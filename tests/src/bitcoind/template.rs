@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{Bitcoind, Options, executable};
+use super::{Bitcoind, Options, executable, miner};
 
 /// Enough for eleven spendable block rewards after the first block of a test.
 const BLOCKS: u32 = 110;
@@ -67,7 +67,7 @@ fn make(cache: &Path, template: &Path) -> Result<()> {
         .tempdir_in(cache)?;
     let data = tempfile::Builder::new().prefix("bitcoind-").tempdir()?;
     let node = Bitcoind::launch(data, Options::default())?;
-    node.mine(BLOCKS)?;
+    node.mine_to(&miner::address(), BLOCKS)?;
     node.stop()?;
     copy(node.directory(), work.path())?;
     let _ = fs::remove_file(work.path().join("regtest/debug.log"));

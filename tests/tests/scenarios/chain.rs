@@ -1,3 +1,8 @@
 //! The chain crate against a real node.
 
+mod blocks;
+mod errors;
 mod harness;
+mod packages;
+mod support;
+mod wallet;
