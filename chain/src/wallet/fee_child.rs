@@ -19,7 +19,7 @@ use super::{OnchainWallet, Result, WalletCoin, WalletError};
 const CHILD_LIMIT: u64 = 1_000;
 
 /// What a replacement pays for its own relay on top of what it replaces: 1 sat/vB, the most that any node asks by default.
-const INCREMENTAL: FeeRate = FeeRate::BROADCAST_MIN;
+pub(super) const INCREMENTAL: FeeRate = FeeRate::BROADCAST_MIN;
 
 /// An output of the parent that is ours by a key the wallet does not have: a payout, which can pay for its own parent.
 #[derive(Clone)]
@@ -55,7 +55,8 @@ pub struct FeeChildRequest<'a> {
     pub change: Option<ScriptBuf>,
     /// Coins of the wallet to leave alone, besides the reserved ones.
     pub avoid: &'a HashSet<OutPoint>,
-    /// The fee of the transaction that spends the anchor in the mempool now: it must be outbid (BIP-125 rules 3 and 4).
+    /// The fees of what the child replaces in the mempool, above all of another child at the anchor: they must be outbid (BIP-125
+    /// rules 3 and 4). [`OnchainWallet::publish`] finds this out.
     pub outbid: Option<Amount>,
     /// The most the child may pay.
     pub budget: Amount,

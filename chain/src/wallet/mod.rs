@@ -1,7 +1,7 @@
 //! An on-chain wallet: one BIP-86 key-path descriptor pair, fed by a [`Follower`](crate::Follower), stored by its owner.
 //!
 //! BDK keeps the coins and the reorgs; building and signing are our own, for three uses only: funding a factory, paying somebody, and the
-//! child that pays for a zero-fee parent. The wallet never broadcasts of itself, except in [`OnchainWallet::send`].
+//! child that pays for a zero-fee parent. The wallet never broadcasts of itself, except in [`OnchainWallet::send`] and [`OnchainWallet::publish`].
 
 mod coins;
 mod error;
@@ -9,6 +9,7 @@ mod fee_child;
 mod funding;
 mod keys;
 mod payment;
+mod publish;
 mod select;
 mod size;
 mod store;
@@ -32,6 +33,7 @@ pub use error::WalletError;
 pub use fee_child::{FeeChild, FeeChildRequest, OwnPayout, child_vsize};
 pub use funding::{FundingDraft, MIN_FUNDING_CHANGE};
 pub use payment::{PaymentDraft, SendAmount};
+pub use publish::Published;
 pub use store::{ChangeSetStore, MemoryStore, StoreError};
 
 /// What this module returns.

@@ -4,5 +4,6 @@ mod blocks;
 mod errors;
 mod harness;
 mod packages;
+mod publish;
 mod support;
 mod wallet;
