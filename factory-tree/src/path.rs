@@ -137,15 +137,19 @@ impl Tree {
         })
     }
 
-    fn timeout_of(&self, position: u32, kind: SpentKind) -> Option<&FactoryTx> {
+    /// The timeout of the output of `kind` that the client at `position` shares, if there is one.
+    #[must_use]
+    pub fn timeout_of(&self, position: u32, kind: SpentKind) -> Option<&FactoryTx> {
         self.txs().iter().find(|tx| {
             let spends = &tx.spends;
             tx.kind == TxKind::Timeout && spends.kind == kind && spends.clients.contains(&position)
         })
     }
 
-    /// The timeouts of the outputs on the path, each followed in session order by its second stage.
-    fn proposed_timeouts(&self, position: u32) -> Vec<ProposedTimeout> {
+    /// The timeouts of the outputs on the path of the client at `position`, root first.
+    // In session order each is followed by its second stage.
+    #[must_use]
+    pub fn proposed_timeouts(&self, position: u32) -> Vec<ProposedTimeout> {
         let sessions = self.sessions_of(position);
         let mut timeouts: Vec<ProposedTimeout> = Vec::new();
         for tx in sessions.iter().filter_map(|index| self.txs().get(*index)) {
