@@ -203,3 +203,7 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "rpc_tests.rs"]
+mod tests;

@@ -91,6 +91,10 @@ async fn a_node_that_restarts_is_found_again_with_its_new_cookie() -> Result<()>
     );
     node.start_again()?;
     assert_eq!(source.tip().await?, tip);
+
+    // Also with a connection that was kept open across the restart, with the old cookie.
+    node.restart()?;
+    assert_eq!(source.tip().await?, tip);
     Ok(())
 }
 
