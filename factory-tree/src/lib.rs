@@ -13,15 +13,21 @@
 pub mod ceremony;
 pub mod expiry;
 pub mod factory;
+pub mod guard;
 pub mod ids;
 pub mod keys;
+pub mod kit;
 pub mod musig;
 pub mod output;
 pub mod params;
 pub mod path;
 pub mod plan;
+pub mod purpose;
 pub mod session;
 pub mod shape;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tree;
 pub mod tx;
 pub mod units;
+pub mod verify;
