@@ -16,7 +16,7 @@ use super::message::{
 use crate::factory::FactoryTx;
 use crate::guard::{Decision, Request, SignedRecord, decide};
 use crate::ids::FactoryId;
-use crate::kit::{ExitKit, KitParts};
+use crate::kit::{ChannelSignatures, ExitKit, JoinData};
 use crate::musig::{AggregateNonce, PartialSignature, PublicNonce};
 use crate::output::channel_witness_script;
 use crate::path::Path;
@@ -46,13 +46,29 @@ pub enum SignerPhase {
 /// The transition table: from a phase, on an input, to one of these phases. Inputs that are not
 /// listed leave the phase as it is.
 pub const TRANSITIONS: &[(SignerPhase, &str, &[SignerPhase])] = &[
-    (SignerPhase::Joined, "proposal", &[SignerPhase::Checked, SignerPhase::Finished]),
+    (
+        SignerPhase::Joined,
+        "proposal",
+        &[SignerPhase::Checked, SignerPhase::Finished],
+    ),
     (SignerPhase::Joined, "failed", &[SignerPhase::Finished]),
-    (SignerPhase::Checked, "signed records", &[SignerPhase::Signed, SignerPhase::Finished]),
+    (
+        SignerPhase::Checked,
+        "signed records",
+        &[SignerPhase::Signed, SignerPhase::Finished],
+    ),
     (SignerPhase::Checked, "failed", &[SignerPhase::Finished]),
-    (SignerPhase::Signed, "finals", &[SignerPhase::Kept, SignerPhase::Finished]),
+    (
+        SignerPhase::Signed,
+        "finals",
+        &[SignerPhase::Kept, SignerPhase::Finished],
+    ),
     (SignerPhase::Signed, "failed", &[SignerPhase::Finished]),
-    (SignerPhase::Kept, "rehearsed", &[SignerPhase::Acked, SignerPhase::Finished]),
+    (
+        SignerPhase::Kept,
+        "rehearsed",
+        &[SignerPhase::Acked, SignerPhase::Finished],
+    ),
     (SignerPhase::Kept, "failed", &[SignerPhase::Finished]),
     (SignerPhase::Acked, "failed", &[SignerPhase::Finished]),
 ];
@@ -108,7 +124,11 @@ impl Signer {
         let refusal = verify::check_invitation(&invitation, &limits)
             .err()
             .or_else(|| other_pin(&invitation, earlier_pin));
-        let sessions = if refusal.is_some() { 0 } else { invitation.max_sessions };
+        let sessions = if refusal.is_some() {
+            0
+        } else {
+            invitation.max_sessions
+        };
         let (nonces, publics) = nonces(&invitation, sessions, &keys.factory_secret, seed);
         let join = join_message(&invitation, &keys, &own, publics);
         let mut signer = Self {
@@ -127,10 +147,15 @@ impl Signer {
                 effects.push(SignerEffect::StoreJoin(Box::new(signer.join_record())));
                 let join = ToCoordinator::Join(Box::new(signer.join.clone()));
                 effects.push(SignerEffect::Send(join));
-                effects.push(SignerEffect::Emit(SignerEvent::Joined { round: signer.round() }));
+                effects.push(SignerEffect::Emit(SignerEvent::Joined {
+                    round: signer.round(),
+                }));
             }
         }
-        SignerStep { state: signer, effects }
+        SignerStep {
+            state: signer,
+            effects,
+        }
     }
 
     /// One step. Costly at a proposal (key aggregation) and when signing.
@@ -138,7 +163,10 @@ impl Signer {
     pub fn step(mut self, input: SignerInput) -> SignerStep {
         let mut effects = Vec::new();
         self.dispatch(input, &mut effects);
-        SignerStep { state: self, effects }
+        SignerStep {
+            state: self,
+            effects,
+        }
     }
 
     /// Which attempt.
@@ -168,13 +196,21 @@ impl Signer {
                     effects.push(SignerEffect::Send(ToCoordinator::Present(round)));
                 }
             }
-            SignerInput::Proposal { proposal, tip, known_factory } => {
+            SignerInput::Proposal {
+                proposal,
+                tip,
+                known_factory,
+            } => {
                 self.proposed(*proposal, tip, known_factory, effects);
             }
             SignerInput::Signed(records) => self.sign(&records, effects),
             SignerInput::Finals(finals) => self.finals(*finals, effects),
             SignerInput::Rehearsed(result) => self.rehearsed(result, effects),
-            SignerInput::Failed { round, reason, again } => {
+            SignerInput::Failed {
+                round,
+                reason,
+                again,
+            } => {
                 if round == self.round() && !matches!(self.state, State::Finished) {
                     self.state = State::Finished;
                     effects.push(SignerEffect::Emit(SignerEvent::AttemptFailed {
@@ -234,13 +270,20 @@ impl Signer {
                 return Ok(path);
             }
             let found = format!("{sums} aggregate nonces for {sessions} sessions");
-            Err(Refusal { rule: Rule::Shape, found })
+            Err(Refusal {
+                rule: Rule::Shape,
+                found,
+            })
         });
         match checked {
             Err(refusal) => self.refuse(refusal, effects),
             Ok(path) => {
                 let channel = [path.channel_timeout.spends.outpoint];
-                let outpoints = path.sessions.iter().map(|tx| tx.spends.outpoint).chain(channel);
+                let outpoints = path
+                    .sessions
+                    .iter()
+                    .map(|tx| tx.spends.outpoint)
+                    .chain(channel);
                 effects.push(SignerEffect::Emit(SignerEvent::ProposalChecked {
                     round: self.round(),
                     factory: FactoryId::of(path.funding),
@@ -261,14 +304,19 @@ impl Signer {
         };
         match self.sign_all(&checked, nonces, existing) {
             Err(found) => {
-                let reason = DeclineReason::Refused { rule: "double_sign".into(), found };
+                let reason = DeclineReason::Refused {
+                    rule: "double_sign".into(),
+                    found,
+                };
                 self.decline(reason, effects);
             }
             Ok((partials, records)) => {
                 effects.push(SignerEffect::StoreSigned(records));
                 let message = ToCoordinator::Partials(Box::new(partials.clone()));
                 effects.push(SignerEffect::Send(message));
-                effects.push(SignerEffect::Emit(SignerEvent::Signed { round: self.round() }));
+                effects.push(SignerEffect::Emit(SignerEvent::Signed {
+                    round: self.round(),
+                }));
                 self.state = State::Signed(checked, partials);
             }
         }
@@ -294,7 +342,14 @@ impl Signer {
         let (channel_signature, record) = self.sign_channel(checked, existing)?;
         records.push(record);
         let round = self.round();
-        Ok((Partials { round, partials, channel_signature }, records))
+        Ok((
+            Partials {
+                round,
+                partials,
+                channel_signature,
+            },
+            records,
+        ))
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -309,8 +364,7 @@ impl Signer {
         public: &PublicNonce,
     ) -> Result<(PartialSignature, SignedRecord), String> {
         let (params, expiry) = (&checked.proposal.path.params, checked.path.schedule.expiry);
-        let request =
-            Request::musig(tx, params, expiry, public, sum).map_err(|e| e.to_string())?;
+        let request = Request::musig(tx, params, expiry, public, sum).map_err(|e| e.to_string())?;
         match decide(&of_outpoint(existing, tx.spends.outpoint), &request) {
             Decision::Refuse(error) => Err(error.to_string()),
             Decision::Stored(partial) => {
@@ -320,7 +374,11 @@ impl Signer {
             Decision::Record | Decision::FreshSession => {
                 let round = self.round();
                 let (ceremony, attempt) = (round.ceremony, round.attempt);
-                let asked = NonceUse { ceremony, attempt, session };
+                let asked = NonceUse {
+                    ceremony,
+                    attempt,
+                    session,
+                };
                 let partial = nonce
                     .sign(asked, &self.keys.factory_secret, tx, sum)
                     .map_err(|e| e.to_string())?;
@@ -339,13 +397,15 @@ impl Signer {
         let lsp = &checked.proposal.path.lsp_channel_key;
         let script = channel_witness_script(&self.own.channel_key, lsp);
         let request =
-            Request::channel(timeout, &script, params, expiry).map_err(|e| e.to_string())?;
+            Request::channel(timeout, params, expiry, &script).map_err(|e| e.to_string())?;
         let existing = of_outpoint(existing, timeout.spends.outpoint);
         if let Decision::Refuse(error) = decide(&existing, &request) {
             return Err(error.to_string());
         }
         let leaf = self.keys.leaf_id;
-        let signature = self.channel_signer.sign_channel_timeout(leaf, timeout, &script);
+        let signature = self
+            .channel_signer
+            .sign_channel_timeout(leaf, timeout, &script);
         let signature = signature.ok_or("no channel key for this leaf")?;
         Ok((signature, request.record([0; 32])))
     }
@@ -378,21 +438,32 @@ impl Signer {
         if let Err(refusal) = valid {
             return self.refuse(refusal, effects);
         }
-        let kit = ExitKit::new(KitParts {
-            path: &checked.path,
-            proposal: &checked.proposal.path,
-            round: self.round(),
+        let round = self.round();
+        let join = JoinData {
+            ceremony: round.ceremony,
+            attempt: round.attempt,
             join_nonce: self.keys.join_nonce,
             leaf_id: self.keys.leaf_id,
-            own: &self.own,
-            signatures: &finals.signatures,
-            own_channel_signature: partials.channel_signature,
-            lsp_channel_signature: finals.channel_signature,
-        });
+            factory_key: self.own.factory_key,
+            channel_key: self.own.channel_key,
+            payout_script: self.own.payout_script.clone(),
+        };
+        let channel = ChannelSignatures {
+            client: partials.channel_signature,
+            lsp: finals.channel_signature,
+        };
+        let proposal = &checked.proposal.path;
+        let kit = ExitKit::new(&checked.path, proposal, &finals.signatures, &channel, join);
         match kit {
             Err(error) => {
                 let found = error.to_string();
-                self.refuse(Refusal { rule: Rule::Rehearsal, found }, effects);
+                self.refuse(
+                    Refusal {
+                        rule: Rule::Rehearsal,
+                        found,
+                    },
+                    effects,
+                );
             }
             Ok(kit) => {
                 let factory = FactoryId::of(checked.path.funding);
@@ -409,9 +480,18 @@ impl Signer {
         };
         let round = self.round();
         match result {
-            Err(found) => self.refuse(Refusal { rule: Rule::Rehearsal, found }, effects),
+            Err(found) => self.refuse(
+                Refusal {
+                    rule: Rule::Rehearsal,
+                    found,
+                },
+                effects,
+            ),
             Ok(()) => {
-                effects.push(SignerEffect::Emit(SignerEvent::KitStored { round, factory }));
+                effects.push(SignerEffect::Emit(SignerEvent::KitStored {
+                    round,
+                    factory,
+                }));
                 effects.push(SignerEffect::Send(ToCoordinator::Ack { round, factory }));
                 effects.push(SignerEffect::Emit(SignerEvent::Acked { round, factory }));
                 effects.push(SignerEffect::Finished(SignerOutcome::Acked { factory }));
@@ -427,8 +507,14 @@ impl Signer {
     fn decline(&mut self, reason: DeclineReason, effects: &mut Vec<SignerEffect>) {
         let round = self.round();
         self.state = State::Finished;
-        effects.push(SignerEffect::Emit(SignerEvent::Refused { round, reason: reason.clone() }));
-        let message = ToCoordinator::Decline { round, reason: reason.clone() };
+        effects.push(SignerEffect::Emit(SignerEvent::Refused {
+            round,
+            reason: reason.clone(),
+        }));
+        let message = ToCoordinator::Decline {
+            round,
+            reason: reason.clone(),
+        };
         effects.push(SignerEffect::Send(message));
         effects.push(SignerEffect::Finished(SignerOutcome::Refused { reason }));
     }
@@ -451,7 +537,13 @@ impl Signer {
 fn other_pin(invitation: &Invitation, earlier: Option<OutPoint>) -> Option<DeclineReason> {
     let earlier = earlier.filter(|pin| *pin != invitation.common_pin)?;
     let found = format!("common pin {}, it was {earlier}", invitation.common_pin);
-    Some(Refusal { rule: Rule::Funding, found }.into())
+    Some(
+        Refusal {
+            rule: Rule::Funding,
+            found,
+        }
+        .into(),
+    )
 }
 
 fn nonces(
@@ -463,7 +555,11 @@ fn nonces(
     let Round { ceremony, attempt } = invitation.round;
     (0..sessions)
         .map(|session| {
-            let made_for = NonceUse { ceremony, attempt, session };
+            let made_for = NonceUse {
+                ceremony,
+                attempt,
+                session,
+            };
             SecretNonce::generate(seed(), secret, made_for)
         })
         .unzip()

@@ -237,10 +237,11 @@ pub fn check_proposal(proposal: &PathProposal, agreed: Agreed<'_>) -> Result<Pat
     rules::membership(proposal, agreed)?;
     rules::terms(proposal, agreed)?;
     rules::stock_delay(proposal, agreed)?;
+    rules::funding(proposal, agreed)?;
     let path = Path::rebuild(proposal).map_err(|error| rules::classify(&error))?;
     rules::shape(&path, proposal, agreed)?;
     rules::expiry(&path, proposal, agreed)?;
-    rules::funding(&path, proposal, agreed)?;
+    rules::funding_key(&path, proposal)?;
     rules::output_keys(&path, proposal)?;
     rules::timelocks(&path, proposal)?;
     rules::amounts(&path, proposal, agreed)?;

@@ -140,19 +140,12 @@ pub(super) fn expiry(
     })
 }
 
-/// Rule 14.
-pub(super) fn funding(
-    path: &Path,
-    proposal: &PathProposal,
-    agreed: Agreed<'_>,
-) -> Result<(), Refusal> {
+/// Rule 14, what can be said before the path is rebuilt.
+pub(super) fn funding(proposal: &PathProposal, agreed: Agreed<'_>) -> Result<(), Refusal> {
     let broken = |found: String| Err(Refusal::new(Rule::Funding, found));
     let tx = &proposal.funding_tx;
-    let Some(output) = tx.output.get(proposal.funding_vout as usize) else {
+    if tx.output.get(proposal.funding_vout as usize).is_none() {
         return broken(format!("there is no output {}", proposal.funding_vout));
-    };
-    if output.script_pubkey != path.funding_key.script() {
-        return broken("the output is not the n-of-n of all members".into());
     }
     if tx.input.is_empty() || tx.input.iter().any(|input| !input.script_sig.is_empty()) {
         return broken("an input is not segwit, so the txid could change".into());
@@ -170,6 +163,20 @@ pub(super) fn funding(
             "not exactly one change output of at least {MIN_CHANGE}"
         )),
     }
+}
+
+/// Rule 14: the output is the n-of-n of all members.
+pub(super) fn funding_key(path: &Path, proposal: &PathProposal) -> Result<(), Refusal> {
+    let output = proposal
+        .funding_tx
+        .output
+        .get(proposal.funding_vout as usize);
+    let found = output.map(|output| &output.script_pubkey);
+    require(
+        found == Some(&path.funding_key.script()),
+        Rule::Funding,
+        || "the output is not the n-of-n of all members".into(),
+    )
 }
 
 /// Rule 3: every output on the own path is the key path (and script leaf) of exactly its owners.
