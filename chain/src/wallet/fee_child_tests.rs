@@ -147,6 +147,28 @@ async fn a_payout_that_is_too_small_is_helped_by_a_coin() {
 }
 
 #[tokio::test]
+async fn a_payout_that_would_leave_dust_is_helped_by_a_coin() {
+    let (wallet, _, _) = wallet_with(&[20_000]).await;
+    let none = HashSet::new();
+    let own = [OwnPayout {
+        vout: 0,
+        key: key(5),
+    }];
+    let fee = u64::try_from(parent(vec![payout(1_000, 5)]).vsize()).unwrap() * 10 + 1_530;
+    for (amount, alone) in [(fee + 330, true), (fee + 329, false)] {
+        let parent = parent(vec![payout(amount, 5)]);
+        let child = wallet
+            .fee_child(&FeeChildRequest {
+                payouts: &own,
+                ..request(&parent, &none)
+            })
+            .await
+            .unwrap();
+        assert_eq!(child.coin.is_none(), alone, "{amount}");
+    }
+}
+
+#[tokio::test]
 async fn what_cannot_or_must_not_be_paid_is_refused() {
     let (wallet, _, _) = wallet_with(&[3_000]).await;
     let (parent, none) = (parent(vec![payout(10_000, 5)]), HashSet::new());
