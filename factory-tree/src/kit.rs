@@ -173,6 +173,19 @@ impl ExitKit {
         channel: &ChannelSignatures,
         join: JoinData,
     ) -> Result<Self, KitError> {
+        let kit = Self::assemble(path, proposal, signatures, channel, join)?;
+        kit.verify()?;
+        Ok(kit)
+    }
+
+    /// [`Self::new`] without looking at the signatures.
+    pub(crate) fn assemble(
+        path: &Path,
+        proposal: &PathProposal,
+        signatures: &[schnorr::Signature],
+        channel: &ChannelSignatures,
+        join: JoinData,
+    ) -> Result<Self, KitError> {
         if signatures.len() != path.sessions.len() {
             return Err(KitError::Count {
                 what: "signatures",
@@ -197,7 +210,7 @@ impl ExitKit {
                 (&proposal.lsp_channel_key, &channel.lsp),
             ),
         ));
-        let kit = Self {
+        Ok(Self {
             version: KIT_VERSION,
             factory_id: FactoryId::of(path.funding),
             ceremony: join.ceremony,
@@ -219,9 +232,7 @@ impl ExitKit {
             funding_tx: proposal.funding_tx.clone(),
             funding_vout: proposal.funding_vout,
             txs,
-        };
-        kit.verify()?;
-        Ok(kit)
+        })
     }
 
     /// As stored.

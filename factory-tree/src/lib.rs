@@ -11,6 +11,7 @@
 )]
 
 pub mod ceremony;
+pub mod exit;
 pub mod expiry;
 pub mod factory;
 pub mod guard;

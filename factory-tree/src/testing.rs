@@ -212,6 +212,18 @@ impl TestFactory {
             .collect()
     }
 
+    /// The client's exit kit with signatures that are none: for what only looks at its form.
+    #[must_use]
+    pub fn unsigned_kit(&self, position: u32) -> ExitKit {
+        let proposal = self.proposal(position);
+        let path = Path::rebuild(&proposal).unwrap();
+        let client = &self.clients[position as usize];
+        let musig = schnorr::Signature::from_slice(&[1; 64]).unwrap();
+        let channel = sign_channel_timeout(&path.channel_timeout, client);
+        let signatures = vec![musig; path.sessions.len()];
+        ExitKit::assemble(&path, &proposal, &signatures, &channel, client.join_data()).unwrap()
+    }
+
     /// All parties sign everything, by MuSig2 and, for the channels, ECDSA.
     #[must_use]
     pub fn sign(self) -> SignedFactory {
@@ -381,4 +393,21 @@ impl SignedFactory {
     pub fn lsp_keypair(&self) -> Keypair {
         Keypair::from_secret_key(secp(), &self.factory.lsp)
     }
+}
+
+/// How many cases a property test runs: `usual`, or ten times as many when `SUPERSCALAR_LONG` is
+/// set.
+#[must_use]
+pub fn cases(usual: u32) -> u32 {
+    if long() {
+        usual.saturating_mul(10)
+    } else {
+        usual
+    }
+}
+
+/// Whether what takes long is to be run as well.
+#[must_use]
+pub fn long() -> bool {
+    std::env::var_os("SUPERSCALAR_LONG").is_some_and(|value| value == "1")
 }
