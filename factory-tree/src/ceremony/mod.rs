@@ -3,3 +3,5 @@
 pub mod coordinator;
 pub mod message;
 pub mod signer;
+#[cfg(test)]
+mod sim;

@@ -6,8 +6,6 @@
 
 mod attempt;
 mod signing;
-#[cfg(test)]
-mod tests;
 mod types;
 
 use std::sync::Arc;
