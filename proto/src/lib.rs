@@ -3,9 +3,11 @@
 //! strings, TLS with pinned certificates, limits and errors.
 
 pub mod auth;
+pub mod connection;
 mod generated;
 pub mod node_id;
 pub mod session;
+pub mod tls;
 pub mod wire;
 
 pub use generated::DESCRIPTORS;

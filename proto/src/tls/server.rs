@@ -1,0 +1,63 @@
+//! The coordinator's side of a connection.
+
+use std::net::SocketAddr;
+
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Server, ServerTlsConfig};
+
+use super::{
+    CONNECTION_WINDOW, HANDSHAKE, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW, ServerIdentity,
+};
+
+/// Streams and calls under way on one connection: a wallet needs a few.
+const MAX_STREAMS: u32 = 64;
+/// Bytes of the headers of one request.
+const MAX_HEADERS: u32 = 16 << 10;
+
+/// Why a coordinator cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Without TLS anybody on the way could read and change everything.
+    #[error("{listen} is no loopback address: without TLS only loopback addresses are served")]
+    PlainAddress {
+        /// Where it should listen.
+        listen: SocketAddr,
+    },
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[source] tonic::transport::Error),
+}
+
+/// A server for `listen`, over TLS if there is an identity; add the services and serve [`incoming`].
+///
+/// # Errors
+/// [`ServeError::PlainAddress`] for a server without TLS on another than a loopback address.
+pub fn server(listen: SocketAddr, identity: Option<&ServerIdentity>) -> Result<Server, ServeError> {
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_keepalive_interval(Some(PING_EVERY))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .http2_max_header_list_size(MAX_HEADERS)
+        .max_concurrent_streams(MAX_STREAMS);
+    let Some(identity) = identity else {
+        if listen.ip().is_loopback() {
+            return Ok(server);
+        }
+        return Err(ServeError::PlainAddress { listen });
+    };
+    // tonic takes the process's provider; an error means that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let tls = ServerTlsConfig::new()
+        .identity(identity.to_tonic())
+        .timeout(HANDSHAKE);
+    server.tls_config(tls).map_err(ServeError::Tls)
+}
+
+/// The connections to `listener`, without Nagle's delay: with it 128 streams wait 40 ms for nothing,
+/// and the server's own `tcp_nodelay` has no effect on a listener that it did not open.
+#[must_use]
+pub fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
