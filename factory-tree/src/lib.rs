@@ -13,9 +13,12 @@
 pub mod ceremony;
 pub mod exit;
 pub mod expiry;
+pub mod export;
 pub mod factory;
 pub mod guard;
 pub mod ids;
+#[cfg(test)]
+mod kernel;
 pub mod keys;
 pub mod kit;
 pub mod musig;
@@ -26,6 +29,7 @@ pub mod plan;
 pub mod purpose;
 pub mod session;
 pub mod shape;
+pub mod sweep;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tree;

@@ -1,0 +1,248 @@
+//! Spends by one party alone: the LSP's, of a stock after its delay and of unpublished outputs at
+//! `T` (`LspReclaim`), by the script leaf; and anybody's of its own key-path output, such as a
+//! timeout's payout.
+
+use bitcoin::hashes::Hash;
+use bitcoin::key::{Keypair, TapTweak};
+use bitcoin::secp256k1::{Message, Secp256k1, Signing, Verification, XOnlyPublicKey};
+use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
+use bitcoin::taproot::{ControlBlock, LeafVersion, TapLeafHash, TaprootMerkleBranch};
+use bitcoin::transaction::Version;
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxIn, TxOut, Witness};
+
+use crate::output::{MIN_OUTPUT, ScriptLeaf};
+use crate::tx::Timelock;
+
+/// The most weight of a transaction that nodes relay.
+const MAX_WEIGHT: u64 = 400_000;
+
+/// How an input is unlocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unlock {
+    /// By the key path: the output is BIP-86's of the key itself.
+    KeyPath,
+    /// By the LSP's script leaf.
+    Leaf {
+        /// The leaf.
+        leaf: ScriptLeaf,
+        /// The aggregate that is the output's internal key.
+        internal_key: XOnlyPublicKey,
+    },
+}
+
+/// One output to sweep.
+#[derive(Clone, Debug)]
+pub struct SweepInput<'a> {
+    /// Where it is.
+    pub outpoint: OutPoint,
+    /// Amount and script.
+    pub txout: TxOut,
+    /// Who may spend it.
+    pub keypair: &'a Keypair,
+    /// How.
+    pub unlock: Unlock,
+}
+
+/// Why a sweep cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SweepError {
+    /// No input.
+    #[error("nothing to sweep")]
+    Nothing,
+    /// An input that this key and leaf do not unlock.
+    #[error("{outpoint} is not an output of that key and leaf")]
+    NotOurs {
+        /// The output.
+        outpoint: OutPoint,
+    },
+    /// The inputs are worth less than it costs to spend them.
+    #[error("{inputs} of inputs do not pay a fee of {fee} and leave {MIN_OUTPUT}")]
+    TooLittle {
+        /// Sum of the inputs.
+        inputs: Amount,
+        /// The fee at that feerate.
+        fee: Amount,
+    },
+    /// More inputs than fit a transaction that nodes relay.
+    #[error(
+        "a transaction of weight {weight} is over the relay limit of {MAX_WEIGHT}: sweep in parts"
+    )]
+    TooLarge {
+        /// Its weight.
+        weight: u64,
+    },
+}
+
+/// Sweeps `inputs` into one output of `destination` at `feerate` sat/vB: version 2, signed, final
+/// as soon as every input's lock allows.
+///
+/// # Errors
+/// [`SweepError`].
+pub fn sweep<C: Signing + Verification>(
+    secp: &Secp256k1<C>,
+    inputs: &[SweepInput<'_>],
+    destination: ScriptBuf,
+    feerate: u64,
+) -> Result<Transaction, SweepError> {
+    if inputs.is_empty() {
+        return Err(SweepError::Nothing);
+    }
+    let mut spends = Vec::with_capacity(inputs.len());
+    for input in inputs {
+        let spend = Spend::new(secp, input);
+        spends.push(spend.ok_or(SweepError::NotOurs {
+            outpoint: input.outpoint,
+        })?);
+    }
+    let mut tx = unsigned(inputs, destination);
+    // A signature has the same size whatever it signs.
+    for (txin, spend) in tx.input.iter_mut().zip(&spends) {
+        txin.witness = spend.witness(&[0; 64]);
+    }
+    let weight = tx.weight().to_wu();
+    if weight > MAX_WEIGHT {
+        return Err(SweepError::TooLarge { weight });
+    }
+    let fee = Amount::from_sat((tx.vsize() as u64).saturating_mul(feerate));
+    let sum = crate::tx::checked_sum(inputs.iter().map(|input| input.txout.value));
+    let sum = sum.unwrap_or(Amount::MAX_MONEY);
+    let value = sum.checked_sub(fee).filter(|value| *value >= MIN_OUTPUT);
+    let too_little = SweepError::TooLittle { inputs: sum, fee };
+    let value = value.ok_or(too_little)?;
+    for output in &mut tx.output {
+        output.value = value;
+    }
+    sign(secp, &mut tx, inputs, &spends);
+    Ok(tx)
+}
+
+fn unsigned(inputs: &[SweepInput<'_>], destination: ScriptBuf) -> Transaction {
+    let locks = inputs.iter().map(|input| lock(input.unlock));
+    let height = locks.clone().filter_map(|lock| lock.height).max();
+    let lock_time = Timelock {
+        height,
+        delay: None,
+    };
+    let input = inputs.iter().zip(locks).map(|(input, lock)| TxIn {
+        previous_output: input.outpoint,
+        script_sig: ScriptBuf::new(),
+        sequence: lock.sequence(),
+        witness: Witness::new(),
+    });
+    Transaction {
+        version: Version::TWO,
+        lock_time: lock_time.lock_time(),
+        input: input.collect(),
+        output: vec![TxOut {
+            value: Amount::ZERO,
+            script_pubkey: destination,
+        }],
+    }
+}
+
+/// The locks an input's script asks for.
+const fn lock(unlock: Unlock) -> Timelock {
+    match unlock {
+        Unlock::KeyPath => Timelock::NONE,
+        Unlock::Leaf { leaf, .. } => match leaf {
+            ScriptLeaf::None => Timelock::NONE,
+            ScriptLeaf::LspAfter(height) => Timelock {
+                height: Some(height),
+                delay: None,
+            },
+            ScriptLeaf::LspDelayed(delay) => Timelock {
+                height: None,
+                delay: Some(delay),
+            },
+        },
+    }
+}
+
+/// How one input is signed.
+enum Spend {
+    Key(Keypair),
+    Script {
+        keypair: Keypair,
+        script: ScriptBuf,
+        control: ControlBlock,
+    },
+}
+
+impl Spend {
+    /// `None` when the output is not what key and leaf make.
+    fn new<C: Signing + Verification>(secp: &Secp256k1<C>, input: &SweepInput<'_>) -> Option<Self> {
+        let own = input.keypair.x_only_public_key().0;
+        let (internal, script) = match input.unlock {
+            Unlock::KeyPath => (own, None),
+            Unlock::Leaf { leaf, internal_key } => (internal_key, Some(leaf.script(own)?)),
+        };
+        let root = script
+            .as_ref()
+            .map(|script| TapLeafHash::from_script(script, LeafVersion::TapScript).into());
+        let (output, parity) = internal.tap_tweak(secp, root);
+        if input.txout.script_pubkey != ScriptBuf::new_p2tr_tweaked(output) {
+            return None;
+        }
+        Some(match script {
+            None => Self::Key(input.keypair.tap_tweak(secp, None).to_keypair()),
+            Some(script) => Self::Script {
+                keypair: *input.keypair,
+                script,
+                control: ControlBlock {
+                    leaf_version: LeafVersion::TapScript,
+                    output_key_parity: parity,
+                    internal_key: internal,
+                    merkle_branch: TaprootMerkleBranch::default(),
+                },
+            },
+        })
+    }
+
+    fn witness(&self, signature: &[u8; 64]) -> Witness {
+        match self {
+            Self::Key(_) => Witness::from_slice(&[signature]),
+            Self::Script {
+                script, control, ..
+            } => {
+                let elements = [signature.to_vec(), script.to_bytes(), control.serialize()];
+                Witness::from_slice(&elements)
+            }
+        }
+    }
+}
+
+fn sign<C: Signing>(
+    secp: &Secp256k1<C>,
+    tx: &mut Transaction,
+    inputs: &[SweepInput<'_>],
+    spends: &[Spend],
+) {
+    let prevouts: Vec<&TxOut> = inputs.iter().map(|input| &input.txout).collect();
+    let prevouts = Prevouts::All(&prevouts);
+    let unsigned = tx.clone();
+    let mut cache = SighashCache::new(&unsigned);
+    let ty = TapSighashType::Default;
+    for (index, (txin, spend)) in tx.input.iter_mut().zip(spends).enumerate() {
+        let (keypair, sighash) = match spend {
+            Spend::Key(keypair) => (
+                keypair,
+                cache.taproot_key_spend_signature_hash(index, &prevouts, ty),
+            ),
+            Spend::Script {
+                keypair, script, ..
+            } => {
+                let leaf = TapLeafHash::from_script(script, LeafVersion::TapScript);
+                let hash = cache.taproot_script_spend_signature_hash(index, &prevouts, leaf, ty);
+                (keypair, hash)
+            }
+        };
+        // Fails only for an input that is not there.
+        let Ok(sighash) = sighash else { continue };
+        let message = Message::from_digest(sighash.to_byte_array());
+        let signature = secp.sign_schnorr_no_aux_rand(&message, keypair);
+        txin.witness = spend.witness(&signature.serialize());
+    }
+}
+
+#[cfg(test)]
+mod tests;

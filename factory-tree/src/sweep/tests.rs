@@ -1,0 +1,145 @@
+use bitcoin::Network;
+use bitcoin::secp256k1::All;
+
+use super::*;
+use crate::factory::SpentKind;
+use crate::kernel::accepts;
+use crate::output::OutputRole;
+use crate::params::{ExpiryPolicy, FactoryParams, Profile};
+use crate::plan;
+use crate::testing::{SignedFactory, TestFactory, secret};
+use crate::units::Blocks;
+
+fn signed(policy: ExpiryPolicy) -> SignedFactory {
+    let mut params = FactoryParams::profile(Profile::Lite, Network::Regtest);
+    params.expiry_policy = policy;
+    TestFactory::new(5, params, 9).unwrap().sign()
+}
+
+fn destination(secp: &Secp256k1<All>) -> ScriptBuf {
+    let own = Keypair::from_secret_key(secp, &secret(5, "wallet", 0));
+    crate::output::payout(secp, own.x_only_public_key().0)
+}
+
+/// Every stock of the factory, as its LSP sweeps it.
+fn stocks<'a>(signed: &SignedFactory, lsp: &'a Keypair) -> Vec<SweepInput<'a>> {
+    let tree = signed.tree();
+    let timeouts = tree
+        .txs()
+        .iter()
+        .filter(|tx| tx.spends.kind == SpentKind::Stock);
+    timeouts
+        .map(|tx| SweepInput {
+            outpoint: tx.spends.outpoint,
+            txout: tx.spends.txout.clone(),
+            keypair: lsp,
+            unlock: Unlock::Leaf {
+                leaf: ScriptLeaf::LspDelayed(Blocks(tree.spec().params.q)),
+                internal_key: tx.spends.key.as_ref().unwrap().internal,
+            },
+        })
+        .collect()
+}
+
+fn accepted(inputs: &[SweepInput<'_>], tx: &Transaction) -> bool {
+    let prevouts: Vec<TxOut> = inputs.iter().map(|input| input.txout.clone()).collect();
+    accepts(tx, &prevouts)
+}
+
+#[test]
+fn the_lsp_sweeps_all_stocks_in_one_transaction() {
+    let secp = Secp256k1::new();
+    let signed = signed(ExpiryPolicy::ClientRefund);
+    let lsp = signed.lsp_keypair();
+    let inputs = stocks(&signed, &lsp);
+    assert!(inputs.len() > 2);
+    let tx = sweep(&secp, &inputs, destination(&secp), 7).unwrap();
+    assert!(accepted(&inputs, &tx));
+    assert!(
+        tx.input
+            .iter()
+            .all(|input| input.sequence.to_consensus_u32() == 504)
+    );
+    let sum: Amount = inputs.iter().map(|input| input.txout.value).sum();
+    assert_eq!(
+        sum - tx.output[0].value,
+        Amount::from_sat(tx.vsize() as u64 * 7)
+    );
+    // One block too early is what consensus refuses.
+    let mut early = tx.clone();
+    early.input[0].sequence = bitcoin::Sequence::from_height(503);
+    assert!(!accepted(&inputs, &early));
+}
+
+#[test]
+fn the_lsp_sweeps_unpublished_outputs_at_expiry() {
+    let secp = Secp256k1::new();
+    let signed = signed(ExpiryPolicy::LspReclaim);
+    let tree = signed.tree();
+    let lsp = signed.lsp_keypair();
+    let leaf = |kind| plan::script_leaf(&tree.spec().params, tree.schedule(), kind);
+    let mut inputs: Vec<SweepInput<'_>> = Vec::new();
+    for tx in tree.txs() {
+        let kind = tx.spends.kind;
+        assert_eq!(leaf(kind) == ScriptLeaf::None, kind == SpentKind::Kickoff);
+        if kind != SpentKind::Kickoff {
+            inputs.push(SweepInput {
+                outpoint: tx.spends.outpoint,
+                txout: tx.spends.txout.clone(),
+                keypair: &lsp,
+                unlock: Unlock::Leaf {
+                    leaf: leaf(kind),
+                    internal_key: tx.spends.key.as_ref().unwrap().internal,
+                },
+            });
+        }
+    }
+    let tx = sweep(&secp, &inputs, destination(&secp), 1).unwrap();
+    assert_eq!(tx.lock_time.to_consensus_u32(), tree.schedule().expiry.0);
+    assert!(accepted(&inputs, &tx));
+    let mut early = tx.clone();
+    let before = tree.schedule().expiry.0 - 1;
+    early.lock_time = bitcoin::absolute::LockTime::from_consensus(before);
+    assert!(!accepted(&inputs, &early));
+}
+
+#[test]
+fn a_client_sweeps_its_payouts() {
+    let secp = Secp256k1::new();
+    let signed = signed(ExpiryPolicy::ClientRefund);
+    let client = Keypair::from_secret_key(&secp, &signed.factory.clients[3].payout);
+    let kit = signed.kit(3);
+    let payouts = kit.txs.iter().flat_map(|tx| kit.own_outputs(tx));
+    let inputs: Vec<SweepInput<'_>> = payouts
+        .filter(|(_, output, _)| output.role == OutputRole::Payout)
+        .map(|(outpoint, _, txout)| SweepInput {
+            outpoint,
+            txout: txout.clone(),
+            keypair: &client,
+            unlock: Unlock::KeyPath,
+        })
+        .collect();
+    assert!(inputs.len() > 2);
+    let tx = sweep(&secp, &inputs, destination(&secp), 3).unwrap();
+    assert!(accepted(&inputs, &tx));
+    assert_eq!(tx.lock_time.to_consensus_u32(), 0);
+}
+
+#[test]
+fn what_is_not_ours_or_not_worth_it_is_refused() {
+    let secp = Secp256k1::new();
+    let signed = signed(ExpiryPolicy::ClientRefund);
+    let lsp = signed.lsp_keypair();
+    let inputs = stocks(&signed, &lsp);
+    let to = || destination(&secp);
+    assert_eq!(sweep(&secp, &[], to(), 1), Err(SweepError::Nothing));
+    let stranger = Keypair::from_secret_key(&secp, &secret(5, "stranger", 0));
+    let theirs = stocks(&signed, &stranger);
+    let error = sweep(&secp, &theirs, to(), 1).unwrap_err();
+    assert!(matches!(error, SweepError::NotOurs { .. }), "{error}");
+    let dear = sweep(&secp, &inputs[..1], to(), 1_000_000).unwrap_err();
+    assert!(matches!(dear, SweepError::TooLittle { .. }), "{dear}");
+    let many = vec![inputs[0].clone(); 2000];
+    let large = sweep(&secp, &many, to(), 1).unwrap_err();
+    assert!(matches!(large, SweepError::TooLarge { .. }), "{large}");
+}
