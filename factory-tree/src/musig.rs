@@ -368,3 +368,8 @@ fn x_only(point: &Point) -> Option<XOnlyPublicKey> {
     let key = PublicKey::from_slice(&point.serialize_uncompressed()).ok()?;
     Some(key.x_only_public_key().0)
 }
+
+#[cfg(test)]
+mod crosscheck;
+#[cfg(test)]
+mod vectors;
