@@ -1,4 +1,12 @@
 //! What scenario tests run on: real processes on a real regtest node.
 
+pub mod binaries;
 pub mod bitcoind;
+pub mod command;
+pub mod event;
+pub mod export;
+pub mod ledger;
+pub mod process;
+pub mod service;
 pub mod watchdog;
+pub mod world;

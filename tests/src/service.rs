@@ -1,0 +1,226 @@
+//! A coordinator or a wallet: its data directory, its command line, and its process while it runs.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::command::{self, Answer};
+use crate::event::Event;
+use crate::process::{Launch, Process};
+
+/// One installation of `coordinator` or `signer-client`.
+#[derive(Debug)]
+pub struct Service {
+    name: String,
+    program: PathBuf,
+    data: PathBuf,
+    config: PathBuf,
+    passphrase: PathBuf,
+    logs: PathBuf,
+    environment: Vec<(String, String)>,
+    process: Option<Process>,
+}
+
+/// What an installation is made of.
+#[derive(Debug)]
+pub struct Installation<'a> {
+    /// Who it is, in file names and messages.
+    pub name: &'a str,
+    /// The program.
+    pub program: PathBuf,
+    /// Name of its configuration file in the data directory.
+    pub config: &'a str,
+    /// Directory for its data directory.
+    pub home: &'a Path,
+    /// Directory for what it says.
+    pub logs: &'a Path,
+}
+
+impl Service {
+    /// Makes room for an installation; nothing is initialised yet.
+    pub fn new(installation: Installation<'_>) -> Result<Self> {
+        let data = installation.home.join(installation.name);
+        fs::create_dir_all(&data)?;
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700))?;
+        let passphrase = installation
+            .home
+            .join(format!("{}.passphrase", installation.name));
+        fs::write(&passphrase, "correct horse battery staple\n")?;
+        fs::set_permissions(&passphrase, fs::Permissions::from_mode(0o600))?;
+        Ok(Self {
+            name: installation.name.to_owned(),
+            program: installation.program,
+            config: data.join(installation.config),
+            data,
+            passphrase,
+            logs: installation.logs.to_owned(),
+            environment: Vec::new(),
+            process: None,
+        })
+    }
+
+    /// Who it is.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
+    // ---- configuration -----------------------------------------------------------------------------------------
+
+    /// Sets a key of its configuration file, `section.key` or `key`.
+    pub fn configure(&self, key: &str, value: impl Into<toml::Value>) -> Result<()> {
+        let text = fs::read_to_string(&self.config).unwrap_or_default();
+        let mut table: toml::Table = text.parse()?;
+        let mut parts: Vec<&str> = key.split('.').collect();
+        let last = parts.pop().context("a key has a name")?;
+        let mut place = &mut table;
+        for part in parts {
+            let section = place
+                .entry(part)
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+            place = section.as_table_mut().context("a section is a table")?;
+        }
+        place.insert(last.to_owned(), value.into());
+        fs::write(&self.config, table.to_string())?;
+        fs::set_permissions(&self.config, fs::Permissions::from_mode(0o600))?;
+        Ok(())
+    }
+
+    // ---- the command line --------------------------------------------------------------------------------------
+
+    fn arguments(&self, words: &[&str]) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["--data-dir".into(), self.data.clone().into()];
+        arguments.extend(words.iter().map(OsString::from));
+        arguments
+    }
+
+    fn environment(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
+        let mut all = self.environment.clone();
+        let passphrase = self.passphrase.display().to_string();
+        all.push(("SUPERSCALAR_PASSPHRASE_FILE".to_owned(), passphrase));
+        all.extend(
+            more.iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        all
+    }
+
+    /// Runs a command; `--json` is the caller's to add.
+    pub fn command(&self, words: &[&str]) -> Result<Answer> {
+        self.command_with(words, "")
+    }
+
+    /// Runs a command that reads its input.
+    pub fn command_with(&self, words: &[&str], input: &str) -> Result<Answer> {
+        command::run(
+            &self.program,
+            &self.arguments(words),
+            &self.environment(&[]),
+            input,
+        )
+    }
+
+    /// Runs a command with `--json` that must succeed.
+    pub fn json(&self, words: &[&str]) -> Result<Value> {
+        let mut words = words.to_vec();
+        words.push("--json");
+        self.command(&words)?.json()
+    }
+
+    // ---- the process -------------------------------------------------------------------------------------------
+
+    /// Starts it; it must not be running.
+    pub fn start(&mut self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    /// Starts it with more in its environment: a fault point, a misbehaviour.
+    pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
+        ensure!(self.process.is_none(), "{} runs already", self.name);
+        let process = Process::start(Launch {
+            name: &self.name,
+            program: &self.program,
+            arguments: self.arguments(&["run", "--events", "-"]),
+            environment: self.environment(environment),
+            logs: &self.logs,
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// The running process.
+    pub fn process(&self) -> Result<&Process> {
+        self.process
+            .as_ref()
+            .with_context(|| format!("{} does not run", self.name))
+    }
+
+    fn take(&mut self) -> Result<Process> {
+        self.process
+            .take()
+            .with_context(|| format!("{} does not run", self.name))
+    }
+
+    /// Ends it at once, as a power cut does.
+    pub fn kill(&mut self) -> Result<()> {
+        self.take()?.kill()
+    }
+
+    /// Ends it in an orderly way.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.take()?.terminate()
+    }
+
+    /// Waits until it ends by itself, at a fault point for example.
+    pub fn wait_until_ended(&mut self) -> Result<ExitStatus> {
+        self.take()?.wait_until_ended()
+    }
+
+    // ---- what it says ------------------------------------------------------------------------------------------
+
+    /// How many events there are by now: a place from which to wait for later ones.
+    pub fn mark(&self) -> Result<usize> {
+        Ok(self.process()?.events().mark())
+    }
+
+    /// Everything this run said.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        Ok(self.process()?.events().all())
+    }
+
+    /// Waits for an event, past ones of this run included.
+    pub fn wait(&self, what: &str, wanted: impl FnMut(&Event) -> bool) -> Result<Event> {
+        self.process()?.wait(what, wanted)
+    }
+
+    /// Waits for an event of this name, past ones of this run included.
+    pub fn wait_for(&self, name: &str) -> Result<Event> {
+        self.process()?.wait_for(name)
+    }
+
+    /// Waits for an event after a mark.
+    pub fn wait_after(
+        &self,
+        mark: usize,
+        what: &str,
+        wanted: impl FnMut(&Event) -> bool,
+    ) -> Result<Event> {
+        self.process()?
+            .wait_from(mark, what, wanted)
+            .map(|(event, _)| event)
+    }
+}

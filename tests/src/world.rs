@@ -1,0 +1,416 @@
+//! A whole little world: a Bitcoin node, a coordinator and wallets, each a process of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use anyhow::{Context, Result, ensure};
+use bitcoin::address::NetworkUnchecked;
+use bitcoin::{Address, Amount, Network, ScriptBuf, Txid};
+use serde_json::{Value, json};
+
+use crate::binaries;
+use crate::bitcoind::{Bitcoind, Options, free_port};
+use crate::event::Event;
+use crate::export::Export;
+use crate::ledger::{Known, Ledger};
+use crate::service::{Installation, Service};
+
+/// Milliseconds between two looks of a service at the chain: tests do not want to wait.
+const POLL_MS: i64 = 25;
+
+/// A calendar that fits into a minute: short life, short dying days. Delays of the transactions
+/// (slots, `q`, the timeouts' locks) stay those of the profile.
+pub const COMPRESSED: &[(&str, u32)] = &[
+    ("active", 36),
+    ("dying", 60),
+    ("expiry_margin", 150),
+    ("late_margin", 6),
+];
+
+/// A node, a coordinator, wallets.
+#[derive(Debug)]
+pub struct World {
+    /// The Bitcoin node.
+    pub node: Bitcoind,
+    /// The coordinator.
+    pub coordinator: Service,
+    /// The wallets.
+    pub clients: Vec<Service>,
+    known: Known,
+    connection: String,
+    home: PathBuf,
+    logs: PathBuf,
+}
+
+/// A factory that was created.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// Its id, hex.
+    pub factory: String,
+    /// Its funding transaction.
+    pub funding: Txid,
+}
+
+impl World {
+    /// A node and a coordinator that runs and has coins; no wallets yet.
+    ///
+    /// What everybody says goes to `<target>/scenarios/<name>`, and so does their data.
+    pub fn start(name: &str) -> Result<Self> {
+        let directory = binaries::target()?.join("scenarios").join(name);
+        let mut world = Self::prepare(&directory, Options::default())?;
+        world.coordinator.start()?;
+        world.coordinator.wait_for("ready")?;
+        world.fund_coordinator(Amount::from_sat(100_000_000))?;
+        Ok(world)
+    }
+
+    /// A node and an initialised coordinator that does not run yet, below an emptied directory.
+    pub fn prepare(directory: &Path, options: Options) -> Result<Self> {
+        if directory.exists() {
+            fs::remove_dir_all(directory)?;
+        }
+        let (home, logs) = (directory.join("data"), directory.join("logs"));
+        fs::create_dir_all(&home)?;
+        fs::create_dir_all(&logs)?;
+        let node = Bitcoind::start_with(options)?;
+        let coordinator = Service::new(Installation {
+            name: "coordinator",
+            program: binaries::coordinator()?,
+            config: "coordinator.toml",
+            home: &home,
+            logs: &logs,
+        })?;
+        coordinator.configure("network", "regtest")?;
+        coordinator.configure("kdf", "light")?;
+        coordinator.configure("listen", format!("127.0.0.1:{}", free_port()?))?;
+        coordinator.configure("chain.rpc_url", node.rpc_url())?;
+        coordinator.configure("chain.rpc_cookie", path_text(&node.cookie_file())?)?;
+        coordinator.configure("chain.poll_ms", POLL_MS)?;
+        coordinator.configure("chain.fallback_feerate", 2)?;
+        let made = coordinator.json(&["init"])?;
+        let known = Known {
+            coordinator: coordinator.name().to_owned(),
+            ..Known::default()
+        };
+        Ok(Self {
+            connection: text(&made, "connection")?,
+            node,
+            coordinator,
+            clients: Vec::new(),
+            known,
+            home,
+            logs,
+        })
+    }
+
+    /// What a wallet is given to reach the coordinator.
+    pub fn connection(&self) -> &str {
+        &self.connection
+    }
+
+    /// Where everybody's data directories are.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    // ---- wallets -----------------------------------------------------------------------------------------------
+
+    /// A wallet that is initialised and does not run; it is not yet one of [`Self::clients`].
+    pub fn new_client(&mut self, name: &str) -> Result<Service> {
+        let client = Service::new(Installation {
+            name,
+            program: binaries::signer_client()?,
+            config: "client.toml",
+            home: &self.home,
+            logs: &self.logs,
+        })?;
+        let cookie = path_text(&self.node.cookie_file())?;
+        let url = self.node.rpc_url();
+        let made = client.json(&[
+            "init",
+            "--coordinator",
+            &self.connection,
+            "--network",
+            "regtest",
+            "--rpc-url",
+            &url,
+            "--rpc-cookie",
+            &cookie,
+        ])?;
+        client.configure("chain.poll_ms", POLL_MS)?;
+        client.configure("chain.fallback_sat_per_vb", 2)?;
+        client.configure("connection.reconnect_min_ms", 50)?;
+        client.configure("connection.reconnect_max_ms", 400)?;
+        self.known
+            .clients
+            .insert(text(&made, "node_id")?, name.to_owned());
+        Ok(client)
+    }
+
+    /// Adds wallets that run and are connected.
+    pub fn add_clients(&mut self, count: usize) -> Result<()> {
+        for _ in 0..count {
+            let mut client = self.new_client(&format!("client-{}", self.clients.len()))?;
+            client.start()?;
+            self.clients.push(client);
+        }
+        for client in &self.clients {
+            client.wait_for("connected")?;
+        }
+        Ok(())
+    }
+
+    /// The id by which coordinator and exports know a wallet.
+    pub fn id_of(&self, client: &Service) -> Result<&str> {
+        let mut known = self.known.clients.iter();
+        let found = known.find(|(_, name)| *name == client.name());
+        found
+            .map(|(id, _)| id.as_str())
+            .context("not a client of this world")
+    }
+
+    // ---- money -------------------------------------------------------------------------------------------------
+
+    /// Gives the coordinator confirmed coins, and waits until it knows.
+    pub fn fund_coordinator(&mut self, amount: Amount) -> Result<()> {
+        let script = address_of(&self.coordinator.json(&["wallet", "address"])?)?;
+        self.known
+            .gifts
+            .insert(script.clone(), self.coordinator.name().to_owned());
+        self.node.fund(&script, amount)?;
+        self.coordinator_sees(self.node.height()?)
+    }
+
+    /// Gives running wallets a confirmed coin each, and waits until they know.
+    pub fn fund_clients(&mut self, which: &[usize], amount: Amount) -> Result<()> {
+        let mut outputs = Vec::new();
+        for index in which {
+            let client = self.client(*index)?;
+            let script = address_of(&client.json(&["address"])?)?;
+            self.known
+                .gifts
+                .insert(script.clone(), client.name().to_owned());
+            outputs.push(bitcoin::TxOut {
+                value: amount,
+                script_pubkey: script,
+            });
+        }
+        self.node.send_many(&outputs)?;
+        self.mine(1)?;
+        let height = self.node.height()?;
+        which
+            .iter()
+            .try_for_each(|index| self.client_sees(*index, height))
+    }
+
+    /// One of the wallets.
+    pub fn client(&self, index: usize) -> Result<&Service> {
+        self.clients
+            .get(index)
+            .with_context(|| format!("no client {index}"))
+    }
+
+    /// The chain, told as who owns what.
+    pub fn ledger(&self, factories: Vec<Export>) -> Result<Ledger> {
+        Ledger::read(&self.node, self.known.clone(), factories)
+    }
+
+    // ---- blocks ------------------------------------------------------------------------------------------------
+
+    /// Mines blocks with what is in the mempool.
+    pub fn mine(&self, blocks: u32) -> Result<()> {
+        self.node.mine(blocks).map(drop)
+    }
+
+    /// Waits until the coordinator has followed the chain to a height.
+    pub fn coordinator_sees(&self, height: u32) -> Result<()> {
+        let seen = |event: &Event| {
+            event.is("block_connected") && event.number("height") >= Some(height.into())
+        };
+        self.coordinator
+            .wait(&format!("block {height}"), seen)
+            .map(drop)
+    }
+
+    /// Waits until a wallet has followed the chain to a height.
+    pub fn client_sees(&self, index: usize, height: u32) -> Result<()> {
+        let seen =
+            |event: &Event| event.is("synced") && event.number("height") >= Some(height.into());
+        self.client(index)?
+            .wait(&format!("block {height}"), seen)
+            .map(drop)
+    }
+
+    /// Mines whatever a wallet's exit waits for until it says what is wanted. Each of its events is
+    /// shown to `see`.
+    pub fn drive(
+        &self,
+        index: usize,
+        mark: usize,
+        wanted: impl Fn(&Event) -> bool,
+        mut see: impl FnMut(&Event),
+    ) -> Result<Event> {
+        let client = self.client(index)?;
+        let mut mark = mark;
+        loop {
+            let next = |event: &Event| {
+                wanted(event)
+                    || ["exit_published", "exit_waiting", "timeout_published"]
+                        .contains(&event.name())
+            };
+            let (event, after) =
+                client
+                    .process()?
+                    .wait_from(mark, "the next step of an exit", next)?;
+            mark = after;
+            see(&event);
+            if wanted(&event) {
+                return Ok(event);
+            }
+            match event.number("until_height") {
+                Some(height) => self.node.mine_until(u32::try_from(height)?)?,
+                None if event.is("exit_waiting") => {}
+                None => self.mine(1)?,
+            }
+        }
+    }
+
+    /// The height of a transaction's block, if it is in the chain. Reads the chain from its tip down.
+    pub fn height_of(&self, txid: &Txid) -> Result<Option<u32>> {
+        for height in (1..=self.node.height()?).rev() {
+            let block = self
+                .node
+                .rpc("getblock", json!([self.node.block_hash(height)?, 1]))?;
+            let txs = block["tx"]
+                .as_array()
+                .context("a block lists its transactions")?;
+            if txs.iter().any(|tx| tx.as_str() == Some(&txid.to_string())) {
+                return Ok(Some(height));
+            }
+        }
+        Ok(None)
+    }
+
+    // ---- factories ---------------------------------------------------------------------------------------------
+
+    /// Lets these wallets ask for a place in the next factory, and waits until the coordinator knows.
+    pub fn join(&self, which: &[usize]) -> Result<()> {
+        for index in which {
+            self.client(*index)?.json(&["join"])?;
+        }
+        for index in which {
+            let id = self.id_of(self.client(*index)?)?;
+            let interested =
+                |event: &Event| event.is("client_interested") && event.text("client") == id;
+            self.coordinator
+                .wait(&format!("interest of client {index}"), interested)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a factory of all who are interested, with the compressed calendar; gives the ceremony's id.
+    pub fn begin(&self, more: &[&str]) -> Result<String> {
+        let set: Vec<String> = COMPRESSED
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let mut words = vec!["factory", "create"];
+        for value in &set {
+            words.extend(["--set", value]);
+        }
+        words.extend(more);
+        text(&self.coordinator.json(&words)?, "ceremony")
+    }
+
+    /// Waits until the funding of the next factory after a mark is broadcast.
+    pub fn funded_after(&self, mark: usize) -> Result<Created> {
+        let event = self
+            .coordinator
+            .wait_after(mark, "a funding", |event| event.is("funding_broadcast"))?;
+        Ok(Created {
+            factory: event.text("factory").to_owned(),
+            funding: event.text("txid").parse()?,
+        })
+    }
+
+    /// Builds, funds and confirms a factory of all who are interested.
+    pub fn create(&self, more: &[&str]) -> Result<Created> {
+        let mark = self.coordinator.mark()?;
+        self.begin(more)?;
+        let created = self.funded_after(mark)?;
+        self.confirm(&created)?;
+        Ok(created)
+    }
+
+    /// Mines the funding of a factory, and waits until the coordinator uses it.
+    pub fn confirm(&self, created: &Created) -> Result<()> {
+        self.mine(1)?;
+        self.coordinator.wait("a usable factory", |event| {
+            event.is("factory_usable") && event.text("factory") == created.factory
+        })?;
+        Ok(())
+    }
+
+    /// Waits until these wallets use a factory.
+    pub fn usable_for(&self, created: &Created, which: &[usize]) -> Result<()> {
+        for index in which {
+            self.client(*index)?.wait("a usable factory", |event| {
+                event.is("factory_usable") && event.text("factory") == created.factory
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The coordinator's export of a factory.
+    pub fn export(&self, created: &Created) -> Result<Export> {
+        Export::parse(
+            &self
+                .coordinator
+                .json(&["factory", "export", &created.factory])?,
+        )
+    }
+
+    /// A wallet's export of its path.
+    pub fn client_export(&self, index: usize, created: &Created) -> Result<Export> {
+        Export::parse(&self.client(index)?.json(&["export", &created.factory])?)
+    }
+
+    /// The capacity of a wallet in a factory.
+    pub fn capacity(&self, export: &Export, index: usize) -> Result<Amount> {
+        let id = self.id_of(self.client(index)?)?;
+        let mut members = export.clients();
+        let member = members
+            .find(|member| member.id == id)
+            .context("not a member")?;
+        Ok(Amount::from_sat(
+            member.capacity_sat.context("a client has a capacity")?,
+        ))
+    }
+}
+
+/// A text field of an answer.
+pub fn text(answer: &Value, field: &str) -> Result<String> {
+    let found = answer[field].as_str().map(str::to_owned);
+    found.with_context(|| format!("no {field} in {answer}"))
+}
+
+/// A number field of an answer.
+pub fn number(answer: &Value, field: &str) -> Result<u64> {
+    answer[field]
+        .as_u64()
+        .with_context(|| format!("no number {field} in {answer}"))
+}
+
+fn address_of(answer: &Value) -> Result<ScriptBuf> {
+    let address = Address::<NetworkUnchecked>::from_str(&text(answer, "address")?)?;
+    Ok(address.require_network(Network::Regtest)?.script_pubkey())
+}
+
+fn path_text(path: &Path) -> Result<String> {
+    let text = path
+        .to_str()
+        .context("a path of this machine is not text")?;
+    ensure!(!text.is_empty(), "an empty path");
+    Ok(text.to_owned())
+}
