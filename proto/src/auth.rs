@@ -62,7 +62,7 @@ pub enum AuthError {
         /// Who answered.
         found: NodeId,
         /// Who was expected.
-        expected: NodeId,
+        expected: Box<NodeId>,
     },
     /// A signature that is wrong for this handshake.
     #[error("the signature of {signer} does not fit this handshake")]

@@ -73,7 +73,7 @@ impl ClientHello {
         if found != handshake.server {
             return Err(AuthError::OtherCoordinator {
                 found,
-                expected: handshake.server,
+                expected: Box::new(handshake.server),
             });
         }
         let transcript = Transcript {

@@ -320,7 +320,7 @@ pub struct FactoryExportRequest {
 /// A factory with all its transactions.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FactoryExportResponse {
-    /// The export as JSON (docs/export.md).
+    /// The export as one JSON object.
     #[prost(string, tag = "1")]
     pub json: ::prost::alloc::string::String,
 }

@@ -256,6 +256,30 @@ mod tests {
         }
     }
 
+    /// `InvalidArgument` as `INVALID_ARGUMENT`.
+    fn screaming(code: Code) -> String {
+        let mut name = String::new();
+        for letter in format!("{code:?}").chars() {
+            if letter.is_uppercase() && !name.is_empty() {
+                name.push('_');
+            }
+            name.extend(letter.to_uppercase());
+        }
+        name
+    }
+
+    #[test]
+    fn the_documented_table_is_the_one_in_force() {
+        let page = include_str!("../../../docs/wire.md");
+        for code in codes().filter(|code| *code != ErrorCode::Unspecified) {
+            let row = format!("| `{}` |", screaming(grpc_code(code)));
+            let name = code.as_str_name().trim_start_matches("ERROR_CODE_");
+            let row = page.lines().find(|line| line.starts_with(&row)).unwrap();
+            let (_, codes) = row.trim_start_matches('|').split_once('|').unwrap();
+            assert!(codes.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
     #[test]
     fn a_foreign_status_gets_a_code() {
         let status = Status::unavailable("no route");
