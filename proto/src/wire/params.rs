@@ -7,7 +7,7 @@ use super::fields::{at_most, narrow};
 use super::{MAX_LEVELS, WireError};
 use crate::v1;
 
-/// A network as an enum value of the wire; `None` for a network this version does not know.
+/// A network as an enum value of the wire.
 #[must_use]
 pub const fn network_to_wire(network: Network) -> v1::Network {
     match network {
