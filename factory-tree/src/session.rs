@@ -30,6 +30,26 @@ pub struct NonceUse {
 }
 
 /// A nonce that signs once, for one session. Memory only.
+///
+/// It cannot be copied:
+/// ```compile_fail,E0277
+/// fn cloned<T: Clone>() {}
+/// cloned::<factory_tree::session::SecretNonce>();
+/// ```
+/// nor written down:
+/// ```compile_fail,E0277
+/// fn written<T: serde::Serialize>() {}
+/// written::<factory_tree::session::SecretNonce>();
+/// ```
+/// and to sign uses it up:
+/// ```compile_fail,E0382
+/// # use factory_tree::{factory::FactoryTx, musig::AggregateNonce, session::{NonceUse, SecretNonce}};
+/// # use bitcoin::secp256k1::SecretKey;
+/// fn twice(nonce: SecretNonce, at: NonceUse, key: &SecretKey, tx: &FactoryTx, sum: &AggregateNonce) {
+///     nonce.sign(at, key, tx, sum);
+///     nonce.sign(at, key, tx, sum);
+/// }
+/// ```
 pub struct SecretNonce {
     bytes: SecretNonceBytes,
     made_for: NonceUse,
@@ -225,3 +245,6 @@ pub fn verify<C: secp256k1::Verification>(
     secp.verify_schnorr(signature, &message, &key.output)
         .is_ok()
 }
+
+#[cfg(test)]
+mod tests;

@@ -557,3 +557,6 @@ fn set<T>(list: &mut [T], index: usize, value: T) {
         *slot = value;
     }
 }
+
+#[cfg(test)]
+mod tests;
