@@ -106,7 +106,6 @@ impl Signer {
     /// Answers an invitation: a join with fresh nonces, or a refusal.
     ///
     /// `seed` gives 32 fresh bytes from a cryptographic source at each call.
-    #[must_use]
     pub fn invited(
         invitation: Invitation,
         limits: Limits,
@@ -159,7 +158,6 @@ impl Signer {
     }
 
     /// One step. Costly at a proposal (key aggregation) and when signing.
-    #[must_use]
     pub fn step(mut self, input: SignerInput) -> SignerStep {
         let mut effects = Vec::new();
         self.dispatch(input, &mut effects);

@@ -114,6 +114,7 @@ struct Wallet {
     signed: Vec<SignedRecord>,
     kits: BTreeMap<FactoryId, String>,
     outcome: Option<SignerOutcome>,
+    before: Option<SignerPhase>,
 }
 
 /// A whole ceremony.
@@ -245,7 +246,16 @@ impl Sim {
     }
 
     fn input(&mut self, input: Input) {
-        let step = self.ceremony.take().unwrap().step(input);
+        let machine = self.ceremony.take().unwrap();
+        let (before, cancels) = (machine.phase(), matches!(input, Input::Cancel));
+        let step = machine.step(input);
+        let after = step.state.phase();
+        let mut listed = TRANSITIONS.iter().filter(|(from, ..)| *from == before);
+        let known = listed.any(|(_, _, to)| to.contains(&after));
+        assert!(
+            before == after || cancels || known,
+            "{before:?} -> {after:?} is not in the table"
+        );
         self.ceremony = Some(step.state);
         self.effects(step.effects);
     }
@@ -345,7 +355,7 @@ impl Sim {
                 signer.step(input)
             }
         };
-        wallet.signer = Some(step.state);
+        wallet.moved(step.state);
         self.signer_effects(client, wallet, fault, step.effects);
     }
 
@@ -365,8 +375,10 @@ impl Sim {
                 }
                 SignerEffect::LoadSigned(_) => {
                     let input = SignerInput::Signed(wallet.signed.clone());
-                    let step = wallet.signer.take().unwrap().step(input);
-                    wallet.signer = Some(step.state);
+                    let signer = wallet.signer.take().unwrap();
+                    wallet.before = Some(signer.phase());
+                    let step = signer.step(input);
+                    wallet.moved(step.state);
                     self.signer_effects(client, wallet, fault, step.effects);
                 }
                 SignerEffect::StoreSigned(records) => wallet.signed.extend(records),
@@ -377,8 +389,10 @@ impl Sim {
                     let read = ExitKit::from_json(&wallet.kits[&factory]);
                     let result = read.and_then(|kit| kit.verify()).map_err(|e| e.to_string());
                     let input = SignerInput::Rehearsed(result);
-                    let step = wallet.signer.take().unwrap().step(input);
-                    wallet.signer = Some(step.state);
+                    let signer = wallet.signer.take().unwrap();
+                    wallet.before = Some(signer.phase());
+                    let step = signer.step(input);
+                    wallet.moved(step.state);
                     self.signer_effects(client, wallet, fault, step.effects);
                 }
                 SignerEffect::Send(message) => self.send(client, wallet, fault, message),
@@ -479,6 +493,22 @@ impl Sim {
 }
 
 impl Wallet {
+    /// Keeps the machine after a step, which must be one of the table's.
+    fn moved(&mut self, signer: Signer) {
+        let after = signer.phase();
+        if let Some(before) = self.before.take() {
+            let mut listed = super::signer::TRANSITIONS
+                .iter()
+                .filter(|(from, ..)| *from == before);
+            let known = listed.any(|(_, _, to)| to.contains(&after));
+            assert!(
+                before == after || known,
+                "{before:?} -> {after:?} is not in the table"
+            );
+        }
+        self.signer = Some(signer);
+    }
+
     /// Fresh keys for every attempt.
     fn keys(&mut self) -> JoinKeys {
         self.draws += 1;

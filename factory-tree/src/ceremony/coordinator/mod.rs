@@ -36,19 +36,28 @@ pub enum Phase {
 }
 
 /// The transition table: from a phase, on an input, to one of these phases. Inputs that are not
-/// listed leave the phase as it is (and are refused, answered again or ignored).
+/// listed leave the phase as it is (and are refused, answered again or ignored). Cancelling leads from
+/// every phase to the end.
 pub const TRANSITIONS: &[(Phase, &str, &[Phase])] = &[
-    (Phase::Joining, "all joined", &[Phase::Confirming]),
+    (
+        Phase::Joining,
+        "all joined or declined",
+        &[Phase::Confirming, Phase::Finished],
+    ),
     (
         Phase::Joining,
         "deadline",
         &[Phase::Confirming, Phase::Finished],
     ),
-    (Phase::Confirming, "all present", &[Phase::Funding]),
+    (
+        Phase::Confirming,
+        "all present",
+        &[Phase::Funding, Phase::Joining, Phase::Finished],
+    ),
     (
         Phase::Confirming,
         "deadline",
-        &[Phase::Funding, Phase::Finished],
+        &[Phase::Funding, Phase::Joining, Phase::Finished],
     ),
     (
         Phase::Funding,
@@ -56,7 +65,12 @@ pub const TRANSITIONS: &[(Phase, &str, &[Phase])] = &[
         &[Phase::Signing, Phase::Finished],
     ),
     (Phase::Funding, "funding failed", &[Phase::Finished]),
-    (Phase::Signing, "all partials", &[Phase::Acking]),
+    (
+        Phase::Funding,
+        "declined",
+        &[Phase::Joining, Phase::Finished],
+    ),
+    (Phase::Signing, "all partials valid", &[Phase::Acking]),
     (
         Phase::Signing,
         "invalid partial",
@@ -64,13 +78,13 @@ pub const TRANSITIONS: &[(Phase, &str, &[Phase])] = &[
     ),
     (
         Phase::Signing,
-        "deadline",
+        "deadline or declined",
         &[Phase::Joining, Phase::Finished],
     ),
     (Phase::Acking, "all acked", &[Phase::Finished]),
     (
         Phase::Acking,
-        "deadline",
+        "deadline or declined",
         &[Phase::Joining, Phase::Finished],
     ),
 ];
@@ -101,7 +115,6 @@ enum State {
 
 impl Ceremony {
     /// Starts a ceremony (or goes on with a later attempt after a restart).
-    #[must_use]
     pub fn start(
         id: CeremonyId,
         first_attempt: Attempt,
@@ -130,7 +143,6 @@ impl Ceremony {
     }
 
     /// One step. Costly where the tree is built, proposed or signed.
-    #[must_use]
     pub fn step(mut self, input: Input) -> Step {
         let mut effects = Vec::new();
         self.dispatch(input, &mut effects);
