@@ -58,7 +58,11 @@ fn mixed_session(n: usize) {
         .map(|i| secret(n as u64, "signer", i))
         .collect();
     let keys: Vec<PublicKey> = secrets.iter().map(public).collect();
-    let root = if n % 2 == 0 { None } else { root(n as u64) };
+    let root = if n.is_multiple_of(2) {
+        None
+    } else {
+        root(n as u64)
+    };
     let group = Group::aggregate(&keys).unwrap().taproot(root).unwrap();
     let cache = their_group(&keys, root);
 
