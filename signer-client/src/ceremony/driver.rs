@@ -1,0 +1,473 @@
+//! One client's part in one ceremony after the other.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bitcoin::Amount;
+use factory_tree::ceremony::message::{DeclineReason, Invitation, Round, ToClient, ToCoordinator};
+use factory_tree::ceremony::signer::{
+    JoinRecord, Signer, SignerEffect, SignerEvent, SignerInput, SignerOutcome, SignerPhase,
+    SignerStep,
+};
+use factory_tree::ids::FactoryId;
+use factory_tree::kit::ExitKit;
+use factory_tree::params::ExpiryPolicy;
+use factory_tree::units::Height;
+use rand::RngCore;
+use rand::rngs::OsRng;
+
+use super::signer::{LeafSigner, join_keys};
+use crate::client::Inner;
+use crate::connection::Outgoing;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::fault;
+use crate::store::{FactoryRow, JoinRow, StoreError};
+
+/// Runs the machine of the current attempt. Lives as long as the process: a lost connection does
+/// not end an attempt, a lost process does, as secret nonces are nowhere but here.
+#[derive(Debug)]
+pub(crate) struct Driver {
+    client: Arc<Inner>,
+    machine: Option<Attempt>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    signer: Signer,
+    /// The terms, for what is stored with the kit.
+    invitation: Invitation,
+    /// The last message of this attempt, to be sent again after a reconnection: resending the same
+    /// bytes is harmless.
+    last: Option<ToCoordinator>,
+}
+
+impl Driver {
+    pub(crate) fn new(client: Arc<Inner>) -> Self {
+        Self {
+            client,
+            machine: None,
+        }
+    }
+
+    /// Whether a factory is on its way already, so that no other is wanted.
+    pub(crate) async fn is_served(&self) -> Result<bool> {
+        let factories = self.client.store.factories().await?;
+        Ok(factories
+            .iter()
+            .any(|f| f.is_live() && f.acked && !f.failed && !f.usable))
+    }
+
+    /// A session began; the coordinator has us in `round`. Goes on with what is under way, or
+    /// forgets it.
+    pub(crate) async fn reconnected(
+        &mut self,
+        round: Option<Round>,
+        out: &Outgoing,
+    ) -> Result<()> {
+        let own = self.machine.as_ref().map(|attempt| attempt.signer.round());
+        match (own, round) {
+            (Some(own), Some(round)) if own == round => {
+                let last = self.machine.as_ref().and_then(|a| a.last.clone());
+                match last {
+                    Some(message) => out.ceremony(&message).await,
+                    None => Ok(()),
+                }
+            }
+            (Some(_), _) => self.forget().await,
+            (None, Some(round)) => self.acknowledge_stored(round, out).await,
+            (None, None) => Ok(()),
+        }
+    }
+
+    async fn forget(&mut self) -> Result<()> {
+        // An acknowledged attempt needs us no more; whether it came to something the chain says.
+        if let Some(attempt) = self.machine.take() {
+            let round = attempt.signer.round();
+            if !matches!(
+                attempt.signer.phase(),
+                SignerPhase::Acked | SignerPhase::Finished
+            ) {
+                self.client.events.emit(Event::AttemptFailed {
+                    round: name(round),
+                    reason: "the coordinator goes on without us".to_owned(),
+                });
+            }
+        }
+        self.note(None).await
+    }
+
+    /// This process died between storing a kit and acknowledging it: the kit is complete, so the
+    /// attempt need not fail for us.
+    async fn acknowledge_stored(&self, round: Round, out: &Outgoing) -> Result<()> {
+        let factories = self.client.store.factories().await?;
+        let Some(row) = factories.iter().find(|f| f.round == round && !f.failed) else {
+            return Ok(());
+        };
+        let factory = row.factory;
+        self.client.kits.read(factory).await?;
+        self.client.store.set_acked(factory).await?;
+        out.ceremony(&ToCoordinator::Ack { round, factory }).await?;
+        self.client.events.emit(Event::Acked { factory });
+        Ok(())
+    }
+
+    /// A message of a ceremony came.
+    pub(crate) async fn received(&mut self, message: ToClient, out: &Outgoing) -> Result<()> {
+        match message {
+            ToClient::Invitation(invitation) => self.invited(*invitation, out).await,
+            ToClient::ConfirmPing(round) => {
+                self.input(SignerInput::ConfirmPing(round), out).await
+            }
+            ToClient::Proposal(proposal) => {
+                self.client.events.emit(Event::ProposalReceived {
+                    round: name(proposal.round),
+                });
+                let tip = match self.client.tip_height().await {
+                    Ok(height) => Height(height),
+                    Err(error) => return self.unable(error, out).await,
+                };
+                let txid = proposal.path.funding_tx.compute_txid();
+                let funding = bitcoin::OutPoint::new(txid, proposal.path.funding_vout);
+                let known = self.client.store.factory(FactoryId::of(funding)).await;
+                let known_factory = match known {
+                    Ok(_) => true,
+                    Err(StoreError::NoFactory(_)) => false,
+                    Err(error) => return Err(error.into()),
+                };
+                self.input(
+                    SignerInput::Proposal {
+                        proposal,
+                        tip,
+                        known_factory,
+                    },
+                    out,
+                )
+                .await
+            }
+            ToClient::Finals(finals) => self.input(SignerInput::Finals(finals), out).await,
+            ToClient::Failed {
+                round,
+                reason,
+                again,
+            } => {
+                // A kit of this attempt may be stored even if the machine is gone.
+                self.client.store.set_failed(round).await?;
+                if self.machine.is_none() {
+                    self.client.events.emit(Event::AttemptFailed {
+                        round: name(round),
+                        reason: format!("{reason:?}"),
+                    });
+                }
+                self.input(
+                    SignerInput::Failed {
+                        round,
+                        reason,
+                        again,
+                    },
+                    out,
+                )
+                .await
+            }
+            ToClient::Factory(_) => Ok(()),
+        }
+    }
+
+    async fn invited(&mut self, invitation: Invitation, out: &Outgoing) -> Result<()> {
+        if let Some(attempt) = &self.machine
+            && attempt.signer.round() == invitation.round
+        {
+            let again = SignerInput::Invitation(Box::new(invitation));
+            return self.input(again, out).await;
+        }
+        let round = invitation.round;
+        self.client.events.emit(Event::Invited { round: name(round) });
+        if let Some(reason) = self.unwanted(&invitation).await? {
+            self.client.events.emit(refused(&reason));
+            return out
+                .ceremony(&ToCoordinator::Decline { round, reason })
+                .await;
+        }
+        let joins = self.client.store.joins_of(round.ceremony).await?;
+        let earlier_pin = joins.first().map(|join| join.common_pin);
+        let keys = Arc::clone(&self.client.keys);
+        let limits = self.client.config.limits();
+        let step = {
+            let invitation = invitation.clone();
+            blocking(move || {
+                let join_nonce = keystore::random_join_nonce(&mut OsRng);
+                let join = join_keys(&keys, join_nonce);
+                let mut seed = || {
+                    let mut bytes = [0; 32];
+                    OsRng.fill_bytes(&mut bytes);
+                    bytes
+                };
+                let signer = Arc::new(LeafSigner(keys));
+                Signer::invited(invitation, limits, join, earlier_pin, &mut seed, signer)
+            })
+            .await?
+        };
+        let attempt = Attempt {
+            signer: step.state,
+            invitation,
+            last: None,
+        };
+        self.machine = Some(attempt);
+        self.execute(step.effects, out).await
+    }
+
+    /// Why this invitation is not for us, beyond what the machine checks.
+    async fn unwanted(&self, invitation: &Invitation) -> Result<Option<DeclineReason>> {
+        let terms = |text: &str| Ok(Some(DeclineReason::Terms(text.to_owned())));
+        let Some(interest) = self.client.store.interest().await? else {
+            return terms("this wallet did not ask for a factory");
+        };
+        if interest.capacity != Amount::ZERO && interest.capacity != invitation.capacity {
+            return terms(&format!(
+                "capacity {}, asked for {}",
+                invitation.capacity, interest.capacity
+            ));
+        }
+        if self.is_served().await? {
+            return terms("another factory of this wallet is on its way");
+        }
+        let reclaim = invitation.params.expiry_policy == ExpiryPolicy::LspReclaim;
+        if reclaim && self.client.wallet.coins().await.is_empty() {
+            return terms("expiry policy lsp_reclaim needs confirmed coins, and there are none");
+        }
+        Ok(None)
+    }
+
+    async fn unable(&mut self, error: Error, out: &Outgoing) -> Result<()> {
+        let Some(attempt) = self.machine.take() else {
+            return Ok(());
+        };
+        let round = attempt.signer.round();
+        let reason = DeclineReason::Unable(error.to_string());
+        self.client.events.emit(refused(&reason));
+        self.note(None).await?;
+        out.ceremony(&ToCoordinator::Decline { round, reason }).await
+    }
+
+    async fn input(&mut self, input: SignerInput, out: &Outgoing) -> Result<()> {
+        let Some(Attempt {
+            signer,
+            invitation,
+            last,
+        }) = self.machine.take()
+        else {
+            // Of an attempt that this process knows nothing of: the coordinator's deadline takes care.
+            return Ok(());
+        };
+        let SignerStep { state, effects } = blocking(move || signer.step(input)).await?;
+        self.machine = Some(Attempt {
+            signer: state,
+            invitation,
+            last,
+        });
+        self.execute(effects, out).await
+    }
+
+    async fn execute(&mut self, effects: Vec<SignerEffect>, out: &Outgoing) -> Result<()> {
+        let mut queue = VecDeque::from(effects);
+        while let Some(effect) = queue.pop_front() {
+            let done = self.effect(effect, out).await;
+            match done {
+                Ok(more) => queue.extend(more),
+                // What could not be stored is not sent: the attempt goes on without us.
+                Err(Error::Store(error)) => {
+                    tracing::error!(%error, "leaving the attempt: its records cannot be stored");
+                    return self.unable(error.into(), out).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let phase = self.machine.as_ref().map(|attempt| {
+            let round = name(attempt.signer.round());
+            (round, attempt.signer.phase())
+        });
+        let working = phase.filter(|(_, phase)| *phase != SignerPhase::Finished);
+        if working.is_none() {
+            self.machine = None;
+        }
+        self.note(working).await
+    }
+
+    async fn effect(&mut self, effect: SignerEffect, out: &Outgoing) -> Result<Vec<SignerEffect>> {
+        let store = &self.client.store;
+        match effect {
+            SignerEffect::StoreJoin(record) => {
+                store.record_join(&join_row(&record)).await?;
+                fault::point("join_stored");
+            }
+            SignerEffect::LoadSigned(outpoints) => {
+                let records = store.signed(&outpoints).await?;
+                return self.answer(SignerInput::Signed(records)).await;
+            }
+            SignerEffect::StoreSigned(records) => {
+                store.record_signed(&records).await?;
+                fault::point("guard_stored");
+            }
+            SignerEffect::StoreKit(kit) => {
+                self.store_kit(&kit).await?;
+                fault::point("kit_stored");
+            }
+            SignerEffect::Rehearse(factory) => {
+                let read = self.client.kits.read(factory).await;
+                let result = read.map(drop).map_err(|error| error.to_string());
+                return self.answer(SignerInput::Rehearsed(result)).await;
+            }
+            SignerEffect::Send(message) => self.send(message, out).await?,
+            SignerEffect::Emit(event) => self.emit(event),
+            SignerEffect::Finished(outcome) => {
+                if let SignerOutcome::Refused { reason } = outcome {
+                    tracing::warn!(?reason, "left the attempt");
+                }
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Gives the machine what it asked for.
+    async fn answer(&mut self, input: SignerInput) -> Result<Vec<SignerEffect>> {
+        let Some(Attempt {
+            signer,
+            invitation,
+            last,
+        }) = self.machine.take()
+        else {
+            return Ok(Vec::new());
+        };
+        let SignerStep { state, effects } = blocking(move || signer.step(input)).await?;
+        self.machine = Some(Attempt {
+            signer: state,
+            invitation,
+            last,
+        });
+        Ok(effects)
+    }
+
+    async fn send(&mut self, message: ToCoordinator, out: &Outgoing) -> Result<()> {
+        let acked = match &message {
+            ToCoordinator::Ack { factory, .. } => Some(*factory),
+            _ => None,
+        };
+        if let Some(factory) = acked {
+            // Before it is sent: from then on the funding may come at any time.
+            self.client.store.set_acked(factory).await?;
+        }
+        if let Some(attempt) = &mut self.machine {
+            attempt.last = Some(message.clone());
+        }
+        out.ceremony(&message).await?;
+        if acked.is_some() {
+            fault::point("acked");
+        }
+        Ok(())
+    }
+
+    async fn store_kit(&self, kit: &ExitKit) -> Result<()> {
+        let factory = kit.factory_id;
+        let Some(attempt) = &self.machine else {
+            return Ok(());
+        };
+        let row = FactoryRow {
+            factory,
+            round: attempt.signer.round(),
+            join_nonce: kit.join_nonce,
+            funding: kit.funding(),
+            common_pin: attempt.invitation.common_pin,
+            capacity: kit.capacity,
+            birth: kit.birth,
+            expiry: kit.expiry,
+            confirmations: attempt.invitation.confirmations,
+            acked: false,
+            failed: false,
+            confirmed: None,
+            usable: false,
+            abandoned: None,
+            closed: None,
+        };
+        let text = kit
+            .to_json()
+            .map_err(|cause| Error::Kit { factory, cause })?;
+        self.client.store.store_kit(&row, text.as_bytes()).await?;
+        self.client.kits.added();
+        Ok(())
+    }
+
+    fn emit(&self, event: SignerEvent) {
+        let events = &self.client.events;
+        match event {
+            SignerEvent::Joined { round } => events.emit(Event::Joined { round: name(round) }),
+            SignerEvent::Signed { round } => events.emit(Event::Signed { round: name(round) }),
+            SignerEvent::Refused { reason, .. } => events.emit(refused(&reason)),
+            SignerEvent::KitStored { factory, .. } => events.emit(Event::KitStored { factory }),
+            SignerEvent::Acked { factory, .. } => events.emit(Event::Acked { factory }),
+            SignerEvent::AttemptFailed { round, reason } => events.emit(Event::AttemptFailed {
+                round: name(round),
+                reason: format!("{reason:?}"),
+            }),
+            SignerEvent::ProposalChecked {
+                factory, coverage, ..
+            } => tracing::info!(%factory, %coverage, "the proposal passed every check"),
+        }
+    }
+
+    /// What other processes see of the attempt.
+    async fn note(&self, working: Option<(String, SignerPhase)>) -> Result<()> {
+        self.client
+            .set_live(|live| {
+                let (round, phase) = working.unzip();
+                live.round = round;
+                live.phase = phase.map(phase_name);
+            })
+            .await
+    }
+}
+
+fn phase_name(phase: SignerPhase) -> String {
+    match phase {
+        SignerPhase::Joined => "joined",
+        SignerPhase::Checked => "checked",
+        SignerPhase::Signed => "signed",
+        SignerPhase::Kept => "kept",
+        SignerPhase::Acked => "acked",
+        SignerPhase::Finished => "finished",
+    }
+    .to_owned()
+}
+
+/// `ceremony/attempt`.
+fn name(round: Round) -> String {
+    format!("{}/{}", round.ceremony, round.attempt)
+}
+
+fn refused(reason: &DeclineReason) -> Event {
+    let (rule, found) = match reason {
+        DeclineReason::Terms(text) => ("terms".to_owned(), text.clone()),
+        DeclineReason::Refused { rule, found } => (rule.clone(), found.clone()),
+        DeclineReason::Unable(text) => ("unable".to_owned(), text.clone()),
+    };
+    Event::Refused { rule, found }
+}
+
+fn join_row(record: &JoinRecord) -> JoinRow {
+    JoinRow {
+        join_nonce: record.join_nonce,
+        round: record.round,
+        leaf_id: record.leaf_id,
+        factory_key: record.factory_key,
+        channel_key: record.channel_key,
+        payout_script: record.payout_script.clone(),
+        common_pin: record.common_pin,
+        capacity: record.capacity,
+    }
+}
+
+/// Curve arithmetic has no place in an async task.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::Task(error.to_string()))
+}

@@ -1,0 +1,189 @@
+//! What other processes ask of the running one, through the store; and sweeping.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitcoin::absolute::LockTime;
+use bitcoin::hashes::Hash;
+use bitcoin::secp256k1::{Message, Secp256k1};
+use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
+use bitcoin::transaction::Version;
+use bitcoin::{
+    Amount, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Txid, Witness,
+    taproot,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Inner, Shutdown, SignerClient};
+use crate::error::{Error, Result};
+use crate::store::{Answer, Payout, Request};
+
+/// How often to look for questions.
+const LOOK: Duration = Duration::from_millis(150);
+/// Least output worth making (P2TR dust limit).
+const DUST: Amount = Amount::from_sat(330);
+/// Witness bytes of a key-path input: count, length, signature.
+const KEY_PATH_WITNESS: [u8; 64] = [0; 64];
+
+/// A sweep of payouts into the wallet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Swept {
+    /// The transaction.
+    pub txid: Txid,
+    /// Payouts it spends.
+    pub payouts: usize,
+    /// What arrives in the wallet.
+    pub sat: u64,
+    /// What it costs.
+    pub fee_sat: u64,
+}
+
+pub(super) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()> {
+    let client = SignerClient { inner: client };
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = shutdown.wait() => return Ok(()),
+        }
+        for (id, request) in client.inner.store.asked().await? {
+            let answer = match answer(&client, request).await {
+                Ok(value) => Answer::Done(value),
+                Err(error) if Inner::is_fatal(&error) => return Err(error),
+                Err(error) => Answer::Failed(error.to_string()),
+            };
+            client.inner.store.answer(id, &answer).await?;
+        }
+    }
+}
+
+async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::Value> {
+    Ok(match request {
+        Request::Address => json!(client.new_address().await?.to_string()),
+        Request::Balance => json!(client.balance().await?),
+        Request::Coins => {
+            let coins = client.coins().await;
+            json!(coins.iter().map(|coin| coin.to_sat()).collect::<Vec<_>>())
+        }
+        Request::Sweep { sat_per_kwu } => {
+            let feerate = sat_per_kwu.map(FeeRate::from_sat_per_kwu);
+            json!(sweep(client, feerate).await?)
+        }
+        Request::Wake => {
+            client.inner.wake_chain.notify_one();
+            client.inner.wake_connection.notify_one();
+            json!(null)
+        }
+    })
+}
+
+/// Moves every confirmed payout into the on-chain wallet, in one transaction.
+///
+/// # Errors
+/// [`Error::NothingToSweep`]; the node's refusal.
+pub async fn sweep(client: &SignerClient, feerate: Option<FeeRate>) -> Result<Swept> {
+    let inner = &client.inner;
+    let feerate = match feerate {
+        Some(feerate) => feerate,
+        None => inner.chain.fee_rate(6).await?,
+    };
+    let mut payouts = Vec::new();
+    for payout in inner.store.payouts().await? {
+        // One that a fee child of ours spends is on its way already.
+        let taken = inner.chain.mempool_spender(payout.outpoint).await?.is_some();
+        if payout.spent_by.is_none() && !taken {
+            payouts.push(payout);
+        }
+    }
+    if payouts.is_empty() {
+        return Err(Error::NothingToSweep);
+    }
+    let script = inner.wallet.new_address().await?.script_pubkey();
+    let (transaction, fee) = build(inner, &payouts, script, feerate)?;
+    let sat = transaction.output.iter().map(|o| o.value.to_sat()).sum();
+    inner.wallet.record_unconfirmed(&transaction).await?;
+    let txid = transaction.compute_txid();
+    if let Err(error) = inner.chain.broadcast(&transaction).await {
+        inner.wallet.forget_unconfirmed([txid]).await?;
+        return Err(error.into());
+    }
+    Ok(Swept {
+        txid,
+        payouts: payouts.len(),
+        sat,
+        fee_sat: fee.to_sat(),
+    })
+}
+
+fn build(
+    client: &Inner,
+    payouts: &[Payout],
+    to: ScriptBuf,
+    feerate: FeeRate,
+) -> Result<(Transaction, Amount)> {
+    let total: Amount = payouts.iter().map(|payout| payout.amount).sum();
+    let mut transaction = draft(payouts.iter().map(|payout| payout.outpoint), to, total);
+    let fee = feerate
+        .fee_vb(transaction.vsize() as u64)
+        .ok_or(Error::NothingToSweep)?;
+    let rest = total.checked_sub(fee).filter(|rest| *rest >= DUST);
+    let rest = rest.ok_or(Error::NothingToSweep)?;
+    if let Some(output) = transaction.output.first_mut() {
+        output.value = rest;
+    }
+    sign(client, &mut transaction, payouts)?;
+    Ok((transaction, fee))
+}
+
+/// With witnesses of the final size.
+fn draft(inputs: impl Iterator<Item = OutPoint>, to: ScriptBuf, total: Amount) -> Transaction {
+    let input = |previous_output| TxIn {
+        previous_output,
+        sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
+        witness: Witness::from_slice(&[KEY_PATH_WITNESS]),
+        ..TxIn::default()
+    };
+    Transaction {
+        version: Version::TWO,
+        lock_time: LockTime::ZERO,
+        input: inputs.map(input).collect(),
+        output: vec![TxOut {
+            value: total,
+            script_pubkey: to,
+        }],
+    }
+}
+
+fn sign(client: &Inner, transaction: &mut Transaction, payouts: &[Payout]) -> Result<()> {
+    let prevouts: Vec<TxOut> = payouts
+        .iter()
+        .map(|payout| TxOut {
+            value: payout.amount,
+            script_pubkey: client.keys.payout_script(payout.join_nonce),
+        })
+        .collect();
+    let secp = Secp256k1::signing_only();
+    let mut cache = SighashCache::new(&*transaction);
+    let mut witnesses = Vec::with_capacity(payouts.len());
+    for (index, payout) in payouts.iter().enumerate() {
+        let sighash = cache
+            .taproot_key_spend_signature_hash(
+                index,
+                &Prevouts::All(&prevouts),
+                TapSighashType::Default,
+            )
+            .map_err(|error| Error::Task(error.to_string()))?;
+        let mut signer = client.keys.payout_signer(payout.join_nonce);
+        let message = Message::from_digest(sighash.to_byte_array());
+        let signature = secp.sign_schnorr(&message, &signer);
+        signer.non_secure_erase();
+        witnesses.push(Witness::p2tr_key_spend(&taproot::Signature {
+            signature,
+            sighash_type: TapSighashType::Default,
+        }));
+    }
+    for (input, witness) in transaction.input.iter_mut().zip(witnesses) {
+        input.witness = witness;
+    }
+    Ok(())
+}

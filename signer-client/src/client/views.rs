@@ -1,0 +1,386 @@
+//! What a wallet shows: status, factories, balance, what an exit would cost. All of it from the
+//! store, so that it can be had beside a running process, and without the passphrase.
+
+use bitcoin::{Amount, OutPoint};
+use factory_tree::exit::ExitPlan;
+use factory_tree::ids::{ClientId, FactoryId};
+use factory_tree::kit::ExitKit;
+use factory_tree::params::ExpiryPolicy;
+use serde::{Deserialize, Serialize};
+
+use super::SignerClient;
+use super::kits::KitCache;
+use crate::error::{Error, Result};
+use crate::exit::{coins_suffice, leave_by};
+use crate::store::{ExitRow, FactoryRow, Live, SharedStore, StoreError};
+
+/// Feerates an exit is quoted at, where none is asked for, in sat/vB.
+pub const QUOTED: [u64; 3] = [1, 10, 50];
+
+/// One authoritative view of what is in flight.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Whose wallet it is.
+    pub node_id: ClientId,
+    /// The network.
+    pub network: bitcoin::Network,
+    /// Whether a process runs on this data directory.
+    pub running: bool,
+    /// What that process is doing.
+    #[serde(flatten)]
+    pub live: Live,
+    /// The capacity asked for, if the wallet wants to be in the next factory (0: the coordinator's
+    /// default).
+    pub interest_sat: Option<u64>,
+    /// Every factory.
+    pub factories: Vec<FactoryView>,
+}
+
+/// One factory.
+#[derive(Clone, Debug, Serialize)]
+pub struct FactoryView {
+    /// Its id.
+    pub factory: FactoryId,
+    /// One word for what it is doing: `kit_stored`, `unconfirmed`, `failed`, `confirming`,
+    /// `usable`, `abandoned` or `closed`.
+    pub state: &'static str,
+    /// `client_refund` or `lsp_reclaim`.
+    pub expiry_policy: ExpiryPolicy,
+    /// Channel capacity.
+    pub capacity_sat: u64,
+    /// Its funding output.
+    pub funding: OutPoint,
+    /// Height of the funding's block.
+    pub confirmed_height: Option<u32>,
+    /// Height it was proposed at.
+    pub birth_height: u32,
+    /// `T`.
+    pub expiry_height: u32,
+    /// An exit must begin by this height where there are no timeouts.
+    pub leave_by_height: Option<u32>,
+    /// What the timeouts pay, whatever happens, net.
+    pub coverage_sat: u64,
+    /// The exit under way or done.
+    pub exit: Option<InFlight>,
+}
+
+/// An exit under way or done.
+#[derive(Clone, Debug, Serialize)]
+pub struct InFlight {
+    /// `leave` or `timeout`.
+    pub goal: crate::store::Goal,
+    /// What it is doing, in words.
+    pub progress: String,
+    /// It waits for this height.
+    pub until_height: Option<u32>,
+    /// The height it was done at.
+    pub done_height: Option<u32>,
+    /// What it has cost so far at most.
+    pub fees_sat: u64,
+}
+
+/// What the wallet has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balance {
+    /// Confirmed coins of the on-chain wallet.
+    pub confirmed_sat: u64,
+    /// Its coins that are on their way.
+    pub unconfirmed_sat: u64,
+    /// Confirmed outputs of timeouts to this wallet's payout keys, not swept.
+    pub payouts_sat: u64,
+    /// Capacity in live factories. It is the coordinator's until Lightning stands on it.
+    pub in_factories_sat: u64,
+    /// Number of confirmed coins.
+    pub coins: usize,
+    /// The block all of this is as of.
+    pub height: u32,
+}
+
+/// What leaving costs and takes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Quote {
+    /// The factory.
+    pub factory: FactoryId,
+    /// Channel capacity.
+    pub capacity_sat: u64,
+    /// `client_refund` or `lsp_reclaim`.
+    pub expiry_policy: ExpiryPolicy,
+    /// `T`.
+    pub expiry_height: u32,
+    /// Transactions of the path.
+    pub path_transactions: usize,
+    /// Their size, without the children that pay for them.
+    pub path_vbytes: u64,
+    /// Transactions of others that have to be published as well.
+    pub forced_siblings: u32,
+    /// Blocks until the leaf is confirmed if everything goes well.
+    pub least_delay_blocks: u32,
+    /// Blocks until the channel's money is out, at worst.
+    pub worst_delay_blocks: u32,
+    /// What the timeouts pay who stays away, net of their fees.
+    pub coverage_away_sat: u64,
+    /// What the channel's timeout pays once the leaf is published.
+    pub coverage_channel_sat: u64,
+    /// What the stock's timeout pays on top, if the coordinator does not spend its stock before.
+    pub coverage_stock_sat: u64,
+    /// The coins there are to pay with.
+    pub coins: Option<Coins>,
+    /// At each feerate.
+    pub quotes: Vec<QuoteAt>,
+}
+
+/// Coins to pay fees with.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Coins {
+    /// Their sum.
+    pub available_sat: u64,
+    /// How many.
+    pub coins: usize,
+}
+
+/// What leaving costs at one feerate.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct QuoteAt {
+    /// The feerate.
+    pub feerate_sat_per_vb: u64,
+    /// Transactions of the path.
+    pub transactions: usize,
+    /// Bytes paid for: the path with its children.
+    pub vbytes: u64,
+    /// What the path costs; the wallet's coins pay it.
+    pub cost_sat: u64,
+    /// What the last timeouts cost; they pay it themselves.
+    pub timeouts_cost_sat: u64,
+    /// One coin of this size is enough.
+    pub coin_needed_sat: u64,
+    /// Whether the coins there are suffice; nothing if they are not known.
+    pub coins_suffice: Option<bool>,
+}
+
+/// Everything in flight, from a store. `running`: somebody holds the data directory.
+///
+/// # Errors
+/// The store's.
+pub async fn status(store: &SharedStore, running: bool) -> Result<Status> {
+    let identity = store
+        .identity()
+        .await?
+        .ok_or(StoreError::Unreadable { what: "identity" })?;
+    let live = store.live().await?;
+    let interest = store.interest().await?;
+    Ok(Status {
+        node_id: identity.node_id,
+        network: identity.network,
+        running,
+        // What a process said that is gone does not count.
+        live: if running { live } else { Live::default() },
+        interest_sat: interest.map(|interest| interest.capacity.to_sat()),
+        factories: factories(store).await?,
+    })
+}
+
+/// All factories, from a store.
+///
+/// # Errors
+/// The store's, and [`Error::Kit`].
+pub async fn factories(store: &SharedStore) -> Result<Vec<FactoryView>> {
+    let kits = KitCache::new(SharedStore::clone(store));
+    let exits = store.exits().await?;
+    let mut views = Vec::new();
+    for row in store.factories().await? {
+        let kit = kits.get(row.factory).await?;
+        let exit = exits.iter().find(|exit| exit.factory == row.factory);
+        views.push(view(store, &row, &kit, exit).await?);
+    }
+    Ok(views)
+}
+
+async fn view(
+    store: &SharedStore,
+    row: &FactoryRow,
+    kit: &ExitKit,
+    exit: Option<&ExitRow>,
+) -> Result<FactoryView> {
+    let exit = match exit {
+        Some(exit) => Some(in_flight(store, exit).await?),
+        None => None,
+    };
+    let reclaim = kit.params.expiry_policy == ExpiryPolicy::LspReclaim;
+    Ok(FactoryView {
+        factory: row.factory,
+        state: row.state(),
+        expiry_policy: kit.params.expiry_policy,
+        capacity_sat: row.capacity.to_sat(),
+        funding: row.funding,
+        confirmed_height: row.confirmed.map(|height| height.0),
+        birth_height: row.birth.0,
+        expiry_height: row.expiry.0,
+        leave_by_height: reclaim.then(|| leave_by(kit).0),
+        coverage_sat: ExitPlan::new(kit).coverage.least().to_sat(),
+        exit,
+    })
+}
+
+async fn in_flight(store: &SharedStore, exit: &ExitRow) -> Result<InFlight> {
+    let children = store.children(exit.factory).await?;
+    let mut newest = std::collections::BTreeMap::new();
+    for child in &children {
+        newest.insert(child.parent, child.fee.to_sat());
+    }
+    Ok(InFlight {
+        goal: exit.goal,
+        progress: exit.progress.text.clone(),
+        until_height: exit.progress.until.map(|height| height.0),
+        done_height: exit.progress.done.map(|height| height.0),
+        fees_sat: newest.values().sum(),
+    })
+}
+
+/// What leaving a factory costs at each of these feerates (sat/vB); `coins`: the wallet's, if known.
+///
+/// # Errors
+/// [`StoreError::NoFactory`], [`Error::Kit`].
+pub async fn quote(
+    store: &SharedStore,
+    factory: FactoryId,
+    feerates: &[u64],
+    coins: Option<&[Amount]>,
+) -> Result<Quote> {
+    let kit = KitCache::new(SharedStore::clone(store)).get(factory).await?;
+    let plan = ExitPlan::new(&kit);
+    let path: Vec<_> = plan
+        .steps
+        .iter()
+        .filter(|step| kit.txs.get(step.index).is_some_and(|tx| tx.is_path()))
+        .collect();
+    let at = |feerate: u64| {
+        let fees: Vec<Amount> = path.iter().map(|step| step.cost(feerate)).collect();
+        let cost = plan.cost(feerate);
+        let children = factory_tree::tx::CHILD_VBYTES.saturating_mul(path.len() as u64);
+        QuoteAt {
+            feerate_sat_per_vb: feerate,
+            transactions: path.len(),
+            vbytes: plan.path_vbytes.saturating_add(children),
+            cost_sat: cost.path.to_sat(),
+            timeouts_cost_sat: cost.timeouts.to_sat(),
+            coin_needed_sat: cost.path.to_sat().saturating_add(330),
+            coins_suffice: coins.map(|coins| coins_suffice(coins, &fees)),
+        }
+    };
+    Ok(Quote {
+        factory,
+        capacity_sat: kit.capacity.to_sat(),
+        expiry_policy: kit.params.expiry_policy,
+        expiry_height: kit.expiry.0,
+        path_transactions: path.len(),
+        path_vbytes: plan.path_vbytes,
+        forced_siblings: plan.forced_siblings,
+        least_delay_blocks: plan.least_delay.0,
+        worst_delay_blocks: plan.worst_delay.0,
+        coverage_away_sat: plan.coverage.away.to_sat(),
+        coverage_channel_sat: plan.coverage.channel.to_sat(),
+        coverage_stock_sat: plan.coverage.stock.to_sat(),
+        coins: coins.map(|coins| Coins {
+            available_sat: coins.iter().map(|coin| coin.to_sat()).sum(),
+            coins: coins.len(),
+        }),
+        quotes: feerates.iter().map(|feerate| at(*feerate)).collect(),
+    })
+}
+
+impl SignerClient {
+    /// What the wallet has, to the satoshi; every satoshi in one place only.
+    ///
+    /// # Errors
+    /// The store's and the wallet's.
+    pub async fn balance(&self) -> Result<Balance> {
+        let inner = &self.inner;
+        let wallet = inner.wallet.balance().await?;
+        let payouts = inner.store.payouts().await?;
+        let unspent = payouts.iter().filter(|payout| payout.spent_by.is_none());
+        let factories = inner.store.factories().await?;
+        let live = factories
+            .iter()
+            .filter(|row| row.is_live() && row.confirmed.is_some());
+        let checkpoints = inner.wallet.checkpoints().await;
+        Ok(Balance {
+            confirmed_sat: wallet.confirmed.to_sat().saturating_add(wallet.locked.to_sat()),
+            unconfirmed_sat: wallet.pending.to_sat(),
+            payouts_sat: unspent.map(|payout| payout.amount.to_sat()).sum(),
+            in_factories_sat: live.map(|row| row.capacity.to_sat()).sum(),
+            coins: inner.wallet.coins().await.len(),
+            height: checkpoints.last().map_or(0, |block| block.height),
+        })
+    }
+
+    /// Confirmed, free coins of the on-chain wallet.
+    pub async fn coins(&self) -> Vec<Amount> {
+        let coins = self.inner.wallet.coins().await;
+        coins.into_iter().map(|coin| coin.txout.value).collect()
+    }
+
+    /// See [`status`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn status(&self) -> Result<Status> {
+        status(&self.inner.store, true).await
+    }
+
+    /// See [`factories`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn factories(&self) -> Result<Vec<FactoryView>> {
+        factories(&self.inner.store).await
+    }
+
+    /// See [`quote`]; with the wallet's own coins.
+    ///
+    /// # Errors
+    /// [`StoreError::NoFactory`].
+    pub async fn quote_exit(&self, factory: FactoryId, feerates: &[u64]) -> Result<Quote> {
+        let coins = self.coins().await;
+        quote(&self.inner.store, factory, feerates, Some(&coins)).await
+    }
+
+    /// A factory as JSON, for people and other tools; this client's path only.
+    ///
+    /// # Errors
+    /// [`StoreError::NoFactory`]; [`Error::Connection`] if the coordinator is not configured.
+    pub async fn export(&self, factory: FactoryId) -> Result<factory_tree::export::Export> {
+        let coordinator = self.inner.config.coordinator.as_deref();
+        export(&self.inner.store, coordinator, factory).await
+    }
+
+    /// Follows the chain to its tip once, without running.
+    ///
+    /// # Errors
+    /// The node's, and the store's.
+    pub async fn sync(&self) -> Result<()> {
+        crate::watch::sync_once(&self.inner).await
+    }
+}
+
+/// A factory as JSON; this client's path only.
+///
+/// # Errors
+/// [`StoreError::NoFactory`]; [`Error::Connection`] if the coordinator is not configured.
+pub async fn export(
+    store: &SharedStore,
+    coordinator: Option<&str>,
+    factory: FactoryId,
+) -> Result<factory_tree::export::Export> {
+    let kit = KitCache::new(SharedStore::clone(store)).get(factory).await?;
+    let own = store
+        .identity()
+        .await?
+        .ok_or(StoreError::Unreadable { what: "identity" })?
+        .node_id;
+    let connection: proto::connection::Connection = coordinator
+        .ok_or_else(|| Error::Connection("none is configured".to_owned()))?
+        .parse()
+        .map_err(|error: proto::connection::ConnectionError| Error::Connection(error.to_string()))?;
+    let lsp = ClientId(connection.node_id().to_bytes());
+    Ok(factory_tree::export::Export::of_kit(&kit, lsp, own))
+}

@@ -1,0 +1,58 @@
+//! The connection to the coordinator: kept up for ever, and the ceremonies that run over it.
+
+mod backoff;
+mod handshake;
+mod outgoing;
+mod session;
+
+use std::sync::Arc;
+
+use proto::connection::Connection;
+
+use crate::ceremony::Driver;
+use crate::client::{Inner, Shutdown};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use backoff::Backoff;
+pub(crate) use outgoing::Outgoing;
+
+/// Connects again and again until told to stop.
+///
+/// # Errors
+/// A connection string that cannot be used, and what leaves nothing to go on with.
+pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()> {
+    let Some(text) = client.config.coordinator.as_deref() else {
+        return Ok(());
+    };
+    let connection: Connection = text
+        .parse()
+        .map_err(|error: proto::connection::ConnectionError| Error::Connection(error.to_string()))?;
+    let mut driver = Driver::new(Arc::clone(&client));
+    let mut backoff = Backoff::new(&client.config.connection);
+    while !shutdown.is_set() {
+        let ended = session::run(&client, &connection, &mut driver, &mut shutdown).await;
+        if shutdown.is_set() {
+            break;
+        }
+        let session::Ended { welcomed, error } = ended;
+        if Inner::is_fatal(&error) {
+            return Err(error);
+        }
+        if welcomed {
+            backoff.reset();
+        }
+        let reason = error.to_string();
+        client
+            .set_live(|live| {
+                live.connected = false;
+                live.disconnected_because = Some(reason.clone());
+            })
+            .await?;
+        client.events.emit(Event::Disconnected { reason });
+        tokio::select! {
+            () = tokio::time::sleep(backoff.next_wait()) => {}
+            () = shutdown.wait() => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! What can go wrong, each with its remedy, and how the command line reports it.
+
+use chain::ChainError;
+use chain::wallet::WalletError;
+use factory_tree::ids::FactoryId;
+use factory_tree::kit::KitError;
+use keystore::{PassphraseError, SeedError};
+use proto::session::ServiceError;
+
+use crate::config::ConfigError;
+use crate::lock::LockError;
+use crate::store::StoreError;
+
+/// What this crate returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error that names the cause and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The seed.
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    /// The passphrase.
+    #[error(transparent)]
+    Passphrase(#[from] PassphraseError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The Bitcoin node.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The on-chain wallet.
+    #[error(transparent)]
+    Wallet(#[from] WalletError),
+    /// A stored exit kit.
+    #[error("the exit kit of factory {factory} is not good any more: {cause}; put a backup of the database back")]
+    Kit {
+        /// The factory.
+        factory: FactoryId,
+        /// What is wrong with it.
+        cause: KitError,
+    },
+    /// The coordinator cannot be reached.
+    #[error("the coordinator at {address} cannot be reached ({cause}); is it running, and is the connection string right?")]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// What the system said.
+        cause: String,
+    },
+    /// The connection to the coordinator ended.
+    #[error("the connection to the coordinator ended: {0}")]
+    Disconnected(String),
+    /// The coordinator refused something.
+    #[error("the coordinator refused: {0}")]
+    Refused(ServiceError),
+    /// The coordinator is not who it should be, or says what it should not.
+    #[error("the coordinator's handshake failed: {0}")]
+    Handshake(String),
+    /// The connection string cannot be used.
+    #[error("the connection string cannot be used: {0}")]
+    Connection(String),
+    /// There is nothing to leave.
+    #[error("factory {factory} is {state}: there is nothing to leave")]
+    NothingToLeave {
+        /// The factory.
+        factory: FactoryId,
+        /// Its state.
+        state: &'static str,
+    },
+    /// There is nothing to sweep.
+    #[error("no confirmed payout is worth sweeping")]
+    NothingToSweep,
+    /// The running process answered that it could not.
+    #[error("{0}")]
+    Answered(String),
+    /// A task ended in a way it never should.
+    #[error("a task of this process failed: {0}; start it again")]
+    Task(String),
+}
+
+impl Error {
+    /// Exit code of the command line: 1 failed, 2 usage, 3 unreachable, 4 refused.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(_) | Self::Connection(_) => 2,
+            Self::Chain(
+                ChainError::Unreachable { .. }
+                | ChainError::Cookie { .. }
+                | ChainError::NotReady { .. },
+            )
+            | Self::Unreachable { .. }
+            | Self::Disconnected(_) => 3,
+            Self::Refused(_)
+            | Self::NothingToLeave { .. }
+            | Self::NothingToSweep
+            | Self::Handshake(_)
+            | Self::Lock(LockError::Held { .. })
+            | Self::Store(StoreError::NoFactory(_)) => 4,
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What happens, as typed events: for the log, the event file, and whoever embeds the library.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bitcoin::{OutPoint, Txid};
+use factory_tree::ids::FactoryId;
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+/// Events a slow listener may fall behind before it is told that it missed some.
+const BACKLOG: usize = 1024;
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// Authenticated to the coordinator, and it to us.
+    Connected,
+    /// The connection ended.
+    Disconnected {
+        /// Why.
+        reason: String,
+    },
+    /// Invited to an attempt.
+    Invited {
+        /// `ceremony/attempt`.
+        round: String,
+    },
+    /// The join was recorded and is being sent.
+    Joined {
+        /// `ceremony/attempt`.
+        round: String,
+    },
+    /// A proposal came.
+    ProposalReceived {
+        /// `ceremony/attempt`.
+        round: String,
+    },
+    /// Something was refused.
+    Refused {
+        /// The rule that was broken.
+        rule: String,
+        /// What was found.
+        found: String,
+    },
+    /// The partial signatures were recorded and are being sent.
+    Signed {
+        /// `ceremony/attempt`.
+        round: String,
+    },
+    /// The exit kit is on disk, verified and rehearsed.
+    KitStored {
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The acknowledgement is being sent.
+    Acked {
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The attempt came to nothing.
+    AttemptFailed {
+        /// `ceremony/attempt`.
+        round: String,
+        /// Why.
+        reason: String,
+    },
+    /// The coordinator answered with an error.
+    ServerError {
+        /// Its code.
+        code: String,
+        /// Its words.
+        message: String,
+    },
+    /// The funding is in a block.
+    FactoryConfirmed {
+        /// The factory.
+        factory: FactoryId,
+        /// Height of that block.
+        height: u32,
+    },
+    /// That block left the chain.
+    FactoryUnconfirmed {
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The funding is buried as deep as agreed.
+    FactoryUsable {
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The funding can never confirm: its inputs are spent elsewhere, to depth.
+    FactoryAbandoned {
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The factory is being left.
+    ExitStarted {
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// A transaction of the exit was handed to the node.
+    ExitPublished {
+        /// The factory.
+        factory: FactoryId,
+        /// The transaction.
+        txid: Txid,
+        /// What it is.
+        kind: String,
+        /// Its size, with its child.
+        vbytes: u64,
+        /// What its child pays.
+        fee_sat: u64,
+    },
+    /// The exit has to wait.
+    ExitWaiting {
+        /// The factory.
+        factory: FactoryId,
+        /// Until this height; nothing if it waits for something else.
+        until_height: Option<u32>,
+        /// For what.
+        what: String,
+    },
+    /// A transaction of the exit is in a block.
+    ExitConfirmed {
+        /// The factory.
+        factory: FactoryId,
+        /// The transaction.
+        txid: Txid,
+        /// What it is.
+        kind: String,
+        /// Height of that block.
+        height: u32,
+    },
+    /// The leaf is in a block: the channel is on the chain.
+    LeafConfirmed {
+        /// The factory.
+        factory: FactoryId,
+        /// The leaf.
+        txid: Txid,
+    },
+    /// A timeout was handed to the node.
+    TimeoutPublished {
+        /// The factory.
+        factory: FactoryId,
+        /// The timeout.
+        txid: Txid,
+        /// What it spends.
+        kind: String,
+    },
+    /// A payout to this client is in a block.
+    PayoutConfirmed {
+        /// The factory, where it is known.
+        factory: Option<FactoryId>,
+        /// Where it is.
+        outpoint: OutPoint,
+        /// How much it is.
+        sat: u64,
+    },
+    /// Nothing of the factory is left to be claimed.
+    ExitDone {
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The chain was followed to its tip.
+    Synced {
+        /// The tip.
+        height: u32,
+    },
+    /// The chain source fails.
+    ChainTrouble {
+        /// How.
+        problem: String,
+    },
+    /// The process ends.
+    Shutdown,
+}
+
+/// An event with the height it happened at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stamped {
+    /// The event.
+    #[serde(flatten)]
+    pub event: Event,
+    /// The block the chain was followed to.
+    pub at_height: u32,
+}
+
+/// Where events go in and out.
+#[derive(Debug)]
+pub struct Events {
+    sender: broadcast::Sender<Stamped>,
+    height: AtomicU32,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            sender: broadcast::channel(BACKLOG).0,
+            height: AtomicU32::new(0),
+        }
+    }
+}
+
+impl Events {
+    /// Everything from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Stamped> {
+        self.sender.subscribe()
+    }
+
+    /// Reports an event. Nobody listening is no error.
+    pub fn emit(&self, event: Event) {
+        let stamped = Stamped {
+            event,
+            at_height: self.height.load(Ordering::Relaxed),
+        };
+        log(&stamped);
+        let _ = self.sender.send(stamped);
+    }
+
+    /// The chain was followed to this height.
+    pub fn set_height(&self, height: u32) {
+        self.height.store(height, Ordering::Relaxed);
+    }
+}
+
+fn log(stamped: &Stamped) {
+    let text = || serde_json::to_string(stamped).unwrap_or_default();
+    match &stamped.event {
+        Event::Refused { .. } | Event::ServerError { .. } | Event::ChainTrouble { .. } => {
+            tracing::warn!(event = %text());
+        }
+        Event::Synced { .. } => tracing::debug!(event = %text()),
+        _ => tracing::info!(event = %text()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_flat_object_per_event() {
+        let stamped = Stamped {
+            event: Event::KitStored {
+                factory: FactoryId([1; 32]),
+            },
+            at_height: 7,
+        };
+        let value = serde_json::to_value(&stamped).unwrap();
+        assert_eq!(value["event"], "kit_stored");
+        assert_eq!(value["factory"], "01".repeat(32));
+        assert_eq!(value["at_height"], 7);
+    }
+}

@@ -1,0 +1,309 @@
+//! Getting out: asks `factory_tree::exit` what is to be published now, given what the chain says,
+//! and publishes it. Nothing is remembered but the wish to leave: everything else is derived from
+//! the chain at every block, so a crash, a reorg or a node's restart changes nothing.
+
+mod fees;
+mod publish;
+mod quote;
+
+use std::collections::BTreeMap;
+
+use bitcoin::OutPoint;
+use factory_tree::exit::{ChainView, End, Spender, Step, next};
+use factory_tree::ids::FactoryId;
+use factory_tree::kit::{ExitKit, KitTx};
+use factory_tree::params::ExpiryPolicy;
+use factory_tree::tx::TxKind;
+use factory_tree::units::{Blocks, Height};
+
+use crate::client::Inner;
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::store::{ExitRow, FactoryRow, Goal, Progress};
+use publish::{Published, Publisher};
+pub(crate) use quote::coins_suffice;
+
+/// What a kit's transaction is, as the export names it.
+pub(crate) fn kind_name(tx: &KitTx) -> String {
+    match tx.kind {
+        TxKind::Static => "static",
+        TxKind::Kickoff => "kickoff",
+        TxKind::State => "state",
+        TxKind::Leaf => "leaf",
+        TxKind::StockChain => "stock_chain",
+        TxKind::Timeout => "timeout",
+        TxKind::Poison => "poison",
+    }
+    .to_owned()
+}
+
+/// Brings every exit forward as far as the chain lets it.
+pub(crate) async fn drive(client: &Inner, tip: Height) -> Result<()> {
+    let factories = client.store.factories().await?;
+    let open: Vec<&FactoryRow> = factories.iter().filter(|row| row.is_live()).collect();
+    if open.is_empty() {
+        return Ok(());
+    }
+    let view = view(client, tip).await?;
+    let exits: BTreeMap<FactoryId, ExitRow> = client
+        .store
+        .exits()
+        .await?
+        .into_iter()
+        .map(|exit| (exit.factory, exit))
+        .collect();
+    let mut outcome = Ok(());
+    for row in open {
+        let driven = drive_one(client, row, exits.get(&row.factory), &view).await;
+        // One exit that cannot go on must not keep the others from it.
+        if let Err(error) = driven {
+            tracing::warn!(factory = %row.factory, %error, "exit");
+            outcome = Err(error);
+        }
+    }
+    outcome
+}
+
+/// What the store knows of the chain.
+async fn view(client: &Inner, tip: Height) -> Result<ChainView> {
+    let seen = client.store.seen_txs().await?;
+    let spends = client.store.spends().await?;
+    let confirmed = seen
+        .iter()
+        .map(|seen| (seen.tx.compute_txid(), seen.height));
+    let spent = spends.iter().map(|spend| {
+        let spender = Spender {
+            txid: spend.spender,
+            height: spend.height,
+        };
+        (spend.outpoint, spender)
+    });
+    Ok(ChainView {
+        tip,
+        confirmed: confirmed.collect(),
+        spent: spent.collect::<BTreeMap<OutPoint, Spender>>(),
+    })
+}
+
+async fn drive_one(
+    client: &Inner,
+    row: &FactoryRow,
+    exit: Option<&ExitRow>,
+    view: &ChainView,
+) -> Result<()> {
+    let kit = client.kits.get(row.factory).await?;
+    let exit = match exit {
+        Some(exit) => exit.clone(),
+        None => match unasked(client, row, &kit, view) {
+            Some(goal) => start(client, row, goal, view.tip).await?,
+            None => return Ok(()),
+        },
+    };
+    let brain = match exit.goal {
+        Goal::Leave => factory_tree::exit::Goal::Leave,
+        Goal::Timeout => factory_tree::exit::Goal::TimeoutOnly,
+    };
+    let step = next(&kit, brain, view);
+    let progress = if step.funded {
+        let published = publish_all(client, &exit, &kit, &step, view.tip).await?;
+        progress(&kit, &step, &published, view.tip)
+    } else {
+        Progress {
+            text: "waiting for the factory's funding to be confirmed".to_owned(),
+            ..Progress::default()
+        }
+    };
+    report(client, row, &exit, &progress).await?;
+    close(client, row, &step, view).await
+}
+
+/// What is to be done without being asked: timeouts at `T`; and, where there are none, leaving
+/// while that is possible.
+fn unasked(client: &Inner, row: &FactoryRow, kit: &ExitKit, view: &ChainView) -> Option<Goal> {
+    row.confirmed?;
+    match kit.params.expiry_policy {
+        ExpiryPolicy::ClientRefund => {
+            let step = next(kit, factory_tree::exit::Goal::TimeoutOnly, view);
+            let due = !step.publish.is_empty() && client.config.exit.auto_timeout;
+            (due || !step.ends.is_empty()).then_some(Goal::Timeout)
+        }
+        ExpiryPolicy::LspReclaim => {
+            let due = view.tip >= leave_by(kit).minus(Blocks(kit.params.conf_margin));
+            (due && client.config.exit.auto_leave).then_some(Goal::Leave)
+        }
+    }
+}
+
+/// `E`: a path that is to be confirmed in time must be begun by this height (protocol.md section 1).
+pub(crate) fn leave_by(kit: &ExitKit) -> Height {
+    kit.expiry
+        .minus(kit.exit_delay)
+        .minus(Blocks(kit.params.expiry_margin))
+}
+
+async fn start(client: &Inner, row: &FactoryRow, goal: Goal, tip: Height) -> Result<ExitRow> {
+    let exit = ExitRow {
+        factory: row.factory,
+        goal,
+        feerate: None,
+        max_fee: None,
+        requested: tip,
+        progress: Progress::default(),
+    };
+    client.store.request_exit(&exit).await?;
+    Ok(exit)
+}
+
+async fn publish_all(
+    client: &Inner,
+    exit: &ExitRow,
+    kit: &ExitKit,
+    step: &Step,
+    tip: Height,
+) -> Result<Vec<Published>> {
+    let mut published = Vec::with_capacity(step.publish.len());
+    if step.publish.is_empty() {
+        return Ok(published);
+    }
+    let publisher = Publisher::new(client, exit, kit, tip).await?;
+    for index in &step.publish {
+        let Some(tx) = kit.txs.get(*index) else {
+            continue;
+        };
+        match publisher.publish(tx).await {
+            Ok(what) => published.push(what),
+            Err(error @ (Error::Chain(_) | Error::Store(_))) => return Err(error),
+            Err(error) => published.push(Published::Stuck(error.to_string())),
+        }
+    }
+    Ok(published)
+}
+
+/// In one line, for people.
+fn progress(kit: &ExitKit, step: &Step, published: &[Published], tip: Height) -> Progress {
+    let stuck = published.iter().find_map(|published| match published {
+        Published::Stuck(why) => Some(why.clone()),
+        Published::Waiting => None,
+    });
+    if let Some(text) = stuck {
+        return Progress {
+            text,
+            ..Progress::default()
+        };
+    }
+    let name = |index: &usize| kit.txs.get(*index).map(describe).unwrap_or_default();
+    if !step.publish.is_empty() {
+        let names: Vec<String> = step.publish.iter().map(name).collect();
+        return Progress {
+            text: format!("waiting for {} to be confirmed", names.join(" and ")),
+            ..Progress::default()
+        };
+    }
+    if let Some(waiting) = step.waiting.iter().min_by_key(|waiting| waiting.until) {
+        return Progress {
+            text: format!("{} has to wait", name(&waiting.index)),
+            // The tip at which the next block can hold it.
+            until: Some(waiting.until.minus(Blocks(1))),
+            done: None,
+        };
+    }
+    if has_no_way(step) {
+        return Progress {
+            text: "nothing can be published: without timeouts only leaving in time helps"
+                .to_owned(),
+            ..Progress::default()
+        };
+    }
+    Progress {
+        text: outcome(step),
+        until: None,
+        done: Some(tip),
+    }
+}
+
+fn describe(tx: &KitTx) -> String {
+    match tx.kind {
+        TxKind::Timeout => format!("the timeout of the {}", spent_name(tx)),
+        _ => format!("the {}", kind_name(tx)),
+    }
+}
+
+/// What a kit's transaction spends, in the words of the export and the log.
+pub(crate) fn spent_name(tx: &KitTx) -> String {
+    use factory_tree::factory::SpentKind;
+    match tx.spends.kind {
+        SpentKind::Funding => "funding",
+        SpentKind::Static => "static",
+        SpentKind::Kickoff => "kickoff",
+        SpentKind::State => "state",
+        SpentKind::FirstStage => "first_stage",
+        SpentKind::Stock => "stock",
+        SpentKind::Channel => "channel",
+    }
+    .to_owned()
+}
+
+fn has_no_way(step: &Step) -> bool {
+    let stuck = |end: &End| matches!(end, End::NoTimeout { .. });
+    step.ends.iter().any(stuck)
+}
+
+fn outcome(step: &Step) -> String {
+    let ends = step.ends.iter().map(|end| match end {
+        End::Paid { amount, .. } => format!("paid {} sat", amount.to_sat()),
+        End::Foreign { kind, meaning, .. } => format!("{kind:?} output: {meaning:?}"),
+        End::NoTimeout { kind, .. } => format!("{kind:?} output has no timeout"),
+    });
+    let ends: Vec<String> = ends.collect();
+    format!("done: {}", ends.join(", "))
+}
+
+/// Stores and tells how far the exit is, when that has changed.
+async fn report(
+    client: &Inner,
+    row: &FactoryRow,
+    exit: &ExitRow,
+    progress: &Progress,
+) -> Result<()> {
+    let mut progress = progress.clone();
+    let known = &exit.progress;
+    // The height it was first found to be done at.
+    progress.done = progress.done.map(|now| known.done.unwrap_or(now));
+    if progress == *known {
+        return Ok(());
+    }
+    let factory = row.factory;
+    client.store.set_progress(factory, &progress).await?;
+    let new = known.text.is_empty() || known.text == "requested";
+    if new && exit.goal == Goal::Leave {
+        client.events.emit(Event::ExitStarted { factory });
+    }
+    match progress.done {
+        Some(_) if known.done.is_none() => client.events.emit(Event::ExitDone { factory }),
+        Some(_) => {}
+        None => client.events.emit(Event::ExitWaiting {
+            factory,
+            until_height: progress.until.map(|height| height.0),
+            what: progress.text.clone(),
+        }),
+    }
+    Ok(())
+}
+
+/// A factory that is done with, to depth, is not looked at any more.
+async fn close(client: &Inner, row: &FactoryRow, step: &Step, view: &ChainView) -> Result<()> {
+    if !step.is_done() || has_no_way(step) || step.ends.is_empty() {
+        return Ok(());
+    }
+    let height = |end: &End| match end {
+        End::Paid { height, .. } => Some(*height),
+        End::Foreign { outpoint, .. } => view.spent.get(outpoint).map(|spender| spender.height),
+        End::NoTimeout { .. } => None,
+    };
+    let last = step.ends.iter().filter_map(height).max();
+    let finally = Blocks(client.config.exit.final_depth.saturating_sub(1));
+    if last.is_some_and(|last| last.plus(finally) <= view.tip) {
+        client.store.set_closed(row.factory, Some(view.tip)).await?;
+    }
+    Ok(())
+}

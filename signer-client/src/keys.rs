@@ -1,0 +1,185 @@
+//! The wallet's keys, as the client uses them.
+
+use std::fmt;
+use std::path::Path;
+
+use bitcoin::bip32::Xpriv;
+use bitcoin::key::{Keypair, TapTweak};
+use bitcoin::secp256k1::{All, PublicKey, Secp256k1, SecretKey};
+use bitcoin::{Network, ScriptBuf};
+use channel_host::LeafKeys;
+use factory_tree::ids::{ClientId, LeafId};
+use keystore::{JoinRole, Keys, Passphrase, Seed, SeedError};
+
+/// Every key of one wallet on one network. Not shown by `Debug`.
+pub struct ClientKeys {
+    keys: Keys,
+    leaf: LeafKeys,
+    secp: Secp256k1<All>,
+    node_id: ClientId,
+}
+
+/// The public half of one join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinPublic {
+    /// The channel's leaf id.
+    pub leaf_id: LeafId,
+    /// Factory key.
+    pub factory_key: PublicKey,
+    /// Channel funding key.
+    pub channel_key: PublicKey,
+    /// Where timeouts pay.
+    pub payout_script: ScriptBuf,
+}
+
+impl ClientKeys {
+    /// The keys of this seed.
+    ///
+    /// # Errors
+    /// [`SeedError::Underivable`], for no seed anybody will ever see.
+    pub fn new(seed: &Seed, network: Network) -> Result<Self, SeedError> {
+        let keys = seed.keys(network)?;
+        let leaf = LeafKeys::new(&keys.ldk_seed());
+        let secp = Secp256k1::new();
+        let mut node = keys.node_key();
+        let node_id = ClientId(PublicKey::from_secret_key(&secp, &node).serialize());
+        node.non_secure_erase();
+        Ok(Self {
+            keys,
+            leaf,
+            secp,
+            node_id,
+        })
+    }
+
+    /// Unlocks the seed file at `path`. Slow on purpose: call it from a blocking thread.
+    ///
+    /// # Errors
+    /// [`SeedError`] names the file and what to do.
+    pub fn unlock(
+        path: &Path,
+        passphrase: &Passphrase,
+        network: Network,
+    ) -> Result<Self, SeedError> {
+        Self::new(&Seed::open(path, passphrase)?, network)
+    }
+
+    /// The network these keys are for.
+    #[must_use]
+    pub fn network(&self) -> Network {
+        self.keys.network()
+    }
+
+    /// The account.
+    #[must_use]
+    pub const fn node_id(&self) -> ClientId {
+        self.node_id
+    }
+
+    /// The key that authenticates.
+    #[must_use]
+    pub fn node_key(&self) -> SecretKey {
+        self.keys.node_key()
+    }
+
+    /// For the on-chain wallet.
+    #[must_use]
+    pub fn wallet_xpriv(&self) -> Xpriv {
+        self.keys.wallet_xpriv()
+    }
+
+    /// Channel keys.
+    #[must_use]
+    pub const fn leaf_keys(&self) -> &LeafKeys {
+        &self.leaf
+    }
+
+    /// The factory key of a join.
+    #[must_use]
+    pub fn factory_secret(&self, join_nonce: [u8; 16]) -> SecretKey {
+        self.keys.join_secret(join_nonce, JoinRole::Factory)
+    }
+
+    /// Everything public of a join's first channel.
+    #[must_use]
+    pub fn join_public(&self, join_nonce: [u8; 16]) -> JoinPublic {
+        let leaf_id = LeafId::derive(&join_nonce, 0);
+        let mut secret = self.factory_secret(join_nonce);
+        let factory_key = PublicKey::from_secret_key(&self.secp, &secret);
+        secret.non_secure_erase();
+        JoinPublic {
+            leaf_id,
+            factory_key,
+            channel_key: self.leaf.funding_pubkey(leaf_id.as_u128()),
+            payout_script: self.payout_script(join_nonce),
+        }
+    }
+
+    /// The internal key of a join's payout output.
+    #[must_use]
+    pub fn payout_keypair(&self, join_nonce: [u8; 16]) -> Keypair {
+        let mut secret = self.keys.join_secret(join_nonce, JoinRole::Payout);
+        let pair = Keypair::from_secret_key(&self.secp, &secret);
+        secret.non_secure_erase();
+        pair
+    }
+
+    /// The key that signs for a join's payout output: tweaked as BIP-86 says.
+    #[must_use]
+    pub fn payout_signer(&self, join_nonce: [u8; 16]) -> Keypair {
+        let mut internal = self.payout_keypair(join_nonce);
+        let signer = internal.tap_tweak(&self.secp, None).to_keypair();
+        internal.non_secure_erase();
+        signer
+    }
+
+    /// Where the timeouts of a join pay: BIP-86 P2TR of the payout key.
+    #[must_use]
+    pub fn payout_script(&self, join_nonce: [u8; 16]) -> ScriptBuf {
+        let mut internal = self.payout_keypair(join_nonce);
+        let script = ScriptBuf::new_p2tr(&self.secp, internal.x_only_public_key().0, None);
+        internal.non_secure_erase();
+        script
+    }
+}
+
+impl fmt::Debug for ClientKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientKeys")
+            .field("node_id", &self.node_id)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keystore::KdfCost;
+
+    pub(crate) fn fresh() -> (tempfile::TempDir, ClientKeys) {
+        let dir = tempfile::tempdir().unwrap();
+        let passphrase = Passphrase::new("correct horse".to_owned()).unwrap();
+        let (seed, _words) =
+            Seed::create(dir.path().join("seed.json"), &passphrase, KdfCost::Light).unwrap();
+        let keys = ClientKeys::new(&seed, Network::Regtest).unwrap();
+        (dir, keys)
+    }
+
+    #[test]
+    fn every_join_has_keys_of_its_own() {
+        let (_dir, keys) = fresh();
+        let (a, b) = (keys.join_public([1; 16]), keys.join_public([2; 16]));
+        assert_ne!(a.factory_key, b.factory_key);
+        assert_ne!(a.channel_key, b.channel_key);
+        assert_ne!(a.payout_script, b.payout_script);
+        assert_ne!(a.leaf_id, b.leaf_id);
+        assert_eq!(a, keys.join_public([1; 16]));
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let (_dir, keys) = fresh();
+        let text = format!("{keys:?}");
+        assert!(text.contains("node_id") && text.len() < 120, "{text}");
+    }
+}

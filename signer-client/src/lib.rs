@@ -1,0 +1,29 @@
+//! The wallet's side of a SuperScalar factory: takes part in ceremonies, keeps its exit kits, and
+//! leaves when it has to, with nobody's help.
+//!
+//! [`SignerClient`] is the wallet as one object. It works on two traits, so that a wallet that
+//! embeds it can bring its own: [`store::ClientStore`] for what it remembers (SQLite is the
+//! implementation here), [`chain::ChainSource`] for the chain (bitcoind's RPC, in the crate
+//! `chain`). The command-line wallet is built on nothing else.
+#![forbid(unsafe_code)]
+
+mod ceremony;
+pub mod cli;
+pub mod client;
+pub mod config;
+mod connection;
+pub mod error;
+pub mod event;
+mod exit;
+pub mod fault;
+pub mod keys;
+pub mod lock;
+#[cfg(feature = "fault-points")]
+mod misbehave;
+pub mod store;
+mod watch;
+
+pub use client::{ClientParts, Shutdown, SignerClient, Tasks};
+pub use config::Config;
+pub use error::{Error, Result};
+pub use event::{Event, Stamped};

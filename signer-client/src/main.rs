@@ -1,0 +1,2 @@
+//! The command-line wallet.
+fn main() {}

@@ -1,0 +1,72 @@
+//! What the wallet remembers. One trait per domain with its SQLite queries in one file; whoever
+//! embeds the library with a database of its own implements these traits.
+//!
+//! Every write is durable when its future returns, and atomic: a crash leaves all of it or nothing.
+
+mod chain_facts;
+mod codec;
+mod error;
+mod exits;
+mod factories;
+mod identity;
+mod joins;
+mod live;
+mod signed;
+mod sqlite;
+mod wallet;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+pub use chain_facts::{BlockFacts, ChainFactStore, Payout, SeenTx, Spend};
+pub use error::StoreError;
+pub use exits::{ExitRow, ExitStore, FeeChildRow, Goal, Progress, PublishedRow};
+pub use factories::{FactoryRow, FactoryStore};
+pub use identity::{Identity, IdentityStore};
+pub use joins::{JoinRow, JoinStore};
+pub use live::{Answer, Interest, Live, LiveStore, Request};
+pub use signed::SignedStore;
+pub use sqlite::SqliteStore;
+pub use wallet::{WalletChanges, WalletStore};
+
+/// What this module returns.
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
+
+/// All a client needs of a store.
+pub trait ClientStore:
+    IdentityStore
+    + JoinStore
+    + SignedStore
+    + FactoryStore
+    + ChainFactStore
+    + ExitStore
+    + WalletStore
+    + LiveStore
+    + Debug
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> ClientStore for S where
+    S: IdentityStore
+        + JoinStore
+        + SignedStore
+        + FactoryStore
+        + ChainFactStore
+        + ExitStore
+        + WalletStore
+        + LiveStore
+        + Debug
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// A store, shared.
+pub type SharedStore = Arc<dyn ClientStore>;

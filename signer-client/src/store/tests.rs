@@ -1,0 +1,292 @@
+//! The store against a real SQLite file.
+
+use bitcoin::hashes::Hash;
+use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+use bitcoin::{Amount, Network, OutPoint, ScriptBuf, Transaction, Txid};
+use factory_tree::ceremony::message::Round;
+use factory_tree::guard::SignedRecord;
+use factory_tree::ids::{Attempt, CeremonyId, ClientId, FactoryId, LeafId};
+use factory_tree::purpose::Purpose;
+use factory_tree::units::Height;
+
+use super::*;
+
+fn round() -> Round {
+    Round {
+        ceremony: CeremonyId([9; 16]),
+        attempt: Attempt(1),
+    }
+}
+
+fn outpoint(n: u8) -> OutPoint {
+    OutPoint::new(Txid::from_byte_array([n; 32]), u32::from(n))
+}
+
+fn key(n: u8) -> PublicKey {
+    PublicKey::from_secret_key(&Secp256k1::new(), &SecretKey::from_slice(&[n; 32]).unwrap())
+}
+
+fn join(n: u8) -> JoinRow {
+    JoinRow {
+        join_nonce: [n; 16],
+        round: round(),
+        leaf_id: LeafId([n; 16]),
+        factory_key: key(n),
+        channel_key: key(n + 100),
+        payout_script: ScriptBuf::from_bytes(vec![n; 34]),
+        common_pin: outpoint(1),
+        capacity: Amount::from_sat(200_000),
+    }
+}
+
+fn record(purpose: Purpose, sighash: u8, nonce: u8) -> SignedRecord {
+    SignedRecord {
+        outpoint: outpoint(3),
+        purpose,
+        sighash: [sighash; 32],
+        own_nonce: [nonce; 66],
+        sum: [nonce + 1; 66],
+        partial: [nonce + 2; 32],
+    }
+}
+
+fn factory(n: u8) -> FactoryRow {
+    FactoryRow {
+        factory: FactoryId([n; 32]),
+        round: round(),
+        join_nonce: [n; 16],
+        funding: outpoint(n),
+        common_pin: outpoint(1),
+        capacity: Amount::from_sat(200_000),
+        birth: Height(100),
+        expiry: Height(5000),
+        confirmations: 3,
+        acked: false,
+        failed: false,
+        confirmed: None,
+        usable: false,
+        abandoned: None,
+        closed: None,
+    }
+}
+
+async fn open() -> (tempfile::TempDir, SqliteStore) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(dir.path().join("client.sqlite"))
+        .await
+        .unwrap();
+    store.claim(&identity(Network::Regtest, 2)).await.unwrap();
+    (dir, store)
+}
+
+fn identity(network: Network, n: u8) -> Identity {
+    Identity {
+        network,
+        node_id: ClientId([n; 33]),
+        birthday: None,
+    }
+}
+
+#[tokio::test]
+async fn the_golden_schema_is_what_the_migrations_make() {
+    let (_dir, store) = open().await;
+    let statements: Vec<String> = sqlx::query_scalar(
+        "SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%'
+         AND name NOT LIKE '_sqlx%' ORDER BY tbl_name, type DESC, name",
+    )
+    .fetch_all(store.pool())
+    .await
+    .unwrap();
+    let found = statements.join(";\n\n") + ";\n";
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../migrations/client/schema.sql"
+    );
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(path, &found).unwrap();
+    }
+    let golden = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(
+        golden, found,
+        "set UPDATE_GOLDEN=1 to write migrations/client/schema.sql anew"
+    );
+    assert!(
+        !found.to_lowercase().contains("secret"),
+        "no table may ever hold a secret nonce"
+    );
+}
+
+#[tokio::test]
+async fn no_key_and_no_leaf_id_serves_two_joins() {
+    let (_dir, store) = open().await;
+    store.record_join(&join(1)).await.unwrap();
+    let reuses: [(&str, fn(&mut JoinRow)); 5] = [
+        ("join nonce", |j| j.join_nonce = [1; 16]),
+        ("leaf id", |j| j.leaf_id = LeafId([1; 16])),
+        ("factory key", |j| j.factory_key = key(1)),
+        ("channel key", |j| j.channel_key = key(101)),
+        ("payout script", |j| {
+            j.payout_script = ScriptBuf::from_bytes(vec![1; 34]);
+        }),
+    ];
+    for (name, reuse) in reuses {
+        let mut second = join(2);
+        reuse(&mut second);
+        match store.record_join(&second).await {
+            Err(StoreError::Reused { what }) => assert_eq!(what, name),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    store.record_join(&join(2)).await.unwrap();
+    assert_eq!(
+        store.joins_of(round().ceremony).await.unwrap(),
+        [join(1), join(2)]
+    );
+    assert_eq!(store.epoch().await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn the_first_sighash_wins_for_ever() {
+    let (dir, store) = open().await;
+    let first = [
+        record(Purpose::Next, 1, 10),
+        record(Purpose::Timeout, 2, 20),
+    ];
+    store.record_signed(&first).await.unwrap();
+    let other = [record(Purpose::Close, 3, 30), record(Purpose::Next, 9, 40)];
+    assert!(matches!(
+        store.record_signed(&other).await,
+        Err(StoreError::DoubleSign { .. })
+    ));
+    // A refused batch leaves nothing behind, and a restart changes nothing.
+    store.close().await;
+    let store = SqliteStore::open(dir.path().join("client.sqlite"))
+        .await
+        .unwrap();
+    let mut found = store.signed(&[outpoint(3), outpoint(4)]).await.unwrap();
+    found.sort_by_key(|record| record.purpose);
+    assert_eq!(found, first);
+    // The same sighash in a new session: its nonces and partial count from now on.
+    let again = record(Purpose::Next, 1, 50);
+    store.record_signed(&[again]).await.unwrap();
+    let found = store.signed(&[outpoint(3)]).await.unwrap();
+    assert!(found.contains(&again) && found.len() == 2);
+}
+
+#[tokio::test]
+async fn a_kit_stays_as_it_was_stored() {
+    let (_dir, store) = open().await;
+    store.record_join(&join(1)).await.unwrap();
+    store.store_kit(&factory(1), b"kit").await.unwrap();
+    store.store_kit(&factory(1), b"another").await.unwrap();
+    assert_eq!(store.kit(FactoryId([1; 32])).await.unwrap(), b"kit");
+    assert!(matches!(
+        store.kit(FactoryId([2; 32])).await,
+        Err(StoreError::NoFactory(_))
+    ));
+    store.set_acked(FactoryId([1; 32])).await.unwrap();
+    store
+        .set_confirmed(FactoryId([1; 32]), Some(Height(120)), true)
+        .await
+        .unwrap();
+    let row = store.factory(FactoryId([1; 32])).await.unwrap();
+    assert_eq!(row.state(), "usable");
+    assert_eq!(row.confirmed, Some(Height(120)));
+    assert_eq!(store.factories().await.unwrap(), [row]);
+}
+
+#[tokio::test]
+async fn facts_follow_a_reorg() {
+    let (_dir, store) = open().await;
+    store.record_join(&join(1)).await.unwrap();
+    let tx = Transaction {
+        version: bitcoin::transaction::Version(3),
+        lock_time: bitcoin::absolute::LockTime::ZERO,
+        input: vec![],
+        output: vec![],
+    };
+    let facts = BlockFacts {
+        txs: vec![tx.clone()],
+        spends: vec![(outpoint(5), tx.compute_txid())],
+        payouts: vec![(outpoint(6), Amount::from_sat(7), [1; 16])],
+    };
+    let spent = BlockFacts {
+        spends: vec![(outpoint(6), tx.compute_txid())],
+        ..BlockFacts::default()
+    };
+    store.connect_block(Height(10), &facts).await.unwrap();
+    store.connect_block(Height(11), &spent).await.unwrap();
+    assert_eq!(store.facts_top().await.unwrap(), Height(11));
+    assert_eq!(
+        store.payouts().await.unwrap()[0].spent_by,
+        Some(tx.compute_txid())
+    );
+    store.rewind_to(Height(10)).await.unwrap();
+    assert_eq!(store.payouts().await.unwrap()[0].spent_by, None);
+    assert_eq!(store.seen_txs().await.unwrap().len(), 1);
+    // A block at the same height replaces what was known there.
+    store
+        .connect_block(Height(10), &BlockFacts::default())
+        .await
+        .unwrap();
+    assert!(store.seen_txs().await.unwrap().is_empty());
+    assert!(store.spends().await.unwrap().is_empty());
+    assert!(store.payouts().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_store_belongs_to_one_wallet() {
+    let (_dir, store) = open().await;
+    assert!(matches!(
+        store.claim(&identity(Network::Regtest, 3)).await,
+        Err(StoreError::OtherNode { .. })
+    ));
+    assert!(matches!(
+        store.claim(&identity(Network::Signet, 2)).await,
+        Err(StoreError::OtherNetwork { .. })
+    ));
+    store.claim(&identity(Network::Regtest, 2)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("client.sqlite");
+    std::fs::write(&path, vec![7u8; 8192]).unwrap();
+    let error = SqliteStore::open(&path).await.unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+    assert!(error.to_string().contains("client.sqlite"));
+}
+
+#[tokio::test]
+async fn questions_are_answered_once() {
+    let (_dir, store) = open().await;
+    let id = store.ask(&Request::Address).await.unwrap();
+    assert_eq!(store.asked().await.unwrap(), [(id, Request::Address)]);
+    assert_eq!(store.take_answer(id).await.unwrap(), None);
+    let answer = Answer::Failed("no".to_owned());
+    store.answer(id, &answer).await.unwrap();
+    assert!(store.asked().await.unwrap().is_empty());
+    assert_eq!(store.take_answer(id).await.unwrap(), Some(answer));
+    assert_eq!(store.take_answer(id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn wallet_changes_are_merged_when_there_are_many() {
+    use chain::wallet::ChangeSetStore;
+    let (_dir, store) = open().await;
+    let shared: SharedStore = Arc::new(store.clone());
+    let changes = WalletChanges::new(shared);
+    assert!(changes.load().await.unwrap().is_none());
+    for _ in 0..70 {
+        let change = chain::wallet::ChangeSet {
+            network: Some(Network::Regtest),
+            ..Default::default()
+        };
+        changes.append(&change).await.unwrap();
+    }
+    let loaded = changes.load().await.unwrap().unwrap();
+    assert_eq!(loaded.network, Some(Network::Regtest));
+    assert_eq!(store.wallet_changes().await.unwrap().len(), 1);
+    assert_eq!(changes.load().await.unwrap(), Some(loaded));
+}
