@@ -13,10 +13,12 @@ use crate::tx::{CHILD_VBYTES, TxKind};
 use crate::units::{Blocks, Height};
 
 mod follow;
+mod rehearsal;
 #[cfg(test)]
 mod tests;
 
 pub use follow::{ChainView, End, Goal, Meaning, Spender, Step, TxState, Waiting, next, states};
+pub use rehearsal::{RehearsalError, rehearse};
 
 /// One transaction of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -86,6 +86,8 @@ pub struct ExitKit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KitTx {
+    /// Its id, so that nothing has to hash it again ([`ExitKit::verify`] does, once).
+    pub txid: Txid,
     /// What it is.
     pub kind: TxKind,
     /// The transaction, signed.
@@ -296,7 +298,7 @@ impl ExitKit {
         &'a self,
         tx: &'a KitTx,
     ) -> impl Iterator<Item = (OutPoint, &'a KitOutput, &'a TxOut)> + 'a {
-        let txid = tx.tx.compute_txid();
+        let txid = tx.txid;
         (0u32..)
             .zip(tx.outputs.iter().zip(&tx.tx.output))
             .filter(|(_, (output, _))| output.clients.contains(&self.position))
@@ -323,6 +325,7 @@ impl KitTx {
         let spends = &unsigned.spends;
         let key = spends.key.as_ref();
         Self {
+            txid: unsigned.txid,
             kind: unsigned.kind,
             tx,
             spends: KitSpent {
@@ -349,8 +352,8 @@ impl KitTx {
 
     /// Its id.
     #[must_use]
-    pub fn txid(&self) -> Txid {
-        self.tx.compute_txid()
+    pub const fn txid(&self) -> Txid {
+        self.txid
     }
 
     /// Its size as signed.

@@ -252,6 +252,44 @@ fn reclaim_has_nothing_to_wait_for() {
     assert_eq!(next(&kit, Goal::Leave, &view).publish.len(), 1);
 }
 
+#[test]
+fn rehearsals_end_paid_and_find_what_is_broken() {
+    for policy in [ExpiryPolicy::ClientRefund, ExpiryPolicy::LspReclaim] {
+        for clients in [2, 9, 210] {
+            rehearse(&kit(policy, clients)).unwrap();
+        }
+    }
+    let kit = refund();
+    let broken = |change: &dyn Fn(&mut ExitKit)| {
+        let mut broken = kit.clone();
+        change(&mut broken);
+        rehearse(&broken).unwrap_err()
+    };
+    // Bytes that say another lock than the kit does.
+    let last = kit.txs.len() - 1;
+    let later = bitcoin::absolute::LockTime::from_consensus(kit.expiry.0 + 1);
+    let error = broken(&|k| k.txs[last].tx.lock_time = later);
+    assert!(matches!(error, RehearsalError::NotFinal { .. }), "{error}");
+    let leaf = kit
+        .txs
+        .iter()
+        .position(|tx| tx.kind == TxKind::Leaf)
+        .unwrap();
+    let slower = bitcoin::Sequence::from_height(145);
+    let error = broken(&|k| k.txs[leaf].tx.input[0].sequence = slower);
+    assert!(matches!(error, RehearsalError::NotFinal { .. }), "{error}");
+    // No timeout of the funding output: staying away is of no use.
+    let root = index(&kit, TxKind::Timeout, SpentKind::Funding);
+    let error = broken(&|k| drop(k.txs.remove(root)));
+    assert!(matches!(error, RehearsalError::Underpaid { .. }), "{error}");
+    // A funding output that nothing spends.
+    let error = broken(&|k| k.funding_vout = 1);
+    assert!(matches!(
+        error,
+        RehearsalError::Stuck { .. } | RehearsalError::Underpaid { .. }
+    ));
+}
+
 /// A small factory with every time compressed.
 fn quick(policy: ExpiryPolicy, k: u8, layers: u8, kickoff_arity: u8) -> FactoryParams {
     let mut params = lite(policy);

@@ -236,3 +236,33 @@ fn inconsistencies_are_found() {
         assert!(check(&bad).is_err(), "{name}");
     }
 }
+
+#[test]
+fn money_from_nothing_is_found() {
+    let mut export = whole(&signed(ExpiryPolicy::ClientRefund, 8));
+    let last = export.transactions.last_mut().unwrap();
+    let more = last.raw.output[0].value + Amount::from_sat(1);
+    last.raw.output[0].value = more;
+    last.outputs[0].amount_sat = more;
+    last.txid = last.raw.compute_txid();
+    let what = "pays more than it spends";
+    let txid = last.txid;
+    assert_eq!(check(&export), Err(CheckError::Transaction { txid, what }));
+}
+
+/// The signatures in the document are good: consensus code accepts every transaction.
+#[test]
+fn exported_transactions_are_valid() {
+    for policy in [ExpiryPolicy::ClientRefund, ExpiryPolicy::LspReclaim] {
+        let signed = signed(policy, 9);
+        for export in [whole(&signed), own(&signed, 4)] {
+            for tx in &export.transactions {
+                let spent = bitcoin::TxOut {
+                    value: tx.inputs[0].amount_sat,
+                    script_pubkey: tx.inputs[0].script_pubkey.clone(),
+                };
+                assert!(crate::kernel::accepts(&tx.raw, &[spent]), "{:?}", tx.kind);
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ use bitcoin::sighash::{EcdsaSighashType, Prevouts, SighashCache, TapSighashType}
 use bitcoin::{OutPoint, TxOut, Txid};
 
 use super::{ExitKit, KIT_VERSION, KitTx};
+use crate::exit::{self, RehearsalError};
 use crate::factory::SpentKind;
 use crate::ids::FactoryId;
 use crate::output::{OutputRole, RoledOutput, channel_witness_script};
@@ -89,6 +90,9 @@ pub enum KitError {
         /// What it is.
         kind: SpentKind,
     },
+    /// The rehearsal of the exit.
+    #[error("exit rehearsal: {0}")]
+    Rehearsal(#[from] RehearsalError),
     /// A timeout does not pay the client.
     #[error("{txid} pays nothing to the client")]
     Unpaid {
@@ -100,8 +104,8 @@ pub enum KitError {
 impl ExitKit {
     /// Judges the kit by itself: its fields agree, every transaction spends the one before as the
     /// parameters say and relays, every signature verifies against the key in the output it spends
-    /// (BIP-340; ECDSA for the channel), the path reaches the client's channel, and every output on
-    /// the way has what gets the money out.
+    /// (BIP-340; ECDSA for the channel), the path reaches the client's channel, every output on the
+    /// way has what gets the money out, and a rehearsal on a chain of its own ends paid.
     ///
     /// # Errors
     /// The first thing found wrong.
@@ -131,7 +135,8 @@ impl ExitKit {
             before.extend(outputs.map(|(vout, _)| OutPoint::new(txid, vout)));
         }
         self.check_path(&shape)?;
-        self.check_timeouts()
+        self.check_timeouts()?;
+        Ok(exit::rehearse(self)?)
     }
 
     fn check_fields(&self) -> Result<(Shape, Schedule), KitError> {
@@ -270,6 +275,9 @@ impl Verifier<'_> {
         }
         if input.previous_output != tx.spends.outpoint {
             return Err(malformed(tx, "input"));
+        }
+        if tx.tx.compute_txid() != tx.txid {
+            return Err(malformed(tx, "txid"));
         }
         let locks = (tx.timelock.sequence(), tx.timelock.lock_time());
         if locks != (input.sequence, tx.tx.lock_time) || !self.locks_fit(tx) {

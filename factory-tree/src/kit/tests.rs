@@ -145,6 +145,14 @@ fn what_is_missing_or_changed_on_disk_is_found() {
     assert!(matches!(root, KitError::Malformed { .. }), "{root}");
     let amount = refused(|k| k.txs[0].spends.amount = Amount::from_sat(1));
     assert!(matches!(amount, KitError::Unconnected { .. }), "{amount}");
+    let id = refused(|k| k.txs[0].txid = k.txs[1].txid);
+    assert!(
+        matches!(
+            id,
+            KitError::Unconnected { .. } | KitError::Malformed { .. }
+        ),
+        "{id}"
+    );
     let role = refused(|k| k.txs[0].outputs.truncate(1));
     assert!(matches!(role, KitError::Malformed { .. }), "{role}");
 }
