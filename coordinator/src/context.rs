@@ -1,0 +1,82 @@
+//! What every part of the coordinator works with.
+
+use std::sync::Arc;
+
+use bitcoin::FeeRate;
+use chain::ChainSource;
+use chain::wallet::OnchainWallet;
+use tokio::sync::watch;
+
+use crate::ceremony::Ceremonies;
+use crate::config::Config;
+use crate::event::Events;
+use crate::keys::NodeKeys;
+use crate::sessions::Sessions;
+use crate::store::Store;
+use crate::trees::Trees;
+
+/// Whether the Bitcoin node serves us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChainState {
+    /// It does not; says why.
+    Away(String),
+    /// It does, and every block up to this height is taken into account.
+    Ready(u32),
+}
+
+impl ChainState {
+    /// The height, when ready.
+    #[must_use]
+    pub const fn height(&self) -> Option<u32> {
+        match self {
+            Self::Ready(height) => Some(*height),
+            Self::Away(_) => None,
+        }
+    }
+}
+
+/// The parts of a running coordinator.
+#[derive(Debug)]
+pub struct Context {
+    /// What the operator set.
+    pub config: Config,
+    /// The database.
+    pub store: Store,
+    /// What happens.
+    pub events: Events,
+    /// Keys.
+    pub keys: Arc<NodeKeys>,
+    /// The Bitcoin node.
+    pub source: Arc<dyn ChainSource>,
+    /// The on-chain wallet.
+    pub wallet: OnchainWallet,
+    /// Whether the node serves us.
+    pub chain: watch::Sender<ChainState>,
+    /// Connected clients.
+    pub sessions: Sessions,
+    /// Ceremonies under way.
+    pub ceremonies: Ceremonies,
+    /// Trees of factories on the chain.
+    pub trees: Trees,
+}
+
+impl Context {
+    /// The feerate of our own transactions: the node's estimate within the configured bounds.
+    pub async fn feerate(&self) -> FeeRate {
+        let chain = &self.config.chain;
+        let most = FeeRate::from_sat_per_vb_u32(chain.max_feerate);
+        match self.source.fee_rate(chain.fee_target_blocks).await {
+            Ok(rate) => rate.min(most),
+            Err(error) => {
+                tracing::warn!(%error, "no feerate estimate: using the configured one");
+                FeeRate::from_sat_per_vb_u32(chain.fallback_feerate)
+            }
+        }
+    }
+
+    /// The newest height that was taken into account.
+    #[must_use]
+    pub fn height(&self) -> u32 {
+        self.events.height()
+    }
+}

@@ -1,0 +1,174 @@
+//! The data directory: what is in it, and that one process at a time uses it.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// What can go wrong with the data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// There is no home directory to put it in.
+    #[error("there is no home directory; name a data directory with --data-dir")]
+    NoHome,
+    /// Another process has it.
+    #[error("another coordinator is using {path}; stop it first, or use another --data-dir")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// `init` has not been run.
+    #[error("there is no coordinator in {path}; create one with `coordinator --data-dir {path} init`")]
+    NotInitialised {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// `init` has been run already.
+    #[error("there is a coordinator in {path} already; nothing was changed")]
+    Initialised {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The file system.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+}
+
+/// A data directory.
+#[derive(Clone, Debug)]
+pub struct DataDir(PathBuf);
+
+impl DataDir {
+    /// This directory, or `~/.superscalar/coordinator`.
+    ///
+    /// # Errors
+    /// [`DataDirError::NoHome`].
+    pub fn new(path: Option<PathBuf>) -> Result<Self, DataDirError> {
+        let path = match path {
+            Some(path) => path,
+            None => std::env::home_dir().ok_or(DataDirError::NoHome)?.join(".superscalar/coordinator"),
+        };
+        // Absolute, as the paths in error texts and in `info` are for people elsewhere.
+        Ok(Self(std::path::absolute(&path).unwrap_or(path)))
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The encrypted seed.
+    #[must_use]
+    pub fn seed(&self) -> PathBuf {
+        self.0.join("seed.json")
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn database(&self) -> PathBuf {
+        self.0.join("coordinator.sqlite")
+    }
+
+    /// The operator's socket.
+    #[must_use]
+    pub fn admin_socket(&self) -> PathBuf {
+        self.0.join("admin.sock")
+    }
+
+    /// Configuration.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.0.join("coordinator.toml")
+    }
+
+    /// Creates it, for its owner alone.
+    ///
+    /// # Errors
+    /// [`DataDirError::Io`].
+    pub fn create(&self) -> Result<(), DataDirError> {
+        let failed = |source| DataDirError::Io { action: "create the directory", path: self.0.clone(), source };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(failed)
+    }
+
+    /// Writes a file that only its owner reads, if it is not there.
+    ///
+    /// # Errors
+    /// [`DataDirError::Io`].
+    pub fn write_new(&self, path: &Path, content: &[u8]) -> Result<(), DataDirError> {
+        let failed = |source| DataDirError::Io { action: "write", path: path.to_owned(), source };
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+        io::Write::write_all(&mut file, content).and_then(|()| file.sync_all()).map_err(failed)
+    }
+
+    /// Takes the directory for this process, until the lock is dropped or the process ends, however it ends.
+    ///
+    /// # Errors
+    /// [`DataDirError::InUse`], [`DataDirError::NotInitialised`].
+    pub fn lock(&self) -> Result<DataDirLock, DataDirError> {
+        let path = self.0.join("lock");
+        if !self.0.is_dir() {
+            return Err(DataDirError::NotInitialised { path: self.0.clone() });
+        }
+        let failed = |source| DataDirError::Io { action: "lock", path: path.clone(), source };
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(DataDirLock { _file: file }),
+            Err(fs::TryLockError::WouldBlock) => Err(DataDirError::InUse { path: self.0.clone() }),
+            Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+
+    /// Makes a file readable by its owner alone.
+    ///
+    /// # Errors
+    /// [`DataDirError::Io`].
+    pub fn restrict(path: &Path) -> Result<(), DataDirError> {
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|source| DataDirError::Io {
+            action: "restrict access to",
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+/// Holds the data directory.
+#[derive(Debug)]
+pub struct DataDirLock {
+    _file: File,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::new(Some(dir.path().join("a/b"))).unwrap();
+        assert!(matches!(data.lock(), Err(DataDirError::NotInitialised { .. })));
+        data.create().unwrap();
+        assert_eq!(fs::metadata(data.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        let lock = data.lock().unwrap();
+        assert!(matches!(data.lock(), Err(DataDirError::InUse { .. })));
+        drop(lock);
+        data.lock().unwrap();
+    }
+
+    #[test]
+    fn files_are_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::new(Some(dir.path().into())).unwrap();
+        data.write_new(&data.config(), b"a").unwrap();
+        assert!(data.write_new(&data.config(), b"b").is_err());
+        assert_eq!(fs::read(data.config()).unwrap(), b"a");
+        assert_eq!(fs::metadata(data.config()).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+}

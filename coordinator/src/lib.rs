@@ -1,0 +1,18 @@
+//! The LSP's service: adapters around `factory-tree`, and the operator's surfaces.
+
+pub mod ceremony;
+pub mod chain_task;
+pub mod config;
+pub mod context;
+pub mod datadir;
+pub mod event;
+pub mod fault;
+pub mod funding;
+pub mod keys;
+pub mod notify;
+pub mod params;
+pub mod reclaim;
+pub mod reputation;
+pub mod sessions;
+pub mod store;
+pub mod trees;

@@ -1,0 +1,191 @@
+//! Takes back what is the coordinator's alone: unsold stocks `q` blocks after their leaf confirmed, and under `LspReclaim` what nobody
+//! published by `T`. Derived anew at every tip from what is on the chain.
+
+use std::collections::{BTreeMap, HashSet};
+
+use bitcoin::key::Keypair;
+use bitcoin::secp256k1::Secp256k1;
+use bitcoin::{FeeRate, OutPoint, ScriptBuf, Transaction};
+use chain::ChainError;
+use factory_tree::factory::SpentKind;
+use factory_tree::ids::FactoryId;
+use factory_tree::keys::Owners;
+use factory_tree::output::ScriptLeaf;
+use factory_tree::plan;
+use factory_tree::sweep::{self, SweepError, SweepInput, Unlock};
+
+use crate::chain_task::ChainTaskError;
+use crate::context::Context;
+use crate::event::Event;
+use crate::store::outputs::{self, OutputRow};
+use crate::store::sweeps::{self, SweepRow};
+use crate::store::{attempts, factories};
+use crate::trees::KnownTree;
+
+/// Inputs of one sweep: a script-path input is about 60 vB, so this stays well under what nodes relay.
+const MOST_INPUTS: usize = 500;
+
+/// Broadcasts pending sweeps again, and makes new ones for what has come due.
+///
+/// # Errors
+/// [`ChainTaskError`]; what was not done is done at the next block.
+pub async fn run(ctx: &Context) -> Result<(), ChainTaskError> {
+    let (unspent, pending) =
+        ctx.store.read(async |tx| Ok((outputs::unspent(tx).await?, sweeps::pending(tx).await?))).await?;
+    if unspent.is_empty() && pending.is_empty() {
+        return Ok(());
+    }
+    let mut swept = HashSet::new();
+    for row in pending {
+        if again(ctx, &row).await? {
+            swept.extend(row.tx.input.iter().map(|input| input.previous_output));
+        }
+    }
+    let mut by_factory: BTreeMap<FactoryId, Vec<OutputRow>> = BTreeMap::new();
+    for output in unspent.into_iter().filter(|output| !swept.contains(&output.outpoint)) {
+        if matches!(output.kind, SpentKind::Stock | SpentKind::Funding | SpentKind::Static | SpentKind::State) {
+            by_factory.entry(output.factory).or_default().push(output);
+        }
+    }
+    for (factory, outputs) in by_factory {
+        if let Err(error) = sweep_factory(ctx, factory, outputs).await {
+            match error {
+                // One factory that cannot be rebuilt does not keep the others.
+                ChainTaskError::Trees(error) => tracing::error!(%error, %factory, "what is due cannot be swept"),
+                error => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a pending sweep is still on its way.
+async fn again(ctx: &Context, row: &SweepRow) -> Result<bool, ChainTaskError> {
+    match ctx.source.broadcast(&row.tx).await {
+        Ok(_) => {
+            ctx.wallet.record_unconfirmed(&row.tx).await?;
+            Ok(true)
+        }
+        Err(ChainError::Rejected { txid, reason }) => {
+            // Something else spent an input, or the lock counts again after a reorg: what is left is swept anew when due.
+            tracing::warn!(%txid, ?reason, "a sweep was not accepted");
+            ctx.store.write(async |tx| sweeps::give_up(tx, &txid).await).await?;
+            ctx.wallet.forget_unconfirmed([txid]).await?;
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn sweep_factory(ctx: &Context, factory: FactoryId, outputs: Vec<OutputRow>) -> Result<(), ChainTaskError> {
+    let height = ctx.height();
+    let row = ctx.store.read(async |tx| factories::get(tx, factory).await).await?;
+    // Cheap first: a factory's tree is built only when something of it may be due.
+    let expired = row.as_ref().is_some_and(|row| height >= row.expiry_height);
+    if !expired && outputs.iter().all(|output| output.kind != SpentKind::Stock) {
+        return Ok(());
+    }
+    let Some(row) = row else { return Ok(()) };
+    let known = ctx.trees.get(&ctx.store, factory).await?;
+    let due: Vec<(OutputRow, ScriptLeaf)> = outputs
+        .into_iter()
+        .filter_map(|output| {
+            let params = &known.tree.spec().params;
+            let leaf = plan::script_leaf(params, known.tree.schedule(), output.kind);
+            is_due(leaf, output.confirmed_height, height).then_some((output, leaf))
+        })
+        .take(MOST_INPUTS)
+        .collect();
+    if due.is_empty() {
+        return Ok(());
+    }
+    let fresh = ctx.store.read(async |tx| attempts::fresh(tx, row.round).await).await?;
+    let mut secret = ctx.keys.factory_secret(row.round, fresh);
+    let keypair = Keypair::from_secret_key(&Secp256k1::new(), &secret);
+    secret.non_secure_erase();
+    let destination = ctx.wallet.new_address().await?.script_pubkey();
+    let tx = match make(&known, &due, &keypair, destination, ctx.feerate().await) {
+        Ok(tx) => tx,
+        Err(error @ SweepError::TooLittle { .. }) => {
+            tracing::info!(%error, %factory, "not worth sweeping at this feerate");
+            return Ok(());
+        }
+        Err(error) => {
+            tracing::error!(%error, %factory, "what is due cannot be swept");
+            return Ok(());
+        }
+    };
+    publish(ctx, factory, tx).await
+}
+
+async fn publish(ctx: &Context, factory: FactoryId, tx: Transaction) -> Result<(), ChainTaskError> {
+    let txid = tx.compute_txid();
+    let amount = tx.output.first().map(|output| output.value).unwrap_or_default();
+    let row = SweepRow { factory, tx, amount, created_height: ctx.height() };
+    ctx.store.write(async |conn| sweeps::insert(conn, &row).await).await?;
+    if again(ctx, &row).await? {
+        ctx.events.emit(Event::SweepBroadcast { factory, txid, sat: amount.to_sat() });
+    }
+    Ok(())
+}
+
+/// Whether the next block may contain the spend.
+fn is_due(leaf: ScriptLeaf, confirmed: u32, tip: u32) -> bool {
+    match leaf {
+        ScriptLeaf::None => false,
+        // BIP-65: a transaction with nLockTime T is final in block T + 1.
+        ScriptLeaf::LspAfter(height) => tip >= height.0,
+        // BIP-68: the spend's block is at least `delay` above the output's.
+        ScriptLeaf::LspDelayed(delay) => tip.saturating_add(1) >= confirmed.saturating_add(delay.0),
+    }
+}
+
+fn make(
+    known: &KnownTree,
+    due: &[(OutputRow, ScriptLeaf)],
+    keypair: &Keypair,
+    destination: ScriptBuf,
+    feerate: FeeRate,
+) -> Result<Transaction, SweepError> {
+    let mut ring = known.tree.keys().clone();
+    let mut inputs = Vec::with_capacity(due.len());
+    for (output, leaf) in due {
+        let not_ours = SweepError::NotOurs { outpoint: output.outpoint };
+        let clients = owners(known, output.outpoint).ok_or_else(|| not_ours.clone())?;
+        let root = leaf.merkle_root(ring.lsp_x_only());
+        let key = ring.output(&Owners::with_lsp(&clients), root).map_err(|_| not_ours)?;
+        inputs.push(SweepInput {
+            outpoint: output.outpoint,
+            txout: bitcoin::TxOut { value: output.amount, script_pubkey: key.script() },
+            keypair,
+            unlock: Unlock::Leaf { leaf: *leaf, internal_key: key.internal },
+        });
+    }
+    sweep::sweep(&Secp256k1::new(), &inputs, destination, feerate.to_sat_per_vb_ceil())
+}
+
+/// The clients an output belongs to.
+fn owners(known: &KnownTree, outpoint: OutPoint) -> Option<factory_tree::shape::ClientRange> {
+    if outpoint == known.tree.funding() {
+        return Some(0..u32::try_from(known.tree.spec().members.len()).ok()?);
+    }
+    let (_, output) = known.tx(&outpoint.txid)?.output(outpoint.vout)?;
+    Some(output.clients.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use factory_tree::units::{Blocks, Height};
+
+    #[test]
+    fn locks_end_with_the_block_that_may_hold_the_spend() {
+        let stock = ScriptLeaf::LspDelayed(Blocks(504));
+        assert!(!is_due(stock, 100, 602));
+        assert!(is_due(stock, 100, 603));
+        let unpublished = ScriptLeaf::LspAfter(Height(700));
+        assert!(!is_due(unpublished, 100, 699));
+        assert!(is_due(unpublished, 100, 700));
+        assert!(!is_due(ScriptLeaf::None, 1, 1_000_000));
+    }
+}

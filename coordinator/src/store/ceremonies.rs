@@ -1,0 +1,251 @@
+//! Ceremonies and their pinned coins.
+
+use bitcoin::{Amount, OutPoint, ScriptBuf, TxOut};
+use factory_tree::ceremony::coordinator::Terms;
+use factory_tree::ids::CeremonyId;
+use factory_tree::params::FactoryParams;
+use serde::{Deserialize, Serialize};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Conn, Result, StoreError, codec};
+
+/// What the operator asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// Parameters of the factory.
+    pub params: FactoryParams,
+    /// How many interested clients to wait for; `None`: those that are interested at once.
+    pub clients: Option<u32>,
+    /// Fewer are no factory.
+    pub min_clients: u32,
+    /// The capacity of each; `None`: as each asked.
+    pub capacity: Option<Amount>,
+    /// Feerate of the funding, sat per 1000 weight units; `None`: the node's estimate.
+    pub feerate_sat_per_kwu: Option<u64>,
+}
+
+/// How far a ceremony is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CeremonyState {
+    /// It waits for interested clients.
+    Gathering,
+    /// Attempts are under way.
+    Running,
+    /// A factory stands.
+    Complete,
+    /// It was given up.
+    Failed,
+}
+
+impl CeremonyState {
+    const ALL: [Self; 4] = [Self::Gathering, Self::Running, Self::Complete, Self::Failed];
+
+    /// Its name in the database and for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gathering => "gathering",
+            Self::Running => "running",
+            Self::Complete => "complete",
+            Self::Failed => "failed",
+        }
+    }
+
+    fn parse(name: &str) -> Result<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|state| state.name() == name).ok_or_else(|| StoreError::value("ceremony state", name))
+    }
+
+    /// Whether it still goes on.
+    #[must_use]
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Gathering | Self::Running)
+    }
+}
+
+/// A ceremony.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CeremonyRow {
+    /// Its id.
+    pub id: CeremonyId,
+    /// When it was asked for.
+    pub created_height: u32,
+    /// How far it is.
+    pub state: CeremonyState,
+    /// What was asked for.
+    pub wish: Wish,
+    /// What clients are offered, once coins are pinned.
+    pub terms: Option<Terms>,
+    /// Why it failed.
+    pub reason: Option<String>,
+}
+
+/// A coin that belongs to a ceremony.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// Where it is.
+    pub outpoint: OutPoint,
+    /// What it is.
+    pub txout: TxOut,
+}
+
+/// Writes down a new ceremony.
+///
+/// # Errors
+/// Those of the database.
+pub async fn insert(conn: &mut Conn, id: CeremonyId, height: u32, wish: &Wish) -> Result<()> {
+    sqlx::query("INSERT INTO ceremony (ceremony, created_height, state, wish) VALUES (?, ?, 'gathering', ?)")
+        .bind(id.0.as_slice())
+        .bind(height)
+        .bind(codec::json("wish", wish)?)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Pins its coins, the first of them common to all attempts, and lets it run.
+///
+/// # Errors
+/// Those of the database.
+pub async fn start(conn: &mut Conn, id: CeremonyId, terms: &Terms, pins: &[Pin]) -> Result<()> {
+    sqlx::query("UPDATE ceremony SET state = 'running', terms = ? WHERE ceremony = ?")
+        .bind(codec::json("terms", terms)?)
+        .bind(id.0.as_slice())
+        .execute(&mut *conn)
+        .await?;
+    add_pins(conn, id, 0, pins).await
+}
+
+/// Pins more coins; `place` counts the ceremony's pins.
+///
+/// # Errors
+/// Those of the database.
+pub async fn add_pins(conn: &mut Conn, id: CeremonyId, place: usize, pins: &[Pin]) -> Result<()> {
+    for (place, pin) in (place..).zip(pins) {
+        sqlx::query("INSERT INTO pin (txid, vout, ceremony, place, sat, script) VALUES (?, ?, ?, ?, ?, ?)")
+            .bind(codec::bytes_of(&pin.outpoint.txid))
+            .bind(pin.outpoint.vout)
+            .bind(id.0.as_slice())
+            .bind(codec::int("place", place as u64)?)
+            .bind(codec::int("amount", pin.txout.value.to_sat())?)
+            .bind(pin.txout.script_pubkey.as_bytes())
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(())
+}
+
+/// A ceremony's pins, the common one first.
+///
+/// # Errors
+/// Those of the database.
+pub async fn pins(conn: &mut Conn, id: CeremonyId) -> Result<Vec<Pin>> {
+    let rows = sqlx::query("SELECT txid, vout, sat, script FROM pin WHERE ceremony = ? ORDER BY place")
+        .bind(id.0.as_slice())
+        .fetch_all(conn)
+        .await?;
+    rows.iter().map(pin).collect()
+}
+
+/// Every pinned coin.
+///
+/// # Errors
+/// Those of the database.
+pub async fn all_pins(conn: &mut Conn) -> Result<Vec<OutPoint>> {
+    let rows = sqlx::query("SELECT txid, vout FROM pin").fetch_all(conn).await?;
+    rows.iter().map(|row| codec::outpoint(row.try_get(0)?, row.try_get(1)?)).collect()
+}
+
+fn pin(row: &SqliteRow) -> Result<Pin> {
+    let script: Vec<u8> = row.try_get("script")?;
+    Ok(Pin {
+        outpoint: codec::outpoint(row.try_get("txid")?, row.try_get("vout")?)?,
+        txout: TxOut {
+            value: Amount::from_sat(codec::number("amount", row.try_get("sat")?)?),
+            script_pubkey: ScriptBuf::from_bytes(script),
+        },
+    })
+}
+
+/// Gives a ceremony up: its pins are free, its factories will never be funded.
+///
+/// # Errors
+/// Those of the database.
+pub async fn fail(conn: &mut Conn, id: CeremonyId, reason: &str) -> Result<()> {
+    let id = id.0.as_slice();
+    sqlx::query("UPDATE ceremony SET state = 'failed', reason = ? WHERE ceremony = ? AND state != 'complete'")
+        .bind(reason)
+        .bind(id)
+        .execute(&mut *conn)
+        .await?;
+    for update in [
+        "UPDATE attempt SET state = 'failed', reason = coalesce(reason, ?) WHERE ceremony = ? AND state NOT IN ('funding_signed', 'failed')",
+        "UPDATE factory SET state = 'failed' WHERE ? IS NOT NULL AND ceremony = ? AND state != 'funding_signed'",
+    ] {
+        sqlx::query(update).bind(reason).bind(id).execute(&mut *conn).await?;
+    }
+    release(conn, CeremonyId::try_from(id).map_err(|error| StoreError::value("ceremony id", error))?).await
+}
+
+/// Frees a ceremony's pins.
+///
+/// # Errors
+/// Those of the database.
+pub async fn release(conn: &mut Conn, id: CeremonyId) -> Result<()> {
+    sqlx::query("DELETE FROM pin WHERE ceremony = ?").bind(id.0.as_slice()).execute(conn).await?;
+    Ok(())
+}
+
+/// A factory stands.
+///
+/// # Errors
+/// Those of the database.
+pub async fn complete(conn: &mut Conn, id: CeremonyId) -> Result<()> {
+    sqlx::query("UPDATE ceremony SET state = 'complete' WHERE ceremony = ?").bind(id.0.as_slice()).execute(conn).await?;
+    Ok(())
+}
+
+/// One ceremony.
+///
+/// # Errors
+/// Those of the database.
+pub async fn get(conn: &mut Conn, id: CeremonyId) -> Result<Option<CeremonyRow>> {
+    let query = sqlx::query("SELECT ceremony, created_height, state, wish, terms, reason FROM ceremony WHERE ceremony = ?");
+    let row = query.bind(id.0.as_slice()).fetch_optional(conn).await?;
+    row.as_ref().map(ceremony).transpose()
+}
+
+/// All ceremonies, newest first.
+///
+/// # Errors
+/// Those of the database.
+pub async fn list(conn: &mut Conn) -> Result<Vec<CeremonyRow>> {
+    let query = sqlx::query("SELECT ceremony, created_height, state, wish, terms, reason FROM ceremony ORDER BY number DESC");
+    query.fetch_all(conn).await?.iter().map(ceremony).collect()
+}
+
+/// Ceremonies that were going on, oldest first.
+///
+/// # Errors
+/// Those of the database.
+pub async fn open(conn: &mut Conn) -> Result<Vec<CeremonyRow>> {
+    let query = sqlx::query(
+        "SELECT ceremony, created_height, state, wish, terms, reason FROM ceremony \
+         WHERE state IN ('gathering', 'running') ORDER BY number",
+    );
+    query.fetch_all(conn).await?.iter().map(ceremony).collect()
+}
+
+fn ceremony(row: &SqliteRow) -> Result<CeremonyRow> {
+    let terms: Option<String> = row.try_get("terms")?;
+    let wish: String = row.try_get("wish")?;
+    Ok(CeremonyRow {
+        id: codec::ceremony(row.try_get("ceremony")?)?,
+        created_height: codec::number("height", row.try_get("created_height")?)?,
+        state: CeremonyState::parse(row.try_get("state")?)?,
+        wish: codec::from_json("wish", wish.as_bytes())?,
+        terms: terms.map(|terms| codec::from_json("terms", terms.as_bytes())).transpose()?,
+        reason: row.try_get("reason")?,
+    })
+}

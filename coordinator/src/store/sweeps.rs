@@ -1,0 +1,83 @@
+//! Our transactions that take back what is ours from a factory.
+
+use bitcoin::consensus::encode;
+use bitcoin::{Amount, Transaction, Txid};
+use factory_tree::ids::FactoryId;
+use sqlx::Row;
+
+use super::{Conn, Result, codec};
+
+/// A sweep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SweepRow {
+    /// From which factory.
+    pub factory: FactoryId,
+    /// Signed.
+    pub tx: Transaction,
+    /// What arrives in the wallet.
+    pub amount: Amount,
+    /// When it was made.
+    pub created_height: u32,
+}
+
+/// Keeps a sweep, before it is broadcast.
+///
+/// # Errors
+/// Those of the database.
+pub async fn insert(conn: &mut Conn, sweep: &SweepRow) -> Result<()> {
+    sqlx::query("INSERT INTO sweep (txid, factory, tx, sat, created_height) VALUES (?, ?, ?, ?, ?)")
+        .bind(codec::bytes_of(&sweep.tx.compute_txid()))
+        .bind(sweep.factory.0.as_slice())
+        .bind(encode::serialize(&sweep.tx))
+        .bind(codec::int("amount", sweep.amount.to_sat())?)
+        .bind(sweep.created_height)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Sweeps that are on their way.
+///
+/// # Errors
+/// Those of the database.
+pub async fn pending(conn: &mut Conn) -> Result<Vec<SweepRow>> {
+    let rows = sqlx::query(
+        "SELECT factory, tx, sat, created_height FROM sweep WHERE confirmed_height IS NULL AND dead = 0 ORDER BY number",
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(SweepRow {
+                factory: codec::factory(row.try_get("factory")?)?,
+                tx: codec::transaction(row.try_get("tx")?)?,
+                amount: Amount::from_sat(codec::number("amount", row.try_get("sat")?)?),
+                created_height: codec::number("height", row.try_get("created_height")?)?,
+            })
+        })
+        .collect()
+}
+
+/// Where a transaction is one of our sweeps: it is in the chain now.
+///
+/// # Errors
+/// Those of the database.
+pub async fn confirm(conn: &mut Conn, txid: &Txid, height: u32) -> Result<Option<(FactoryId, Amount)>> {
+    let row = sqlx::query("UPDATE sweep SET confirmed_height = ?, dead = 0 WHERE txid = ? RETURNING factory, sat")
+        .bind(height)
+        .bind(codec::bytes_of(txid))
+        .fetch_optional(conn)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let amount = Amount::from_sat(codec::number("amount", row.try_get(1)?)?);
+    Ok(Some((codec::factory(row.try_get(0)?)?, amount)))
+}
+
+/// A sweep will not confirm: an input of it was spent otherwise.
+///
+/// # Errors
+/// Those of the database.
+pub async fn give_up(conn: &mut Conn, txid: &Txid) -> Result<()> {
+    sqlx::query("UPDATE sweep SET dead = 1 WHERE txid = ?").bind(codec::bytes_of(txid)).execute(conn).await?;
+    Ok(())
+}
