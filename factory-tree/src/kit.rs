@@ -195,11 +195,10 @@ impl ExitKit {
                 expected: path.sessions.len(),
             });
         }
-        let place = proposal.position.checked_sub(proposal.accounts_from);
-        let account = place.and_then(|place| proposal.accounts.get(place as usize));
-        let capacity = account
-            .ok_or(KitError::Position(proposal.position))?
-            .capacity;
+        let position = path.position;
+        let claim = path.book.of(&(position..position.saturating_add(1)));
+        let capacity = claim.and_then(|claims| claims.first());
+        let capacity = capacity.ok_or(KitError::Position(position))?.capacity;
         let signed = path.sessions.iter().zip(signatures);
         let mut txs: Vec<KitTx> = signed
             .map(|(tx, signature)| KitTx::new(tx, tx.signed(signature)))
@@ -217,7 +216,7 @@ impl ExitKit {
             factory_id: FactoryId::of(path.funding),
             ceremony: join.ceremony,
             attempt: join.attempt,
-            position: proposal.position,
+            position,
             join_nonce: join.join_nonce,
             leaf_id: join.leaf_id,
             params: proposal.params.clone(),

@@ -386,6 +386,9 @@ impl FactoryParams {
         let expiry = publish_from
             .plus(exit_delay)
             .plus(Blocks(self.expiry_margin));
+        // nLockTime and OP_CLTV read anything from here on as a time (BIP-65), not as a height.
+        let last = bitcoin::absolute::LOCK_TIME_THRESHOLD.saturating_sub(1);
+        range("expiry", expiry.0.into(), 1, last.into())?;
         Ok(Schedule {
             birth,
             dying_from,
@@ -485,6 +488,14 @@ mod tests {
         assert_eq!(schedule.expiry, Height(1000 + 4320 + 432 + 228 + 360));
         assert_eq!(schedule.publish_from, Height(1000 + 4320 + 432));
         assert_eq!(schedule.last_spend, Height(schedule.expiry.0 - 144));
+    }
+
+    #[test]
+    fn an_expiry_that_is_no_height_is_refused() {
+        for birth in [499_999_999, u32::MAX] {
+            let error = lite().schedule(Height(birth), 3).unwrap_err();
+            assert!(error.to_string().starts_with("expiry"), "{error}");
+        }
     }
 
     #[test]
