@@ -143,3 +143,32 @@ fn what_is_not_ours_or_not_worth_it_is_refused() {
     let large = sweep(&secp, &many, to(), 1).unwrap_err();
     assert!(matches!(large, SweepError::TooLarge { .. }), "{large}");
 }
+
+/// From 253 inputs on the count takes three bytes; consensus code agrees on the sighashes.
+#[test]
+fn many_inputs_are_signed_alike() {
+    let secp = Secp256k1::new();
+    let signed = signed(ExpiryPolicy::ClientRefund);
+    let lsp = signed.lsp_keypair();
+    let stock = &stocks(&signed, &lsp)[0];
+    let own = Keypair::from_secret_key(&secp, &secret(5, "wallet", 1));
+    let inputs: Vec<SweepInput<'_>> = (0..300u32)
+        .map(|n| {
+            let mut input = stock.clone();
+            if n % 3 == 0 {
+                input.keypair = &own;
+                input.unlock = Unlock::KeyPath;
+                input.txout.script_pubkey = crate::output::payout(&secp, own.x_only_public_key().0);
+            }
+            input.outpoint.vout = n;
+            input
+        })
+        .collect();
+    let tx = sweep(&secp, &inputs, destination(&secp), 2).unwrap();
+    assert!(accepted(&inputs, &tx));
+    let sum: Amount = inputs.iter().map(|input| input.txout.value).sum();
+    assert_eq!(
+        sum - tx.output[0].value,
+        Amount::from_sat(tx.vsize() as u64 * 2)
+    );
+}
