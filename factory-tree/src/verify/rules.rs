@@ -349,8 +349,8 @@ fn second_stage_of(path: &Path, first: &FactoryTx) -> Option<Txid> {
     path.sessions.iter().find(of_first).map(|tx| tx.txid)
 }
 
-/// What the creation-time timeouts pay at least, after their fees, whatever was published:
-/// nothing where there are none.
+/// What this client gets by timeouts at least, after their fees, whatever was published. Below the
+/// leaf that is the channel alone: the LSP may take back its unsold stock after `q`.
 #[must_use]
 pub fn coverage(path: &Path) -> Amount {
     let pays = |tx: &FactoryTx| -> Amount {
@@ -359,17 +359,13 @@ pub fn coverage(path: &Path) -> Amount {
         });
         checked_sum(own.map(|output| output.txout.value)).unwrap_or(Amount::ZERO)
     };
-    let stock = path
-        .sessions
-        .iter()
-        .find(|tx| tx.spends.kind == SpentKind::Stock);
-    let at_leaf = checked_sum(stock.into_iter().chain([&path.channel_timeout]).map(pays));
+    let at_leaf = pays(&path.channel_timeout);
     let above = path.timeout_txs().map(|tx| {
         let second = second_stage_of(path, tx);
         let second = path.sessions.iter().find(|tx| Some(tx.txid) == second);
         pays(second.unwrap_or(tx))
     });
-    above.chain(at_leaf).min().unwrap_or(Amount::ZERO)
+    above.chain([at_leaf]).min().unwrap_or(Amount::ZERO)
 }
 
 /// Rule 12. Without timeouts there is nothing to cover; the user has consented to that.
