@@ -220,6 +220,8 @@ pub struct Path {
     pub timeouts: Vec<usize>,
     /// Everything in the channel to the client at `T`.
     pub channel_timeout: FactoryTx,
+    /// The key that the receiver's stock must have, if it has a stock (with or without timeouts).
+    pub stock_key: Option<Arc<OutputKey>>,
     /// The branch of each node that leads on, or the channel in the leaf.
     pub own_outputs: Vec<u32>,
 }
@@ -298,6 +300,7 @@ impl Path {
             nodes: built.nodes,
             timeouts: built.timeouts,
             channel_timeout: built.channel_timeout,
+            stock_key: built.stock_key,
             own_outputs: built.own_outputs,
             shape,
             schedule,
@@ -342,6 +345,7 @@ struct Built {
     nodes: Vec<usize>,
     timeouts: Vec<usize>,
     channel_timeout: FactoryTx,
+    stock_key: Option<Arc<OutputKey>>,
     own_outputs: Vec<u32>,
 }
 
@@ -358,7 +362,7 @@ impl Builder<'_> {
             .map_or(Amount::ZERO, |output| output.value);
         let (mut sessions, mut nodes, mut timeouts) = (Vec::new(), Vec::new(), Vec::new());
         let mut own_outputs = Vec::new();
-        let mut channel = None;
+        let (mut channel, mut stock_key) = (None, None);
         for (depth, (index, level)) in path.iter().zip(&proposal.levels).enumerate() {
             let node = self.shape.nodes().get(*index);
             let node = node.ok_or(PathError::Position(proposal.position))?;
@@ -378,16 +382,17 @@ impl Builder<'_> {
             if node.kind == NodeKind::Leaf {
                 channel = Some((next, output.clone()));
             }
-            let stock = self.own_stock(&tx);
+            let stock = self.own_stock(&tx, keys)?;
             nodes.push(sessions.len());
             sessions.push(tx);
             if let Some(proposed) = proposal.timeouts.get(depth) {
                 timeouts.push(sessions.len());
                 self.push_timeouts(*index, spends, proposed, keys, &mut sessions)?;
-                if let (NodeKind::Leaf, Some((outpoint, output))) = (node.kind, stock) {
-                    self.push_stock_timeout(outpoint, &output, keys, &mut sessions)?;
+                if let Some(stock) = &stock {
+                    self.push_stock_timeout(stock.clone(), &mut sessions)?;
                 }
             }
+            stock_key = stock.and_then(|stock| stock.key);
         }
         let missing = PathError::Position(proposal.position);
         let (outpoint, output) = channel.ok_or_else(|| missing.clone())?;
@@ -400,6 +405,7 @@ impl Builder<'_> {
             nodes,
             timeouts,
             channel_timeout,
+            stock_key,
             own_outputs,
         })
     }
@@ -458,10 +464,18 @@ impl Builder<'_> {
             .ok_or(PathError::Position(position))
     }
 
-    fn own_stock(self, leaf: &FactoryTx) -> Option<(OutPoint, RoledOutput)> {
-        leaf.outputs_of(OutputRole::Stock)
-            .find(|(_, output)| output.clients.contains(&self.proposal.position))
-            .map(|(outpoint, output)| (outpoint, output.clone()))
+    /// The receiver's stock in `tx`, under the key it must have.
+    fn own_stock(self, tx: &FactoryTx, keys: &mut KeyRing) -> Result<Option<Spent>, PathError> {
+        let stock = tx
+            .outputs_of(OutputRole::Stock)
+            .find(|(_, output)| output.clients.contains(&self.proposal.position));
+        let Some((outpoint, output)) = stock else {
+            return Ok(None);
+        };
+        let owners = Owners::with_lsp(&output.clients);
+        let key = self.key(keys, &owners, SpentKind::Stock)?;
+        let amount = output.txout.value;
+        Ok(Some(plan::spent(outpoint, SpentKind::Stock, amount, key)))
     }
 
     fn push_timeouts(
@@ -514,15 +528,10 @@ impl Builder<'_> {
 
     fn push_stock_timeout(
         self,
-        outpoint: OutPoint,
-        output: &RoledOutput,
-        keys: &mut KeyRing,
+        spends: Spent,
         sessions: &mut Vec<FactoryTx>,
     ) -> Result<(), PathError> {
-        let owners = Owners::with_lsp(&output.clients);
-        let key = self.key(keys, &owners, SpentKind::Stock)?;
-        let spends = plan::spent(outpoint, SpentKind::Stock, output.txout.value, key);
-        let stock = self.book.stock(&output.clients);
+        let stock = self.book.stock(&spends.clients);
         let (_, claims) = stock.ok_or(PathError::Position(self.proposal.position))?;
         let timeout = plan::timeout(&self.proposal.params, self.schedule, spends, &claims);
         sessions.push(timeout.map_err(TreeError::from)?);

@@ -196,15 +196,12 @@ pub(super) fn output_keys(path: &Path, proposal: &PathProposal) -> Result<(), Re
         })?;
     }
     for stock in own_stock(path) {
-        let timeout = path
-            .sessions
-            .iter()
-            .find(|tx| tx.spends.kind == SpentKind::Stock);
-        let Some(timeout) = timeout else { continue };
-        let keyed = stock.txout.script_pubkey == timeout.spends.txout.script_pubkey;
-        require(keyed, Rule::OutputKeys, || {
-            "the stock is not keyed to its owners".into()
-        })?;
+        let due = path.stock_key.as_ref().map(|key| key.script());
+        require(
+            due.as_ref() == Some(&stock.txout.script_pubkey),
+            Rule::OutputKeys,
+            || "the stock is not keyed to its owners".into(),
+        )?;
     }
     Ok(())
 }
@@ -250,10 +247,16 @@ pub(super) fn amounts(
             return broken(format!("outputs of {} are not its input", tx.txid));
         }
     }
-    let index = proposal.position.saturating_sub(proposal.accounts_from);
-    let account = proposal.accounts.get(index as usize);
+    let first = plan::claim_range(&path.shape, path.position).start;
+    if proposal.accounts_from != first {
+        let from = proposal.accounts_from;
+        return broken(format!("accounts from {from}, the shape says {first}"));
+    }
+    // What the timeouts were rebuilt from, not what the proposal says beside it.
+    let own = path.position..path.position.saturating_add(1);
+    let claim = path.book.of(&own).and_then(|claims| claims.first());
     let due = (agreed.invitation.capacity, &agreed.own.payout_script);
-    if account.map(|a| (a.capacity, &a.payout_script)) != Some(due) {
+    if claim.map(|claim| (claim.capacity, &claim.script)) != Some(due) {
         return broken("our account is not the one we joined with".into());
     }
     let Some(leaf) = path.leaf() else {

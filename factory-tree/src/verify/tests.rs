@@ -7,7 +7,7 @@ use bitcoin::{OutPoint, Sequence, Transaction, TxIn, TxOut, Txid, Witness, absol
 
 use super::*;
 use crate::ceremony::message::Round;
-use crate::factory::{FactorySpec, Member};
+use crate::factory::{FactorySpec, Member, SpentKind};
 use crate::ids::{Attempt, CeremonyId, ClientId, LeafId};
 use crate::output;
 use crate::params::{FactoryParams, Profile};
@@ -138,6 +138,24 @@ impl Case {
         check_proposal(&self.proposal, agreed)
     }
 
+    /// The coordinator means exactly what its proposal makes: every id in it is told anew.
+    fn retell(&mut self) {
+        let path = Path::rebuild(&self.proposal).unwrap();
+        let proposal = &mut self.proposal;
+        for (level, tx) in proposal.levels.iter_mut().zip(path.node_txs()) {
+            level.txid = tx.txid;
+        }
+        for (timeout, tx) in proposal.timeouts.iter_mut().zip(path.timeout_txs()) {
+            timeout.txid = tx.txid;
+        }
+        let stock = path
+            .sessions
+            .iter()
+            .find(|tx| tx.spends.kind == SpentKind::Stock);
+        proposal.stock_timeout = stock.map(|tx| tx.txid);
+        proposal.channel_timeout = path.channel_timeout.txid;
+    }
+
     fn refused_for(&self, rule: Rule) {
         match self.check() {
             Ok(_) => panic!("accepted, should break {rule}"),
@@ -223,6 +241,18 @@ fn rule_3_output_keys() {
     stock.refused_for(Rule::OutputKeys);
 }
 
+/// Without timeouts too the stock belongs to its clients: nothing else would notice its key.
+#[test]
+fn rule_3_the_own_stock_is_keyed_to_its_owners_without_timeouts_too() {
+    let mut params = params();
+    params.expiry_policy = ExpiryPolicy::LspReclaim;
+    let mut case = case_of(params, 8, 5);
+    let leaf = case.proposal.levels.last_mut().unwrap();
+    leaf.outputs[4].script_pubkey = output::taproot(key(6, 0).x_only_public_key().0);
+    case.retell();
+    case.refused_for(Rule::OutputKeys);
+}
+
 #[test]
 fn rule_4_rebuild() {
     let mut txid = case();
@@ -271,6 +301,18 @@ fn rule_6_amounts() {
     let mut mate = case();
     mate.proposal.accounts[4].capacity = Amount::from_sat(150_000);
     mate.refused_for(Rule::Amounts);
+}
+
+/// The account list is said to start elsewhere: what looks like ours would be a neighbour's, and the
+/// timeouts of our own outputs would pay whoever is at our place.
+#[test]
+fn rule_6_accounts_start_where_the_claims_do() {
+    let mut case = case();
+    case.proposal.accounts.swap(0, 5);
+    case.proposal.accounts_from = 5;
+    case.proposal.accounts[5].payout_script = output::taproot(key(6, 0).x_only_public_key().0);
+    case.retell();
+    case.refused_for(Rule::Amounts);
 }
 
 #[test]
