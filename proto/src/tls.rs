@@ -5,11 +5,13 @@ mod client;
 mod identity;
 mod pin;
 mod server;
+mod traffic;
 
 pub use client::{ConnectError, ConnectOptions, connect};
 pub use identity::{IdentityError, ServerIdentity};
 pub use pin::{PinMismatch, PinnedCertificate};
 pub use server::{ServeError, incoming, server};
+pub use traffic::{Counted, Traffic, traffic};
 
 use std::time::Duration;
 

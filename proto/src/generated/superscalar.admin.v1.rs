@@ -60,9 +60,6 @@ pub struct WalletAddressResponse {
     /// The address.
     #[prost(string, tag = "1")]
     pub address: ::prost::alloc::string::String,
-    /// Its derivation index.
-    #[prost(uint32, tag = "2")]
-    pub index: u32,
 }
 /// Nothing to say.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -70,20 +67,14 @@ pub struct WalletBalanceRequest {}
 /// What the wallet holds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WalletBalanceResponse {
-    /// In the chain and mature.
+    /// In the chain, mature and free.
     #[prost(uint64, tag = "1")]
     pub confirmed_sat: u64,
-    /// Own change that is not in the chain yet.
+    /// Not in the chain yet, or a block reward that is not mature yet.
     #[prost(uint64, tag = "2")]
-    pub unconfirmed_own_sat: u64,
-    /// From others, not in the chain yet.
-    #[prost(uint64, tag = "3")]
     pub unconfirmed_sat: u64,
-    /// Block rewards that are not mature yet.
-    #[prost(uint64, tag = "4")]
-    pub immature_sat: u64,
-    /// Part of `confirmed_sat` that is pinned for ceremonies.
-    #[prost(uint64, tag = "5")]
+    /// In the chain and pinned for ceremonies; not part of `confirmed_sat`.
+    #[prost(uint64, tag = "3")]
     pub pinned_sat: u64,
 }
 /// What factory is wanted.
@@ -356,7 +347,7 @@ pub struct ClientListResponse {
     pub clients: ::prost::alloc::vec::Vec<Client>,
 }
 /// A client.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Client {
     /// Its account, 33 bytes.
     #[prost(bytes = "bytes", tag = "1")]
@@ -382,6 +373,9 @@ pub struct Client {
     /// The best height when it was last seen.
     #[prost(uint32, tag = "8")]
     pub last_seen_height: u32,
+    /// Its score of faults, as of now: those with a lower one are invited first.
+    #[prost(double, tag = "9")]
+    pub score: f64,
 }
 /// Generated client implementations.
 pub mod admin_client {

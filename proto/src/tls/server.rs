@@ -1,11 +1,14 @@
 //! The coordinator's side of a connection.
 
+use std::io;
 use std::net::SocketAddr;
 
 use tokio::net::TcpListener;
+use tokio_stream::{Stream, StreamExt};
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Server, ServerTlsConfig};
 
+use super::traffic::Counted;
 use super::{
     CONNECTION_WINDOW, HANDSHAKE, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW, ServerIdentity,
 };
@@ -57,7 +60,8 @@ pub fn server(listen: SocketAddr, identity: Option<&ServerIdentity>) -> Result<S
 
 /// The connections to `listener`, without Nagle's delay: with it 128 streams wait 40 ms for nothing,
 /// and the server's own `tcp_nodelay` has no effect on a listener that it did not open.
-#[must_use]
-pub fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
+/// Their bytes are counted ([`super::traffic`]).
+pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Counted>> {
+    let connections = TcpIncoming::from(listener).with_nodelay(Some(true));
+    connections.map(|accepted| accepted.map(Counted))
 }
