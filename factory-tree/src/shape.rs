@@ -68,17 +68,7 @@ impl Shape {
     /// When the parameters are invalid, there are fewer than two clients, or the tree is too deep
     /// for the route budget.
     pub fn new(params: &FactoryParams, clients: u32) -> Result<Self, ParamsError> {
-        params.validate()?;
-        if clients < MIN_CLIENTS {
-            return Err(ParamsError::OutOfRange {
-                name: "clients",
-                value: clients.into(),
-                min: MIN_CLIENTS.into(),
-                max: u32::MAX.into(),
-            });
-        }
-        let per_leaf = u32::from(params.k).saturating_mul(params.k.into());
-        let leaves = clients.div_ceil(per_leaf);
+        let leaves = leaves(params, clients)?;
         let levels = levels(params, leaves);
         let mut shape = Self {
             nodes: Vec::new(),
@@ -199,6 +189,51 @@ impl Shape {
     pub fn exit_delay(&self, params: &FactoryParams) -> Blocks {
         params.exit_delay(self.levels)
     }
+}
+
+/// The number of leaves of a factory of `clients`.
+fn leaves(params: &FactoryParams, clients: u32) -> Result<u32, ParamsError> {
+    params.validate()?;
+    if clients < MIN_CLIENTS {
+        return Err(ParamsError::OutOfRange {
+            name: "clients",
+            value: clients.into(),
+            min: MIN_CLIENTS.into(),
+            max: u32::MAX.into(),
+        });
+    }
+    let per_leaf = u32::from(params.k).saturating_mul(params.k.into());
+    Ok(clients.div_ceil(per_leaf.max(1)))
+}
+
+/// The most levels of any factory of up to `clients` clients that the parameters allow. No tree is
+/// built: a client asks this of an invitation, which costs its sender nothing.
+///
+/// # Errors
+/// What [`Shape::new`] says of `clients` itself.
+pub fn most_levels(params: &FactoryParams, clients: u32) -> Result<u32, ParamsError> {
+    let leaves_of_all = leaves(params, clients)?;
+    let own = depth(&levels(params, leaves_of_all), leaves_of_all);
+    params.check_exit_delay(own)?;
+    // Fewer clients may need more levels: their arities balance differently.
+    let fewest = leaves(params, MIN_CLIENTS)?;
+    let fewer = (fewest..leaves_of_all).map(|leaves| depth(&levels(params, leaves), leaves));
+    let allowed = fewer.filter(|levels| params.check_exit_delay(*levels).is_ok());
+    Ok(allowed.fold(own, u32::max))
+}
+
+/// Transactions on the longest path of a tree of `levels`, the leaf included: the first clients', as
+/// pieces are cut larger first and fewer leaves never need more of the same levels.
+fn depth(levels: &[Level], leaves: u32) -> u32 {
+    let (mut groups, mut depth) = (leaves, 1u32);
+    for level in levels {
+        if level.kind == NodeKind::Static && groups <= 1 {
+            continue;
+        }
+        depth = depth.saturating_add(1);
+        groups = groups.div_ceil(level.arity.min(groups).max(1));
+    }
+    depth
 }
 
 /// The levels of a tree over `leaves` leaves, from the root down, without the leaf level itself.
@@ -410,6 +445,26 @@ mod tests {
         assert_eq!(subs, [2, 1]);
     }
 
+    /// An invitation may name as many clients as the wallet's limit allows, whatever the shape.
+    #[test]
+    fn the_most_levels_are_known_without_building_every_tree() {
+        let mut params = profile(Profile::Lite);
+        params.k = 1;
+        params.layers = 4;
+        params.inner_arity = 2;
+        params.conf_margin = 1;
+        params.step = 1;
+        params.route_budget = 0;
+        let began = std::time::Instant::now();
+        for arities in [None, Some(vec![2; 16])] {
+            params.static_arities = arities;
+            most_levels(&params, 16_384).unwrap();
+        }
+        // Minutes when each smaller tree is built.
+        let took = began.elapsed();
+        assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+    }
+
     #[test]
     fn one_client_is_refused_and_deep_refuses_what_leaves_no_route() {
         assert!(Shape::new(&profile(Profile::Lite), 1).is_err());
@@ -421,6 +476,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_most_levels_are_those_of_the_deepest_smaller_tree(
+            clients in 2u32..200, k in 1u8..=3, kickoff_arity in 1u8..=3, layers in 1u8..=3,
+            arities in proptest::option::of(proptest::collection::vec(2u8..9, 0..4)),
+            route_budget in 0u32..700,
+        ) {
+            let mut params = profile(Profile::Lite);
+            (params.k, params.kickoff_arity, params.layers) = (k, kickoff_arity, layers);
+            (params.static_arities, params.route_budget) = (arities, route_budget);
+            params.step = 10;
+            let built = (2..=clients).filter_map(|n| Shape::new(&params, n).ok());
+            let deepest = built.map(|shape| shape.levels()).max();
+            match Shape::new(&params, clients) {
+                Ok(_) => prop_assert_eq!(most_levels(&params, clients).ok(), deepest),
+                Err(error) => prop_assert_eq!(most_levels(&params, clients), Err(error)),
+            }
+        }
+
         #[test]
         fn every_client_has_one_leaf_and_ranges_nest(
             clients in 2u32..700, k in 1u8..=4, kickoff_arity in 1u8..=2, layers in 1u8..=2,

@@ -503,14 +503,7 @@ pub fn max_sessions(
     params: &crate::params::FactoryParams,
     clients: u32,
 ) -> Result<u32, ParamsError> {
-    // Levels change only with the number of leaves; a smaller attempt may be deeper by one when
-    // its arities balance differently.
-    let per_leaf = u32::from(params.k).saturating_mul(params.k.into()).max(1);
-    let fewer = (crate::shape::MIN_CLIENTS..clients).step_by(per_leaf as usize);
-    let mut levels = Shape::new(params, clients)?.levels();
-    for size in fewer {
-        levels = levels.max(Shape::new(params, size).map_or(0, |shape| shape.levels()));
-    }
+    let levels = crate::shape::most_levels(params, clients)?;
     let per_level = if plan::has_timeouts(params) { 3 } else { 1 };
     Ok(levels.saturating_mul(per_level).saturating_add(1))
 }
