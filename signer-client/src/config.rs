@@ -21,7 +21,9 @@ pub const DEFAULT_TOML: &str = include_str!("../client.default.toml");
 #[non_exhaustive]
 pub enum ConfigError {
     /// No file.
-    #[error("there is no configuration at {path}; run `signer-client init` first, or name the right --data-dir")]
+    #[error(
+        "there is no configuration at {path}; run `signer-client init` first, or name the right --data-dir"
+    )]
     Missing {
         /// Where it was looked for.
         path: PathBuf,
@@ -311,7 +313,11 @@ impl Config {
                 "rpc_cookie",
                 self.chain.rpc_cookie.as_ref().map(path),
             ),
-            ("chain", "rpc_user", self.chain.rpc_user.as_deref().map(text)),
+            (
+                "chain",
+                "rpc_user",
+                self.chain.rpc_user.as_deref().map(text),
+            ),
             (
                 "chain",
                 "rpc_password_file",
@@ -469,7 +475,11 @@ mod tests {
             });
             key.unwrap_or(line).to_owned()
         };
-        DEFAULT_TOML.lines().map(uncomment).collect::<Vec<_>>().join("\n")
+        DEFAULT_TOML
+            .lines()
+            .map(uncomment)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     #[test]

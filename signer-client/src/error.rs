@@ -40,7 +40,9 @@ pub enum Error {
     #[error(transparent)]
     Wallet(#[from] WalletError),
     /// A stored exit kit.
-    #[error("the exit kit of factory {factory} is not good any more: {cause}; put a backup of the database back")]
+    #[error(
+        "the exit kit of factory {factory} is not good any more: {cause}; put a backup of the database back"
+    )]
     Kit {
         /// The factory.
         factory: FactoryId,
@@ -48,7 +50,9 @@ pub enum Error {
         cause: KitError,
     },
     /// The coordinator cannot be reached.
-    #[error("the coordinator at {address} cannot be reached ({cause}); is it running, and is the connection string right?")]
+    #[error(
+        "the coordinator at {address} cannot be reached ({cause}); is it running, and is the connection string right?"
+    )]
     Unreachable {
         /// Where.
         address: String,

@@ -3,6 +3,11 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often and how long to look at a lock that is held.
+const LOOKS: u32 = 10;
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Holds the data directory until it is dropped, or the process ends in whatever way.
 #[derive(Debug)]
@@ -30,6 +35,20 @@ pub enum LockError {
 }
 
 impl DataDirLock {
+    /// Takes the lock; waits a moment for a command that only looks whether somebody runs.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] if another process keeps it.
+    pub fn take_patiently(data_dir: &Path) -> Result<Self, LockError> {
+        for _ in 0..LOOKS {
+            match Self::take(data_dir) {
+                Err(LockError::Held { .. }) => std::thread::sleep(LOOK),
+                other => return other,
+            }
+        }
+        Self::take(data_dir)
+    }
+
     /// Takes the lock, at once or not at all.
     ///
     /// # Errors

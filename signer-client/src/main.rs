@@ -1,2 +1,8 @@
 //! The command-line wallet.
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    signer_client::cli::main()
+}

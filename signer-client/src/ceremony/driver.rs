@@ -60,11 +60,7 @@ impl Driver {
 
     /// A session began; the coordinator has us in `round`. Goes on with what is under way, or
     /// forgets it.
-    pub(crate) async fn reconnected(
-        &mut self,
-        round: Option<Round>,
-        out: &Outgoing,
-    ) -> Result<()> {
+    pub(crate) async fn reconnected(&mut self, round: Option<Round>, out: &Outgoing) -> Result<()> {
         let own = self.machine.as_ref().map(|attempt| attempt.signer.round());
         match (own, round) {
             (Some(own), Some(round)) if own == round => {
@@ -116,9 +112,7 @@ impl Driver {
     pub(crate) async fn received(&mut self, message: ToClient, out: &Outgoing) -> Result<()> {
         match message {
             ToClient::Invitation(invitation) => self.invited(*invitation, out).await,
-            ToClient::ConfirmPing(round) => {
-                self.input(SignerInput::ConfirmPing(round), out).await
-            }
+            ToClient::ConfirmPing(round) => self.input(SignerInput::ConfirmPing(round), out).await,
             ToClient::Proposal(proposal) => {
                 self.client.events.emit(Event::ProposalReceived {
                     round: name(proposal.round),
@@ -181,7 +175,9 @@ impl Driver {
             return self.input(again, out).await;
         }
         let round = invitation.round;
-        self.client.events.emit(Event::Invited { round: name(round) });
+        self.client
+            .events
+            .emit(Event::Invited { round: name(round) });
         if let Some(reason) = self.unwanted(&invitation).await? {
             self.client.events.emit(refused(&reason));
             return out
@@ -246,7 +242,8 @@ impl Driver {
         let reason = DeclineReason::Unable(error.to_string());
         self.client.events.emit(refused(&reason));
         self.note(None).await?;
-        out.ceremony(&ToCoordinator::Decline { round, reason }).await
+        out.ceremony(&ToCoordinator::Decline { round, reason })
+            .await
     }
 
     async fn input(&mut self, input: SignerInput, out: &Outgoing) -> Result<()> {

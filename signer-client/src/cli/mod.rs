@@ -1,1 +1,119 @@
-//! CLI
+//! The command line: thin over the library.
+
+mod args;
+mod context;
+mod events;
+mod exit;
+mod follow;
+mod init;
+mod join;
+mod run;
+mod show;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::json;
+
+use crate::error::Error;
+use args::{Args, Command};
+use context::Context;
+
+/// What went wrong on the command line.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    /// In the library.
+    #[error(transparent)]
+    Client(#[from] Error),
+    /// What was asked for makes no sense as it stands.
+    #[error("{0}")]
+    Usage(String),
+    /// The user, or the state of things, said no.
+    #[error("{0}")]
+    Refused(String),
+    /// Reading or writing a stream.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Client(error) => error.exit_code(),
+            Self::Usage(_) => 2,
+            Self::Refused(_) => 4,
+            Self::Io(_) => 1,
+        }
+    }
+}
+
+macro_rules! from_library {
+    ($($error:ty),*) => {$(
+        impl From<$error> for CliError {
+            fn from(error: $error) -> Self {
+                Self::Client(error.into())
+            }
+        }
+    )*};
+}
+from_library!(
+    crate::config::ConfigError,
+    crate::lock::LockError,
+    crate::store::StoreError,
+    keystore::SeedError,
+    keystore::PassphraseError,
+    chain::ChainError,
+    chain::wallet::WalletError
+);
+
+/// Parses the arguments, does what they say, and reports.
+#[must_use]
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let json = args.json;
+    let outcome = runtime.block_on(dispatch(args));
+    // A blocking call to a node that does not answer must not keep the process.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if json {
+                println!(
+                    "{}",
+                    json!({"error": error.to_string(), "exit_code": error.exit_code()})
+                );
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+async fn dispatch(args: Args) -> Result<(), CliError> {
+    let context = Context::new(&args)?;
+    match args.command {
+        Command::Init(options) => init::run(&context, options).await,
+        Command::Run(options) => run::run(&context, options).await,
+        Command::Join(options) => join::run(&context, options).await,
+        Command::Exit(options) => exit::run(&context, options).await,
+        Command::Status => show::status(&context).await,
+        Command::Factories => show::factories(&context).await,
+        Command::QuoteExit(options) => show::quote(&context, options).await,
+        Command::Export { factory } => show::export(&context, &factory).await,
+        Command::Address => show::address(&context).await,
+        Command::Balance => show::balance(&context).await,
+        Command::Sweep { feerate } => show::sweep(&context, feerate).await,
+    }
+}

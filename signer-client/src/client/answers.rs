@@ -90,7 +90,11 @@ pub async fn sweep(client: &SignerClient, feerate: Option<FeeRate>) -> Result<Sw
     let mut payouts = Vec::new();
     for payout in inner.store.payouts().await? {
         // One that a fee child of ours spends is on its way already.
-        let taken = inner.chain.mempool_spender(payout.outpoint).await?.is_some();
+        let taken = inner
+            .chain
+            .mempool_spender(payout.outpoint)
+            .await?
+            .is_some();
         if payout.spent_by.is_none() && !taken {
             payouts.push(payout);
         }

@@ -24,6 +24,8 @@ pub struct Status {
     pub node_id: ClientId,
     /// The network.
     pub network: bitcoin::Network,
+    /// The coordinator's connection string, if one is configured.
+    pub coordinator: Option<String>,
     /// Whether a process runs on this data directory.
     pub running: bool,
     /// What that process is doing.
@@ -161,7 +163,11 @@ pub struct QuoteAt {
 ///
 /// # Errors
 /// The store's.
-pub async fn status(store: &SharedStore, running: bool) -> Result<Status> {
+pub async fn status(
+    store: &SharedStore,
+    coordinator: Option<&str>,
+    running: bool,
+) -> Result<Status> {
     let identity = store
         .identity()
         .await?
@@ -171,6 +177,7 @@ pub async fn status(store: &SharedStore, running: bool) -> Result<Status> {
     Ok(Status {
         node_id: identity.node_id,
         network: identity.network,
+        coordinator: coordinator.map(str::to_owned),
         running,
         // What a process said that is gone does not count.
         live: if running { live } else { Live::default() },
@@ -246,7 +253,9 @@ pub async fn quote(
     feerates: &[u64],
     coins: Option<&[Amount]>,
 ) -> Result<Quote> {
-    let kit = KitCache::new(SharedStore::clone(store)).get(factory).await?;
+    let kit = KitCache::new(SharedStore::clone(store))
+        .get(factory)
+        .await?;
     let plan = ExitPlan::new(&kit);
     let path: Vec<_> = plan
         .steps
@@ -304,7 +313,10 @@ impl SignerClient {
             .filter(|row| row.is_live() && row.confirmed.is_some());
         let checkpoints = inner.wallet.checkpoints().await;
         Ok(Balance {
-            confirmed_sat: wallet.confirmed.to_sat().saturating_add(wallet.locked.to_sat()),
+            confirmed_sat: wallet
+                .confirmed
+                .to_sat()
+                .saturating_add(wallet.locked.to_sat()),
             unconfirmed_sat: wallet.pending.to_sat(),
             payouts_sat: unspent.map(|payout| payout.amount.to_sat()).sum(),
             in_factories_sat: live.map(|row| row.capacity.to_sat()).sum(),
@@ -324,7 +336,12 @@ impl SignerClient {
     /// # Errors
     /// The store's.
     pub async fn status(&self) -> Result<Status> {
-        status(&self.inner.store, true).await
+        status(
+            &self.inner.store,
+            self.inner.config.coordinator.as_deref(),
+            true,
+        )
+        .await
     }
 
     /// See [`factories`].
@@ -371,7 +388,9 @@ pub async fn export(
     coordinator: Option<&str>,
     factory: FactoryId,
 ) -> Result<factory_tree::export::Export> {
-    let kit = KitCache::new(SharedStore::clone(store)).get(factory).await?;
+    let kit = KitCache::new(SharedStore::clone(store))
+        .get(factory)
+        .await?;
     let own = store
         .identity()
         .await?
@@ -380,7 +399,9 @@ pub async fn export(
     let connection: proto::connection::Connection = coordinator
         .ok_or_else(|| Error::Connection("none is configured".to_owned()))?
         .parse()
-        .map_err(|error: proto::connection::ConnectionError| Error::Connection(error.to_string()))?;
+        .map_err(|error: proto::connection::ConnectionError| {
+            Error::Connection(error.to_string())
+        })?;
     let lsp = ClientId(connection.node_id().to_bytes());
     Ok(factory_tree::export::Export::of_kit(&kit, lsp, own))
 }

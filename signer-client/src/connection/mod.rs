@@ -24,9 +24,11 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
     let Some(text) = client.config.coordinator.as_deref() else {
         return Ok(());
     };
-    let connection: Connection = text
-        .parse()
-        .map_err(|error: proto::connection::ConnectionError| Error::Connection(error.to_string()))?;
+    let connection: Connection =
+        text.parse()
+            .map_err(|error: proto::connection::ConnectionError| {
+                Error::Connection(error.to_string())
+            })?;
     let mut driver = Driver::new(Arc::clone(&client));
     let mut backoff = Backoff::new(&client.config.connection);
     while !shutdown.is_set() {

@@ -61,19 +61,16 @@ pub(super) fn budget(max_fee: Amount, children: &[FeeChildRow], parent: Txid) ->
     for child in children.iter().filter(|child| child.parent != parent) {
         newest.insert(child.parent, child.fee);
     }
-    let spent = newest
-        .values()
-        .fold(Amount::ZERO, |sum, fee| sum.checked_add(*fee).unwrap_or(Amount::MAX));
+    let spent = newest.values().fold(Amount::ZERO, |sum, fee| {
+        sum.checked_add(*fee).unwrap_or(Amount::MAX)
+    });
     max_fee.checked_sub(spent).unwrap_or(Amount::ZERO)
 }
 
 /// The feerate a package of this size reaches when its child pays `budget`.
 pub(super) fn affordable(budget: Amount, own_fee: Amount, vbytes: u64) -> Option<FeeRate> {
     let fee = budget.checked_add(own_fee)?;
-    let per_kwu = fee
-        .to_sat()
-        .checked_mul(250)?
-        .checked_div(vbytes.max(1))?;
+    let per_kwu = fee.to_sat().checked_mul(250)?.checked_div(vbytes.max(1))?;
     let rate = FeeRate::from_sat_per_kwu(per_kwu);
     (rate >= FeeRate::BROADCAST_MIN).then_some(rate)
 }

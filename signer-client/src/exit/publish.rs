@@ -134,8 +134,8 @@ impl<'a> Publisher<'a> {
 
     /// Whether a child at `feerate` would be better than the last one.
     fn is_better(&self, tx: &KitTx, feerate: FeeRate) -> bool {
-        let own = self.children.iter().filter(|c| c.parent == tx.txid());
-        own.last().is_none_or(|last| last.feerate < feerate)
+        let mut own = self.children.iter().filter(|c| c.parent == tx.txid());
+        own.next_back().is_none_or(|last| last.feerate < feerate)
     }
 
     /// What an exit may cost where nobody said: as configured; a timeout at most what it pays us.

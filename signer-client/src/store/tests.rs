@@ -120,7 +120,8 @@ async fn the_golden_schema_is_what_the_migrations_make() {
 async fn no_key_and_no_leaf_id_serves_two_joins() {
     let (_dir, store) = open().await;
     store.record_join(&join(1)).await.unwrap();
-    let reuses: [(&str, fn(&mut JoinRow)); 5] = [
+    type Reuse = fn(&mut JoinRow);
+    let reuses: [(&str, Reuse); 5] = [
         ("join nonce", |j| j.join_nonce = [1; 16]),
         ("leaf id", |j| j.leaf_id = LeafId([1; 16])),
         ("factory key", |j| j.factory_key = key(1)),

@@ -53,7 +53,10 @@ async fn update_one(
         return Ok(());
     }
     let factory = row.factory;
-    client.store.set_confirmed(factory, confirmed, usable).await?;
+    client
+        .store
+        .set_confirmed(factory, confirmed, usable)
+        .await?;
     // A block that was replaced by another with the same funding is both.
     if row.confirmed.is_some() && row.confirmed != confirmed {
         client.events.emit(Event::FactoryUnconfirmed { factory });

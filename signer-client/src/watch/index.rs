@@ -111,7 +111,10 @@ mod tests {
     #[test]
     fn a_payout_spent_in_its_own_block_is_seen_twice() {
         let watched = OutPoint::new(Txid::from_byte_array([1; 32]), 0);
-        let (own, other) = (ScriptBuf::from_bytes(vec![1]), ScriptBuf::from_bytes(vec![2]));
+        let (own, other) = (
+            ScriptBuf::from_bytes(vec![1]),
+            ScriptBuf::from_bytes(vec![2]),
+        );
         let mut index = WatchIndex {
             outpoints: HashSet::from([watched]),
             scripts: HashMap::from([(own.clone(), [7; 16])]),

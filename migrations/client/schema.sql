@@ -1,0 +1,134 @@
+CREATE TABLE chain_spends (
+    outpoint BLOB PRIMARY KEY CHECK (length(outpoint) = 36),
+    spender BLOB NOT NULL CHECK (length(spender) = 32),
+    height INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX chain_spends_by_height ON chain_spends (height);
+
+CREATE TABLE chain_txs (
+    txid BLOB PRIMARY KEY CHECK (length(txid) = 32),
+    height INTEGER NOT NULL,
+    raw BLOB NOT NULL
+) STRICT;
+
+CREATE INDEX chain_txs_by_height ON chain_txs (height);
+
+CREATE TABLE exits (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    goal TEXT NOT NULL CHECK (goal IN ('leave', 'timeout')),
+    sat_per_kwu INTEGER,
+    max_fee_sat INTEGER,
+    requested_height INTEGER NOT NULL,
+    progress TEXT NOT NULL,
+    waiting_until INTEGER,
+    done_height INTEGER
+) STRICT;
+
+CREATE TABLE factories (
+    factory_id BLOB PRIMARY KEY CHECK (length(factory_id) = 32),
+    ceremony BLOB NOT NULL CHECK (length(ceremony) = 16),
+    attempt INTEGER NOT NULL,
+    join_nonce BLOB NOT NULL UNIQUE REFERENCES joins (join_nonce),
+    funding BLOB NOT NULL UNIQUE CHECK (length(funding) = 36),
+    common_pin BLOB NOT NULL CHECK (length(common_pin) = 36),
+    capacity_sat INTEGER NOT NULL,
+    birth_height INTEGER NOT NULL,
+    expiry_height INTEGER NOT NULL,
+    confirmations INTEGER NOT NULL,
+    acked INTEGER NOT NULL CHECK (acked IN (0, 1)),
+    failed INTEGER NOT NULL CHECK (failed IN (0, 1)),
+    confirmed_height INTEGER,
+    usable INTEGER NOT NULL CHECK (usable IN (0, 1)),
+    -- Its funding can never confirm: the common pin is spent elsewhere, to depth.
+    abandoned_height INTEGER,
+    -- Nothing of it is left to be claimed.
+    closed_height INTEGER
+) STRICT;
+
+CREATE TABLE fee_children (
+    txid BLOB PRIMARY KEY CHECK (length(txid) = 32),
+    parent BLOB NOT NULL REFERENCES published (txid),
+    raw BLOB NOT NULL,
+    fee_sat INTEGER NOT NULL,
+    sat_per_kwu INTEGER NOT NULL,
+    height INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX fee_children_by_parent ON fee_children (parent);
+
+CREATE TABLE identity (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    network TEXT NOT NULL,
+    node_id BLOB NOT NULL CHECK (length(node_id) = 33),
+    birthday_height INTEGER,
+    birthday_hash BLOB CHECK (length(birthday_hash) = 32),
+    -- Counts every change that a copy restored from a backup would be missing.
+    epoch INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE interest (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    capacity_sat INTEGER NOT NULL,
+    note TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE joins (
+    join_nonce BLOB PRIMARY KEY CHECK (length(join_nonce) = 16),
+    ceremony BLOB NOT NULL CHECK (length(ceremony) = 16),
+    attempt INTEGER NOT NULL,
+    leaf_id BLOB NOT NULL UNIQUE CHECK (length(leaf_id) = 16),
+    factory_key BLOB NOT NULL UNIQUE CHECK (length(factory_key) = 33),
+    channel_key BLOB NOT NULL UNIQUE CHECK (length(channel_key) = 33),
+    payout_script BLOB NOT NULL UNIQUE,
+    common_pin BLOB NOT NULL CHECK (length(common_pin) = 36),
+    capacity_sat INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX joins_by_round ON joins (ceremony, attempt);
+
+CREATE TABLE kits (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    kit BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE live (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    state TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE payouts (
+    outpoint BLOB PRIMARY KEY CHECK (length(outpoint) = 36),
+    join_nonce BLOB NOT NULL REFERENCES joins (join_nonce),
+    sat INTEGER NOT NULL,
+    height INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE published (
+    txid BLOB PRIMARY KEY CHECK (length(txid) = 32),
+    factory_id BLOB NOT NULL REFERENCES factories (factory_id),
+    kind TEXT NOT NULL,
+    vbytes INTEGER NOT NULL,
+    first_height INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE requests (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    request TEXT NOT NULL,
+    answer TEXT
+) STRICT;
+
+CREATE TABLE signed_records (
+    outpoint BLOB NOT NULL CHECK (length(outpoint) = 36),
+    purpose TEXT NOT NULL,
+    sighash BLOB NOT NULL CHECK (length(sighash) = 32),
+    own_nonce BLOB NOT NULL CHECK (length(own_nonce) = 66),
+    sum BLOB NOT NULL CHECK (length(sum) = 66),
+    partial BLOB NOT NULL CHECK (length(partial) = 32),
+    PRIMARY KEY (outpoint, purpose)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE wallet_changes (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    change TEXT NOT NULL
+) STRICT;

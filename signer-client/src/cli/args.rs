@@ -1,0 +1,180 @@
+//! Arguments, with their help.
+
+use std::path::PathBuf;
+
+use bitcoin::Network;
+use clap::{Parser, Subcommand};
+
+const AFTER_HELP: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 node or coordinator not reachable, 4 refused.
+
+A first session:
+  signer-client init --coordinator 'superscalar://..' --network regtest \\
+      --rpc-url http://127.0.0.1:18443 --rpc-cookie ~/.bitcoin/regtest/.cookie
+  signer-client run &       stays connected, watches the chain, publishes timeouts in time
+  signer-client join        asks to be in the next factory
+  signer-client status      what is in flight";
+
+/// A SuperScalar wallet: takes part in factories, keeps the way out of them, and goes it when asked.
+#[derive(Debug, Parser)]
+#[command(name = "signer-client", version, after_help = AFTER_HELP)]
+pub(super) struct Args {
+    /// Where the wallet lives: client.toml, seed.json, client.sqlite.
+    #[arg(
+        long,
+        global = true,
+        env = "SUPERSCALAR_CLIENT_DIR",
+        value_name = "DIR"
+    )]
+    pub(super) data_dir: Option<PathBuf>,
+    /// File (mode 600) with the passphrase of the seed as its only line.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) passphrase_file: Option<PathBuf>,
+    /// Print one JSON object instead of text.
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Create a wallet: a seed, a database and client.toml.
+    Init(Init),
+    /// Run: stay connected, take part when joined, watch the chain, drive exits, publish timeouts.
+    Run(Run),
+    /// Ask to be in the next factory. Without a running `run`, do it all here and wait for it.
+    Join(Join),
+    /// Show what is in flight: connection, ceremony, factories, exits, next deadlines.
+    Status,
+    /// List the factories this wallet has a way out of.
+    Factories,
+    /// Leave a factory by oneself: publish the path, level by level, paid from this wallet's coins.
+    Exit(Exit),
+    /// Show what leaving would cost, how long it would take, and what staying away pays.
+    QuoteExit(QuoteExit),
+    /// Print a factory, as far as this wallet knows it, as JSON for other tools.
+    Export {
+        /// The factory's id, or an unambiguous beginning of it.
+        factory: String,
+    },
+    /// Print a fresh address of the on-chain wallet, for fee coins.
+    Address,
+    /// Show what this wallet has, to the satoshi.
+    Balance,
+    /// Move all confirmed payouts into the on-chain wallet.
+    Sweep {
+        /// In sat/vB; left out: by the node's estimate.
+        #[arg(long, value_name = "SAT_PER_VB", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        feerate: Option<u64>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Init {
+    /// The coordinator's connection string.
+    #[arg(long, value_name = "superscalar://..")]
+    pub(super) coordinator: Option<String>,
+    /// bitcoin, testnet, testnet4, signet or regtest.
+    #[arg(long)]
+    pub(super) network: Network,
+    /// Address of the Bitcoin node's RPC server.
+    #[arg(long, value_name = "URL")]
+    pub(super) rpc_url: String,
+    /// The node's cookie file.
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "rpc_user",
+        required_unless_present = "rpc_user"
+    )]
+    pub(super) rpc_cookie: Option<PathBuf>,
+    /// RPC user, instead of a cookie.
+    #[arg(long, value_name = "NAME", requires = "rpc_password_file")]
+    pub(super) rpc_user: Option<String>,
+    /// File with that user's password as its only line.
+    #[arg(long, value_name = "FILE", requires = "rpc_user")]
+    pub(super) rpc_password_file: Option<PathBuf>,
+    /// Restore the seed from its 24 words, read from standard input. Kits are not in the words.
+    #[arg(long)]
+    pub(super) restore: bool,
+    /// Do not print the words (they cannot be shown again).
+    #[arg(long)]
+    pub(super) no_words: bool,
+    /// Accept a coordinator without TLS, on loopback.
+    #[arg(long)]
+    pub(super) allow_plain: bool,
+    /// Make guessing the passphrase of a stolen seed file hard also on regtest, where it is quick by default.
+    #[arg(long)]
+    pub(super) slow_kdf: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Run {
+    /// Append every event as a line of JSON to this file; `-`: standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(super) events: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Join {
+    /// Capacity of the channel in satoshi; left out: the coordinator's default.
+    #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u64).range(1..=2_100_000_000_000_000))]
+    pub(super) capacity: Option<u64>,
+    /// Wait until the factory is usable, also when `run` does the work.
+    #[arg(long)]
+    pub(super) wait: bool,
+    /// Take the wish back.
+    #[arg(long, conflicts_with_all = ["capacity", "wait"])]
+    pub(super) cancel: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Exit {
+    /// The factory's id, or an unambiguous beginning of it.
+    pub(super) factory: String,
+    /// Start at this feerate, in sat/vB; left out: by the node's estimate.
+    #[arg(long, value_name = "SAT_PER_VB", value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) feerate: Option<u64>,
+    /// The most that all fees together may come to.
+    #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u64).range(1..=2_100_000_000_000_000))]
+    pub(super) max_fee: Option<u64>,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub(super) yes: bool,
+    /// Only record the wish; `run` does it.
+    #[arg(long)]
+    pub(super) background: bool,
+    /// Wait until the last satoshi is paid, not only until the leaf is confirmed.
+    #[arg(long, conflicts_with = "background")]
+    pub(super) to_the_end: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct QuoteExit {
+    /// The factory's id, or an unambiguous beginning of it.
+    pub(super) factory: String,
+    /// At these feerates, in sat/vB; left out: 1, 10 and 50.
+    #[arg(long, value_name = "SAT_PER_VB", num_args = 1.., value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(super) feerate: Vec<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_hold_together() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_may_follow_the_command() {
+        let args = Args::try_parse_from(["signer-client", "balance", "--json"]).unwrap();
+        assert!(args.json);
+        let args = Args::try_parse_from(["signer-client", "--data-dir", "/x", "exit", "ab", "-y"]);
+        assert!(matches!(args.unwrap().command, Command::Exit(exit) if exit.yes));
+        assert!(Args::try_parse_from(["signer-client", "exit", "ab", "--feerate", "0"]).is_err());
+    }
+}

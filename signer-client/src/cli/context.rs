@@ -1,0 +1,217 @@
+//! What every command needs: the data directory, and what is in it.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitcoin::Network;
+use chain::{BitcoindRpc, ChainSource};
+use factory_tree::ids::FactoryId;
+use keystore::Passphrase;
+use serde::Serialize;
+
+use super::CliError;
+use super::args::Args;
+use crate::client::{ClientParts, SignerClient};
+use crate::config::Config;
+use crate::error::Error;
+use crate::keys::ClientKeys;
+use crate::lock::{DataDirLock, LockError};
+use crate::store::{Answer, Request, SharedStore, SqliteStore};
+
+const PASSPHRASE_VARIABLE: &str = "SUPERSCALAR_PASSPHRASE_FILE";
+/// How long a running process may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// The data directory and how to report.
+#[derive(Debug)]
+pub(super) struct Context {
+    pub(super) dir: PathBuf,
+    pub(super) json: bool,
+    passphrase_file: Option<PathBuf>,
+}
+
+/// Who works on the data directory.
+pub(super) enum Holder {
+    /// Another process, which can be asked.
+    Other,
+    /// This one, from now on.
+    Us(DataDirLock),
+}
+
+impl Context {
+    pub(super) fn new(args: &Args) -> Result<Self, CliError> {
+        let dir = match (&args.data_dir, std::env::home_dir()) {
+            (Some(dir), _) => dir.clone(),
+            (None, Some(home)) => home.join(".superscalar").join("client"),
+            (None, None) => {
+                let hint = "there is no home directory; name one with --data-dir";
+                return Err(CliError::Usage(hint.to_owned()));
+            }
+        };
+        Ok(Self {
+            dir,
+            json: args.json,
+            passphrase_file: args.passphrase_file.clone(),
+        })
+    }
+
+    pub(super) fn config_path(&self) -> PathBuf {
+        self.dir.join("client.toml")
+    }
+
+    pub(super) fn seed_path(&self) -> PathBuf {
+        self.dir.join("seed.json")
+    }
+
+    pub(super) fn store_path(&self) -> PathBuf {
+        self.dir.join("client.sqlite")
+    }
+
+    pub(super) fn config(&self) -> Result<Config, CliError> {
+        Ok(Config::load(&self.config_path())?)
+    }
+
+    pub(super) async fn store(&self) -> Result<SharedStore, CliError> {
+        Ok(Arc::new(SqliteStore::open(self.store_path()).await?))
+    }
+
+    /// Takes the data directory, unless another process has it.
+    pub(super) fn holder(&self) -> Result<Holder, CliError> {
+        match DataDirLock::take(&self.dir) {
+            Ok(lock) => Ok(Holder::Us(lock)),
+            Err(LockError::Held { .. }) => Ok(Holder::Other),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// From the flag, the environment, the configuration, or the terminal; in this order.
+    pub(super) fn passphrase(
+        &self,
+        config: Option<&Config>,
+        new: bool,
+    ) -> Result<Passphrase, CliError> {
+        if let Some(path) = &self.passphrase_file {
+            return Ok(Passphrase::from_file(path)?);
+        }
+        if std::env::var_os(PASSPHRASE_VARIABLE).is_some_and(|path| !path.is_empty()) {
+            return Ok(Passphrase::from_env_file(PASSPHRASE_VARIABLE)?);
+        }
+        if let Some(path) = config.and_then(|config| config.passphrase_file.as_ref()) {
+            return Ok(Passphrase::from_file(path)?);
+        }
+        Ok(if new {
+            Passphrase::prompt_new("New passphrase: ")?
+        } else {
+            Passphrase::prompt("Passphrase: ")?
+        })
+    }
+
+    /// The wallet as an object; the caller holds the data directory.
+    pub(super) async fn client(&self, config: Config) -> Result<SignerClient, CliError> {
+        let passphrase = self.passphrase(Some(&config), false)?;
+        let (path, network) = (self.seed_path(), config.network);
+        let keys = tokio::task::spawn_blocking(move || {
+            let seed = keystore::Seed::open(&path, &passphrase)?;
+            refuse_weak(&path, &seed, network)?;
+            Ok::<_, CliError>(ClientKeys::new(&seed, network)?)
+        })
+        .await
+        .map_err(|error| Error::Task(error.to_string()))??;
+        let chain: Arc<dyn ChainSource> = Arc::new(BitcoindRpc::new(config.bitcoind()?)?);
+        let store = self.store().await?;
+        let parts = ClientParts {
+            config,
+            keys: Arc::new(keys),
+            store,
+            chain,
+        };
+        Ok(SignerClient::open(parts).await?)
+    }
+
+    /// Asks the running process.
+    pub(super) async fn ask(
+        &self,
+        store: &SharedStore,
+        request: Request,
+    ) -> Result<serde_json::Value, CliError> {
+        let id = store.ask(&request).await?;
+        let answered = tokio::time::timeout(PATIENCE, async {
+            loop {
+                if let Some(answer) = store.take_answer(id).await? {
+                    return Ok::<_, CliError>(answer);
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        match answered.await {
+            Ok(Ok(Answer::Done(value))) => Ok(value),
+            Ok(Ok(Answer::Failed(why))) => Err(Error::Answered(why).into()),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                store.withdraw(id).await?;
+                Err(Error::Answered(format!(
+                    "the running signer-client did not answer within {} s",
+                    PATIENCE.as_secs()
+                ))
+                .into())
+            }
+        }
+    }
+
+    /// Finds a factory by its id or an unambiguous beginning of it.
+    pub(super) async fn factory(
+        &self,
+        store: &SharedStore,
+        text: &str,
+    ) -> Result<FactoryId, CliError> {
+        if let Ok(id) = text.parse() {
+            return Ok(id);
+        }
+        let wanted = text.to_ascii_lowercase();
+        let rows = store.factories().await?;
+        let mut found = rows
+            .iter()
+            .map(|row| row.factory)
+            .filter(|id| !wanted.is_empty() && id.to_string().starts_with(&wanted));
+        match (found.next(), found.next()) {
+            (Some(id), None) => Ok(id),
+            (None, _) => Err(CliError::Refused(format!(
+                "no factory's id begins with {text:?}; `factories` lists those this wallet holds"
+            ))),
+            (Some(_), Some(_)) => Err(CliError::Usage(format!(
+                "more than one factory's id begins with {text:?}; write more of it"
+            ))),
+        }
+    }
+
+    /// Prints a result: as JSON, or as this text.
+    pub(super) fn print(&self, value: &impl Serialize, text: &str) -> Result<(), CliError> {
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            let json = serde_json::to_string_pretty(value).map_err(std::io::Error::other)?;
+            writeln!(out, "{json}")?;
+        } else {
+            writeln!(out, "{}", text.trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// Whether a person can be asked something.
+    pub(super) fn interactive(&self) -> bool {
+        std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+    }
+}
+
+/// A quick seed file is for tests: it must never guard real money.
+fn refuse_weak(path: &Path, seed: &keystore::Seed, network: Network) -> Result<(), CliError> {
+    if network == Network::Bitcoin && seed.kdf_cost() == keystore::KdfCost::Light {
+        return Err(CliError::Refused(format!(
+            "{} was made for test networks: its passphrase is quick to guess; make a new wallet for mainnet",
+            path.display()
+        )));
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! `exit`: leave by oneself.
+
+use std::io::Write;
+
+use bitcoin::{Amount, FeeRate};
+use factory_tree::ids::FactoryId;
+use serde_json::json;
+
+use super::CliError;
+use super::args::Exit;
+use super::context::{Context, Holder};
+use super::follow::{self, Reached};
+use super::table::grouped;
+use crate::client::{Quote, Shutdown, SignerClient, Tasks, quote, request_exit};
+use crate::store::{Request, SharedStore};
+
+/// Shown where neither a feerate nor an estimate is at hand, in sat/vB.
+const EXAMPLE: u64 = 10;
+
+pub(super) async fn run(context: &Context, options: Exit) -> Result<(), CliError> {
+    let config = context.config()?;
+    match context.holder()? {
+        Holder::Other => beside(context, &options).await,
+        Holder::Us(_lock) if options.background => {
+            let store = context.store().await?;
+            let factory = context.factory(&store, &options.factory).await?;
+            confirm(context, &options, &store, factory, None).await?;
+            record(&store, factory, &options).await?;
+            let text = "Recorded. Nothing happens before `signer-client run` is started.";
+            context.print(&json!({"factory": factory, "state": "requested"}), text)
+        }
+        Holder::Us(_lock) => {
+            super::run::log(&config.log_level);
+            let client = context.client(config).await?;
+            alone(context, &options, &client).await
+        }
+    }
+}
+
+/// Another process drives the exit; this one asks for it and looks on.
+async fn beside(context: &Context, options: &Exit) -> Result<(), CliError> {
+    let store = context.store().await?;
+    let factory = context.factory(&store, &options.factory).await?;
+    let coins = context.ask(&store, Request::Coins).await?;
+    let coins: Vec<u64> = serde_json::from_value(coins).map_err(std::io::Error::other)?;
+    let coins: Vec<Amount> = coins.into_iter().map(Amount::from_sat).collect();
+    confirm(context, options, &store, factory, Some(&coins)).await?;
+    record(&store, factory, options).await?;
+    context.ask(&store, Request::Wake).await?;
+    if options.background {
+        let text = "The running signer-client leaves the factory. `status` shows how far it is.";
+        return context.print(&json!({"factory": factory, "state": "requested"}), text);
+    }
+    let reached = follow::exit(&store, factory, options.to_the_end).await?;
+    report(context, &store, factory, reached).await
+}
+
+/// Nobody runs: this process does it.
+async fn alone(context: &Context, options: &Exit, client: &SignerClient) -> Result<(), CliError> {
+    let store = client.store();
+    let factory = context.factory(store, &options.factory).await?;
+    client.sync().await?;
+    let coins = client.coins().await;
+    confirm(context, options, store, factory, Some(&coins)).await?;
+    record(store, factory, options).await?;
+    let tasks = Tasks {
+        connection: false,
+        chain: true,
+        answers: false,
+    };
+    let (stop, shutdown) = Shutdown::new();
+    let running = client.run(tasks, shutdown);
+    tokio::pin!(running);
+    let reached = tokio::select! {
+        ended = &mut running => {
+            ended?;
+            return Err(CliError::Refused("stopped; start again to go on".to_owned()));
+        }
+        reached = follow::exit(store, factory, options.to_the_end) => reached?,
+        () = super::run::wait_for_signal() => {
+            let _ = stop.send(true);
+            running.await?;
+            let text = "stopped; the exit goes on when `exit` or `run` is started again";
+            return Err(CliError::Refused(text.to_owned()));
+        }
+    };
+    let _ = stop.send(true);
+    running.await?;
+    report(context, store, factory, reached).await
+}
+
+async fn record(store: &SharedStore, factory: FactoryId, options: &Exit) -> Result<(), CliError> {
+    let feerate = options.feerate.and_then(FeeRate::from_sat_per_vb);
+    let max_fee = options.max_fee.map(Amount::from_sat);
+    let tip = factory_tree::units::Height(store.live().await?.height);
+    Ok(request_exit(store, factory, feerate, max_fee, tip).await?)
+}
+
+/// Shows what it means, and asks.
+async fn confirm(
+    context: &Context,
+    options: &Exit,
+    store: &SharedStore,
+    factory: FactoryId,
+    coins: Option<&[Amount]>,
+) -> Result<(), CliError> {
+    let feerate = options.feerate.unwrap_or(EXAMPLE);
+    let quote = quote(store, factory, &[feerate], coins).await?;
+    eprintln!("{}", explain(&quote));
+    if options.yes {
+        return Ok(());
+    }
+    if !context.interactive() {
+        let text = "this cannot be taken back; say --yes where nobody can be asked";
+        return Err(CliError::Usage(text.to_owned()));
+    }
+    eprint!("Leave? Type yes: ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if answer.trim() == "yes" {
+        Ok(())
+    } else {
+        Err(CliError::Refused("nothing was done".to_owned()))
+    }
+}
+
+fn explain(quote: &Quote) -> String {
+    let mut text = format!("Leaving factory {} by yourself:\n", quote.factory);
+    for at in &quote.quotes {
+        text.push_str(&format!(
+            "  {} transactions, {} vB with what pays for them; at {} sat/vB {} sat, from your own coins.\n",
+            at.transactions,
+            grouped(at.vbytes),
+            at.feerate_sat_per_vb,
+            grouped(at.cost_sat)
+        ));
+        match (at.coins_suffice, &quote.coins) {
+            (Some(true), Some(coins)) => text.push_str(&format!(
+                "  Your {} confirmed coins ({} sat) suffice.\n",
+                coins.coins,
+                grouped(coins.available_sat)
+            )),
+            (Some(false), Some(coins)) => text.push_str(&format!(
+                "  WARNING: your {} confirmed coins ({} sat) do not suffice at this feerate. Send a coin of {} sat to `address`.\n",
+                coins.coins,
+                grouped(coins.available_sat),
+                grouped(at.coin_needed_sat)
+            )),
+            _ => text.push_str("  Whether your coins suffice is not known here.\n"),
+        }
+    }
+    if quote.forced_siblings > 0 {
+        text.push_str(&format!(
+            "  {} transactions of others have to be published as well, by others.\n",
+            quote.forced_siblings
+        ));
+    }
+    text.push_str(&format!(
+        "  It takes {} blocks at least, {} at worst, until the channel is on the chain; its timeout is valid at height {}.\n",
+        quote.least_delay_blocks, quote.worst_delay_blocks, quote.expiry_height
+    ));
+    if quote.coverage_away_sat > 0 {
+        text.push_str(&format!(
+            "  If you stay away instead, you are paid at least {} sat after height {}, and it costs you nothing.",
+            grouped(quote.coverage_away_sat.min(quote.coverage_channel_sat)),
+            quote.expiry_height
+        ));
+    } else {
+        text.push_str("  This factory pays nothing to those who stay away.");
+    }
+    text
+}
+
+async fn report(
+    context: &Context,
+    store: &SharedStore,
+    factory: FactoryId,
+    reached: Reached,
+) -> Result<(), CliError> {
+    let row = store.factory(factory).await?;
+    let exits = store.exits().await?;
+    let exit = exits.iter().find(|exit| exit.factory == factory);
+    let progress = exit.map_or(String::new(), |exit| exit.progress.text.clone());
+    let (state, text) = match reached {
+        Reached::Leaf => (
+            "leaf_confirmed",
+            format!(
+                "The leaf is confirmed. Its timeout pays after height {}: keep `signer-client run` going until then.",
+                row.expiry
+            ),
+        ),
+        Reached::End => ("done", format!("The exit is {progress}.")),
+    };
+    let value = json!({"factory": factory, "state": state, "progress": progress});
+    context.print(&value, &text)
+}

@@ -1,0 +1,174 @@
+//! `join`: ask to be in the next factory.
+
+use std::time::Duration;
+
+use bitcoin::Amount;
+use serde_json::json;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::CliError;
+use super::args::Join;
+use super::context::{Context, Holder};
+use super::follow::Progress;
+use crate::client::{Shutdown, SignerClient, Tasks};
+use crate::error::Error;
+use crate::event::Event;
+use crate::store::{Interest, Request, SharedStore};
+
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(super) async fn run(context: &Context, options: Join) -> Result<(), CliError> {
+    let config = context.config()?;
+    if config.coordinator.is_none() {
+        let text = "no coordinator is configured; put its connection string into client.toml";
+        return Err(CliError::Usage(text.to_owned()));
+    }
+    let capacity = Amount::from_sat(options.capacity.unwrap_or(0));
+    let limits = config.limits();
+    if options.capacity.is_some()
+        && !(limits.min_capacity..=limits.max_capacity).contains(&capacity)
+    {
+        return Err(CliError::Refused(format!(
+            "a capacity of {capacity} is outside this wallet's own limits ({} to {}); see [limits] in client.toml",
+            limits.min_capacity, limits.max_capacity
+        )));
+    }
+    match context.holder()? {
+        Holder::Other => beside(context, &options, capacity).await,
+        Holder::Us(_lock) if options.cancel => {
+            context.store().await?.set_interest(None).await?;
+            context.print(&json!({"state": "withdrawn"}), "Withdrawn.")
+        }
+        Holder::Us(_lock) => {
+            super::run::log(&config.log_level);
+            let client = context.client(config).await?;
+            alone(context, &client, capacity).await
+        }
+    }
+}
+
+async fn beside(context: &Context, options: &Join, capacity: Amount) -> Result<(), CliError> {
+    let store = context.store().await?;
+    let interest = (!options.cancel).then(|| Interest {
+        capacity,
+        note: "waiting for the coordinator".to_owned(),
+    });
+    store.set_interest(interest.as_ref()).await?;
+    context.ask(&store, Request::Wake).await?;
+    if options.cancel {
+        return context.print(&json!({"state": "withdrawn"}), "Withdrawn.");
+    }
+    if !options.wait {
+        let value = json!({"state": "waiting", "capacity_sat": capacity.to_sat()});
+        let text = "Asked for a place in the next factory. `status` shows how far it is.";
+        return context.print(&value, text);
+    }
+    let mut progress = Progress::new();
+    while store.interest().await?.is_some() {
+        let live = store.live().await?;
+        let phase = live.phase.map(|phase| format!("in a ceremony: {phase}"));
+        let away = live.disconnected_because.filter(|_| !live.connected);
+        progress.say(
+            &away
+                .or(phase)
+                .unwrap_or_else(|| "waiting for the next factory".to_owned()),
+        );
+        tokio::time::sleep(LOOK).await;
+    }
+    drop(progress);
+    report(context, &store).await
+}
+
+/// Nobody runs: this process takes part until the factory is usable.
+async fn alone(context: &Context, client: &SignerClient, capacity: Amount) -> Result<(), CliError> {
+    let mut events = client.events();
+    client.join(capacity).await?;
+    let tasks = Tasks {
+        connection: true,
+        chain: true,
+        answers: false,
+    };
+    let (stop, shutdown) = Shutdown::new();
+    let running = client.run(tasks, shutdown);
+    tokio::pin!(running);
+    let mut progress = Progress::new();
+    progress.say("connecting");
+    let mut connected = false;
+    let outcome = loop {
+        let event = tokio::select! {
+            ended = &mut running => {
+                ended?;
+                return Err(Error::Disconnected("stopped".to_owned()).into());
+            }
+            () = super::run::wait_for_signal() => {
+                let text = "stopped; the wish stays recorded, `run` or `join` go on with it";
+                break Err(CliError::Refused(text.to_owned()));
+            }
+            event = events.recv() => event,
+        };
+        let event = match event {
+            Ok(stamped) => stamped.event,
+            Err(RecvError::Lagged(_)) => continue,
+            Err(RecvError::Closed) => break Ok(()),
+        };
+        match event {
+            Event::Connected => {
+                connected = true;
+                progress.say("connected; waiting for the next factory");
+            }
+            // Nobody there: better said than retried for ever. Once there, it is waited for.
+            Event::Disconnected { reason } if !connected => {
+                break Err(Error::Disconnected(reason).into());
+            }
+            Event::Disconnected { reason } => progress.say(&format!("disconnected: {reason}")),
+            Event::Refused { rule, found } => {
+                progress.keep(&format!("refused ({rule}): {found}"));
+            }
+            Event::ServerError { message, .. } => progress.keep(&message),
+            Event::FactoryUsable { .. } => break Ok(()),
+            other => {
+                if let Some(text) = step(&other) {
+                    progress.say(&text);
+                }
+            }
+        }
+    };
+    drop(progress);
+    let _ = stop.send(true);
+    running.await?;
+    outcome?;
+    report(context, client.store()).await
+}
+
+fn step(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Invited { .. } => "invited".to_owned(),
+        Event::Joined { .. } => "joined; waiting for the proposal".to_owned(),
+        Event::ProposalReceived { .. } => "checking the proposal".to_owned(),
+        Event::Signed { .. } => "signed; waiting for the others".to_owned(),
+        Event::KitStored { .. } => "the exit kit is stored".to_owned(),
+        Event::Acked { .. } => "waiting for the funding to be confirmed".to_owned(),
+        Event::FactoryConfirmed { height, .. } => {
+            format!("funded in block {height}; waiting for more confirmations")
+        }
+        Event::AttemptFailed { reason, .. } => format!("the attempt failed: {reason}"),
+        Event::ChainTrouble { problem } => problem.clone(),
+        _ => return None,
+    })
+}
+
+async fn report(context: &Context, store: &SharedStore) -> Result<(), CliError> {
+    let factories = crate::client::factories(store).await?;
+    let newest = factories.iter().rev().find(|f| f.state == "usable");
+    match newest {
+        Some(factory) => {
+            let text = format!(
+                "Factory {} is usable: {} sat, expires at height {}. The exit kit is stored.",
+                factory.factory, factory.capacity_sat, factory.expiry_height
+            );
+            let value = json!({"state": "usable", "factory": factory});
+            context.print(&value, &text)
+        }
+        None => context.print(&json!({"state": "withdrawn"}), "Withdrawn."),
+    }
+}

@@ -1,0 +1,67 @@
+//! `run`: the daemon.
+
+use std::io::IsTerminal;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::CliError;
+use super::args::Run;
+use super::context::Context;
+use super::events::EventWriter;
+use crate::client::{Shutdown, Tasks};
+use crate::lock::DataDirLock;
+
+pub(super) async fn run(context: &Context, options: Run) -> Result<(), CliError> {
+    let config = context.config()?;
+    log(&config.log_level);
+    let _lock = DataDirLock::take_patiently(&context.dir)?;
+    let client = context.client(config).await?;
+    let (stop, shutdown) = Shutdown::new();
+    let writer = match &options.events {
+        Some(path) => Some(EventWriter::start(path, client.events())?),
+        None => None,
+    };
+    let signals = tokio::spawn(async move {
+        wait_for_signal().await;
+        let _ = stop.send(true);
+        // Held open until the client has ended: a second signal finds the default action.
+        std::future::pending::<()>().await;
+    });
+    tracing::info!(node_id = %client.node_id(), "running");
+    let outcome = client.run(Tasks::ALL, shutdown).await;
+    signals.abort();
+    drop(client);
+    if let Some(writer) = writer {
+        writer.finish().await;
+    }
+    Ok(outcome?)
+}
+
+/// Logs go to standard error, so that standard output is free for events.
+pub(super) fn log(level: &str) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        // The libraries below say little that helps below a warning.
+        EnvFilter::new(format!("warn,signer_client={level},chain={level}"))
+    });
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}
+
+/// SIGTERM or SIGINT.
+pub(super) async fn wait_for_signal() {
+    let (Ok(mut term), Ok(mut int)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        tracing::warn!("signals cannot be caught: the process ends without an orderly shutdown");
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+}

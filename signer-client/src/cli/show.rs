@@ -1,0 +1,259 @@
+//! What only shows, or takes a moment.
+
+use bitcoin::{Amount, FeeRate};
+use serde_json::{Value, json};
+
+use super::CliError;
+use super::args::QuoteExit;
+use super::context::{Context, Holder};
+use super::table::{Table, grouped, short};
+use crate::client::{self, Balance, FactoryView, QUOTED, Quote, Status, Swept};
+use crate::store::{Request, SharedStore};
+
+pub(super) async fn status(context: &Context) -> Result<(), CliError> {
+    let config = context.config()?;
+    let running = matches!(context.holder()?, Holder::Other);
+    let coordinator = config.coordinator.as_deref();
+    let status = client::status(&context.store().await?, coordinator, running).await?;
+    context.print(&status, &describe(&status))
+}
+
+fn describe(status: &Status) -> String {
+    let mut text = format!("Wallet      {} on {}\n", status.node_id, status.network);
+    let live = &status.live;
+    let connection = match (&live.disconnected_because, live.connected, status.running) {
+        _ if status.coordinator.is_none() => "none is configured".to_owned(),
+        (_, _, false) => "`run` is not running: nothing is watched".to_owned(),
+        (_, true, _) => "connected".to_owned(),
+        (Some(why), _, _) => format!("disconnected: {why}"),
+        (None, false, _) => "connecting".to_owned(),
+    };
+    text.push_str(&format!("Coordinator {connection}\n"));
+    if status.running {
+        let trouble = live.chain_problem.as_ref();
+        let chain = trouble.map_or_else(|| format!("at height {}", live.height), Clone::clone);
+        text.push_str(&format!("Chain       {chain}\n"));
+    }
+    if let (Some(round), Some(phase)) = (&live.round, &live.phase) {
+        text.push_str(&format!("Ceremony    {round}: {phase}\n"));
+    }
+    if let Some(capacity) = status.interest_sat {
+        let capacity = match capacity {
+            0 => "the coordinator's default capacity".to_owned(),
+            sat => format!("{} sat", grouped(sat)),
+        };
+        text.push_str(&format!("Joining     the next factory, with {capacity}\n"));
+    }
+    if !status.factories.is_empty() {
+        text.push('\n');
+        text.push_str(&factory_table(&status.factories));
+    }
+    text
+}
+
+fn factory_table(factories: &[FactoryView]) -> String {
+    let mut table = Table::new([
+        "factory",
+        "state",
+        "capacity sat",
+        "covered sat",
+        "confirmed",
+        "expires",
+        "in flight",
+    ]);
+    for factory in factories {
+        let exit = factory.exit.as_ref().map_or_else(
+            || match factory.leave_by_height {
+                Some(height) => format!("must be left by height {height}"),
+                None => String::new(),
+            },
+            |exit| {
+                let until = exit.until_height;
+                let until = until.map_or(String::new(), |height| format!(" until height {height}"));
+                format!("{}{until}", exit.progress)
+            },
+        );
+        let confirmed = factory.confirmed_height;
+        table.row([
+            short(&factory.factory),
+            factory.state.to_owned(),
+            grouped(factory.capacity_sat),
+            grouped(factory.coverage_sat),
+            confirmed.map_or("-".to_owned(), |height| height.to_string()),
+            factory.expiry_height.to_string(),
+            exit,
+        ]);
+    }
+    table.render()
+}
+
+pub(super) async fn factories(context: &Context) -> Result<(), CliError> {
+    context.config()?;
+    let factories = client::factories(&context.store().await?).await?;
+    let text = if factories.is_empty() {
+        "No factories.".to_owned()
+    } else {
+        factory_table(&factories)
+    };
+    context.print(&json!({ "factories": factories }), &text)
+}
+
+pub(super) async fn quote(context: &Context, options: QuoteExit) -> Result<(), CliError> {
+    let config = context.config()?;
+    let store = context.store().await?;
+    let factory = context.factory(&store, &options.factory).await?;
+    let coins = match context.holder()? {
+        Holder::Other => Some(coins(context, &store).await?),
+        Holder::Us(_lock) => {
+            let client = context.client(config).await?;
+            client.sync().await?;
+            Some(client.coins().await)
+        }
+    };
+    let feerates = if options.feerate.is_empty() {
+        QUOTED.to_vec()
+    } else {
+        options.feerate
+    };
+    let quote = client::quote(&store, factory, &feerates, coins.as_deref()).await?;
+    context.print(&quote, &quote_text(&quote))
+}
+
+async fn coins(context: &Context, store: &SharedStore) -> Result<Vec<Amount>, CliError> {
+    let coins = context.ask(store, Request::Coins).await?;
+    let coins: Vec<u64> = serde_json::from_value(coins).map_err(std::io::Error::other)?;
+    Ok(coins.into_iter().map(Amount::from_sat).collect())
+}
+
+fn quote_text(quote: &Quote) -> String {
+    let mut table = Table::new([
+        "sat/vB",
+        "path transactions",
+        "vB with children",
+        "cost sat",
+        "one coin of",
+        "your coins",
+    ]);
+    for at in &quote.quotes {
+        let suffice = match at.coins_suffice {
+            Some(true) => "suffice",
+            Some(false) => "do not suffice",
+            None => "not known",
+        };
+        table.row([
+            at.feerate_sat_per_vb.to_string(),
+            at.transactions.to_string(),
+            grouped(at.vbytes),
+            grouped(at.cost_sat),
+            grouped(at.coin_needed_sat),
+            suffice.to_owned(),
+        ]);
+    }
+    let away = if quote.coverage_away_sat > 0 {
+        format!(
+            "Staying away instead pays at least {} sat after height {}, and costs nothing.",
+            grouped(quote.coverage_away_sat.min(quote.coverage_channel_sat)),
+            quote.expiry_height
+        )
+    } else {
+        "Staying away pays nothing: this factory must be left in time.".to_owned()
+    };
+    format!(
+        "Leaving factory {} with {} sat:\n\n{}\nThe channel is on the chain after {} blocks at least, {} at worst; its timeout is valid at height {}.\n{away}",
+        short(&quote.factory),
+        grouped(quote.capacity_sat),
+        table.render(),
+        quote.least_delay_blocks,
+        quote.worst_delay_blocks,
+        quote.expiry_height,
+    )
+}
+
+pub(super) async fn export(context: &Context, factory: &str) -> Result<(), CliError> {
+    let config = context.config()?;
+    let store = context.store().await?;
+    let factory = context.factory(&store, factory).await?;
+    let export = client::export(&store, config.coordinator.as_deref(), factory).await?;
+    let text = serde_json::to_string_pretty(&export).map_err(std::io::Error::other)?;
+    context.print(&export, &text)
+}
+
+pub(super) async fn address(context: &Context) -> Result<(), CliError> {
+    let config = context.config()?;
+    let address = match context.holder()? {
+        Holder::Other => {
+            let answer = context
+                .ask(&context.store().await?, Request::Address)
+                .await?;
+            answer.as_str().unwrap_or_default().to_owned()
+        }
+        Holder::Us(_lock) => context
+            .client(config)
+            .await?
+            .new_address()
+            .await?
+            .to_string(),
+    };
+    context.print(&json!({ "address": address }), &address)
+}
+
+pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
+    let config = context.config()?;
+    let balance: Balance = match context.holder()? {
+        Holder::Other => {
+            let answer = context
+                .ask(&context.store().await?, Request::Balance)
+                .await?;
+            serde_json::from_value(answer).map_err(std::io::Error::other)?
+        }
+        Holder::Us(_lock) => {
+            let client = context.client(config).await?;
+            client.sync().await?;
+            client.balance().await?
+        }
+    };
+    let mut table = Table::new(["what", "sat"]);
+    for (what, sat) in [
+        ("confirmed coins", balance.confirmed_sat),
+        ("coins on their way", balance.unconfirmed_sat),
+        (
+            "payouts of timeouts, confirmed (`sweep` moves them)",
+            balance.payouts_sat,
+        ),
+        (
+            "capacity in live factories (the coordinator's so far)",
+            balance.in_factories_sat,
+        ),
+    ] {
+        table.row([what.to_owned(), grouped(sat)]);
+    }
+    let text = format!("{}\nAs of height {}.", table.render(), balance.height);
+    context.print(&balance, &text)
+}
+
+pub(super) async fn sweep(context: &Context, feerate: Option<u64>) -> Result<(), CliError> {
+    let config = context.config()?;
+    let feerate = feerate.and_then(FeeRate::from_sat_per_vb);
+    let swept: Value = match context.holder()? {
+        Holder::Other => {
+            let request = Request::Sweep {
+                sat_per_kwu: feerate.map(FeeRate::to_sat_per_kwu),
+            };
+            context.ask(&context.store().await?, request).await?
+        }
+        Holder::Us(_lock) => {
+            let client = context.client(config).await?;
+            client.sync().await?;
+            json!(client::sweep(&client, feerate).await?)
+        }
+    };
+    let swept: Swept = serde_json::from_value(swept).map_err(std::io::Error::other)?;
+    let text = format!(
+        "{} payouts, {} sat, are on their way into the wallet for a fee of {} sat: {}",
+        swept.payouts,
+        grouped(swept.sat),
+        grouped(swept.fee_sat),
+        swept.txid
+    );
+    context.print(&swept, &text)
+}
