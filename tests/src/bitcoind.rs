@@ -7,8 +7,8 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -43,7 +43,7 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Bitcoind {
     directory: tempfile::TempDir,
-    options: Options,
+    options: Mutex<Options>,
     ports: Ports,
     process: Mutex<Option<Process>>,
     miner: Mutex<Miner>,
@@ -100,7 +100,7 @@ impl Bitcoind {
                     let (process, miner) = (Mutex::new(Some(process)), Mutex::default());
                     return Ok(Self {
                         directory,
-                        options,
+                        options: Mutex::new(options),
                         ports,
                         process,
                         miner,
@@ -125,7 +125,7 @@ impl Bitcoind {
 
     /// Where it listens for other nodes, if it does.
     pub fn p2p_address(&self) -> Option<SocketAddr> {
-        self.options
+        self.options()
             .p2p
             .then(|| SocketAddr::from(([127, 0, 0, 1], self.ports.p2p)))
     }
@@ -337,13 +337,25 @@ impl Bitcoind {
             .lock()
             .map_err(|_| anyhow!("a test thread panicked"))?;
         ensure!(process.is_none(), "the node is running");
-        *process = Some(spawn(self.directory.path(), &self.options, self.ports)?);
+        *process = Some(spawn(self.directory.path(), &self.options(), self.ports)?);
         Ok(())
+    }
+
+    fn options(&self) -> Options {
+        let options = self.options.lock().unwrap_or_else(PoisonError::into_inner);
+        options.clone()
     }
 
     /// Stops and starts again: a node forgets zero-fee packages then.
     pub fn restart(&self) -> Result<()> {
         self.stop()?;
+        self.start_again()
+    }
+
+    /// Stops and starts again as another kind of node: with other relay rules, for example.
+    pub fn restart_with(&self, options: Options) -> Result<()> {
+        self.stop()?;
+        *self.options.lock().unwrap_or_else(PoisonError::into_inner) = options;
         self.start_again()
     }
 }

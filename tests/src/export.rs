@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use bitcoin::{OutPoint, ScriptBuf, Transaction, Txid};
+use bitcoin::{OutPoint, ScriptBuf, Sequence, Transaction, Txid, relative};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -182,6 +182,15 @@ impl Exported {
             .iter()
             .filter(move |output| output.role == role)
             .map(|output| (OutPoint::new(self.txid, output.vout), output))
+    }
+
+    /// Its relative lock in blocks, if it has one.
+    pub fn delay(&self) -> Option<u32> {
+        let input = self.inputs.first()?;
+        match Sequence::from_consensus(input.sequence).to_relative_lock_time()? {
+            relative::LockTime::Blocks(blocks) if blocks.value() > 0 => Some(blocks.value().into()),
+            _ => None,
+        }
     }
 
     /// The signed transaction.

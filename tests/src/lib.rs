@@ -6,6 +6,7 @@ pub mod command;
 pub mod event;
 pub mod export;
 pub mod ledger;
+pub mod mining;
 pub mod process;
 pub mod service;
 pub mod watchdog;

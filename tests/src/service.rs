@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
+use std::process::{Command, ExitStatus};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -132,6 +132,24 @@ impl Service {
             &self.environment(&[]),
             input,
         )
+    }
+
+    /// Runs a command with more in its environment.
+    pub fn command_in(&self, words: &[&str], environment: &[(&str, &str)]) -> Result<Answer> {
+        let environment = self.environment(environment);
+        command::run(&self.program, &self.arguments(words), &environment, "")
+    }
+
+    /// Moves the data directory of a stopped installation into another directory.
+    pub fn move_to(&mut self, directory: &Path) -> Result<()> {
+        ensure!(self.process.is_none(), "{} runs", self.name);
+        let target = directory.join(&self.name);
+        let moved = Command::new("mv").arg(&self.data).arg(&target).status()?;
+        ensure!(moved.success(), "cannot move {}", self.data.display());
+        let config = self.config.file_name().context("a file has a name")?;
+        self.config = target.join(config);
+        self.data = target;
+        Ok(())
     }
 
     /// Runs a command with `--json` that must succeed.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, ensure};
 use bitcoin::address::NetworkUnchecked;
 use bitcoin::{Address, Amount, Network, ScriptBuf, Txid};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::binaries;
 use crate::bitcoind::{Bitcoind, Options, free_port};
@@ -28,6 +28,9 @@ pub const COMPRESSED: &[(&str, u32)] = &[
     ("late_margin", 6),
 ];
 
+/// What the coordinator of a scenario has at first.
+pub const COORDINATOR_COINS: Amount = Amount::from_sat(100_000_000);
+
 /// A node, a coordinator, wallets.
 #[derive(Debug)]
 pub struct World {
@@ -39,6 +42,7 @@ pub struct World {
     pub clients: Vec<Service>,
     known: Known,
     connection: String,
+    plain: bool,
     home: PathBuf,
     logs: PathBuf,
 }
@@ -57,12 +61,22 @@ impl World {
     ///
     /// What everybody says goes to `<target>/scenarios/<name>`, and so does their data.
     pub fn start(name: &str) -> Result<Self> {
-        let directory = binaries::target()?.join("scenarios").join(name);
-        let mut world = Self::prepare(&directory, Options::default())?;
+        Self::start_with(name, |_| Ok(()))
+    }
+
+    /// The same with a coordinator that is configured further.
+    pub fn start_with(name: &str, configure: impl FnOnce(&Service) -> Result<()>) -> Result<Self> {
+        let mut world = Self::prepare(&Self::directory(name)?, Options::default())?;
+        configure(&world.coordinator)?;
         world.coordinator.start()?;
         world.coordinator.wait_for("ready")?;
-        world.fund_coordinator(Amount::from_sat(100_000_000))?;
+        world.fund_coordinator(COORDINATOR_COINS)?;
         Ok(world)
+    }
+
+    /// Where a scenario keeps everything.
+    pub fn directory(name: &str) -> Result<PathBuf> {
+        Ok(binaries::target()?.join("scenarios").join(name))
     }
 
     /// A node and an initialised coordinator that does not run yet, below an emptied directory.
@@ -95,6 +109,7 @@ impl World {
         };
         Ok(Self {
             connection: text(&made, "connection")?,
+            plain: false,
             node,
             coordinator,
             clients: Vec::new(),
@@ -107,6 +122,12 @@ impl World {
     /// What a wallet is given to reach the coordinator.
     pub fn connection(&self) -> &str {
         &self.connection
+    }
+
+    /// Gives wallets to come another connection string than `init` printed.
+    pub fn use_connection(&mut self, connection: &str, plain: bool) {
+        connection.clone_into(&mut self.connection);
+        self.plain = plain;
     }
 
     /// Where everybody's data directories are.
@@ -127,7 +148,7 @@ impl World {
         })?;
         let cookie = path_text(&self.node.cookie_file())?;
         let url = self.node.rpc_url();
-        let made = client.json(&[
+        let mut words = vec![
             "init",
             "--coordinator",
             &self.connection,
@@ -137,7 +158,11 @@ impl World {
             &url,
             "--rpc-cookie",
             &cookie,
-        ])?;
+        ];
+        if self.plain {
+            words.push("--allow-plain");
+        }
+        let made = client.json(&words)?;
         client.configure("chain.poll_ms", POLL_MS)?;
         client.configure("chain.fallback_sat_per_vb", 2)?;
         client.configure("connection.reconnect_min_ms", 50)?;
@@ -150,15 +175,28 @@ impl World {
 
     /// Adds wallets that run and are connected.
     pub fn add_clients(&mut self, count: usize) -> Result<()> {
+        let first = self.clients.len();
         for _ in 0..count {
-            let mut client = self.new_client(&format!("client-{}", self.clients.len()))?;
-            client.start()?;
-            self.clients.push(client);
+            self.add_client_with(&[])?;
         }
-        for client in &self.clients {
-            client.wait_for("connected")?;
-        }
-        Ok(())
+        let mut added = self.clients.iter().skip(first);
+        added.try_for_each(|client| client.wait_for("connected").map(drop))
+    }
+
+    /// Adds a wallet that runs with more in its environment: a fault point, a misbehaviour.
+    pub fn add_client_with(&mut self, environment: &[(&str, &str)]) -> Result<usize> {
+        let index = self.clients.len();
+        let mut client = self.new_client(&format!("client-{index}"))?;
+        client.start_with(environment)?;
+        self.clients.push(client);
+        Ok(index)
+    }
+
+    /// Mutable access to one of the wallets: to kill it, to start it again.
+    pub fn client_mut(&mut self, index: usize) -> Result<&mut Service> {
+        self.clients
+            .get_mut(index)
+            .with_context(|| format!("no client {index}"))
     }
 
     /// The id by which coordinator and exports know a wallet.
@@ -233,6 +271,18 @@ impl World {
             .map(drop)
     }
 
+    /// Waits until the coordinator has followed the chain to its tip.
+    pub fn coordinator_sees_tip(&self) -> Result<()> {
+        let height = self.node.height()?;
+        let seen = |event: &Event| {
+            let at = event.number("height").max(event.number("at_height"));
+            at >= Some(height.into())
+        };
+        self.coordinator
+            .wait(&format!("height {height}"), seen)
+            .map(drop)
+    }
+
     /// Waits until a wallet has followed the chain to a height.
     pub fn client_sees(&self, index: usize, height: u32) -> Result<()> {
         let seen =
@@ -240,56 +290,6 @@ impl World {
         self.client(index)?
             .wait(&format!("block {height}"), seen)
             .map(drop)
-    }
-
-    /// Mines whatever a wallet's exit waits for until it says what is wanted. Each of its events is
-    /// shown to `see`.
-    pub fn drive(
-        &self,
-        index: usize,
-        mark: usize,
-        wanted: impl Fn(&Event) -> bool,
-        mut see: impl FnMut(&Event),
-    ) -> Result<Event> {
-        let client = self.client(index)?;
-        let mut mark = mark;
-        loop {
-            let next = |event: &Event| {
-                wanted(event)
-                    || ["exit_published", "exit_waiting", "timeout_published"]
-                        .contains(&event.name())
-            };
-            let (event, after) =
-                client
-                    .process()?
-                    .wait_from(mark, "the next step of an exit", next)?;
-            mark = after;
-            see(&event);
-            if wanted(&event) {
-                return Ok(event);
-            }
-            match event.number("until_height") {
-                Some(height) => self.node.mine_until(u32::try_from(height)?)?,
-                None if event.is("exit_waiting") => {}
-                None => self.mine(1)?,
-            }
-        }
-    }
-
-    /// The height of a transaction's block, if it is in the chain. Reads the chain from its tip down.
-    pub fn height_of(&self, txid: &Txid) -> Result<Option<u32>> {
-        for height in (1..=self.node.height()?).rev() {
-            let block = self
-                .node
-                .rpc("getblock", json!([self.node.block_hash(height)?, 1]))?;
-            let txs = block["tx"]
-                .as_array()
-                .context("a block lists its transactions")?;
-            if txs.iter().any(|tx| tx.as_str() == Some(&txid.to_string())) {
-                return Ok(Some(height));
-            }
-        }
-        Ok(None)
     }
 
     // ---- factories ---------------------------------------------------------------------------------------------

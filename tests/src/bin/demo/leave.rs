@@ -1,17 +1,14 @@
 //! Getting out: by oneself, by the timeouts, or both.
 
-use std::time::{Duration, Instant};
+use std::cell::RefCell;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use scenarios::event::Event;
 
+use crate::Expiry;
 use crate::build::Factory;
-use crate::picture::delay;
 use crate::screen::{Screen, grouped, short};
 use crate::stage::Stage;
-
-/// Blocks mined one by one for the last payouts, at most.
-const LAST_BLOCKS: u32 = 60;
 
 /// Client 0 publishes its path; then the coordinator dies and the timeouts pay everybody.
 pub(crate) fn one_then_timeouts(stage: &mut Stage, factory: &Factory) -> Result<()> {
@@ -107,74 +104,25 @@ fn narrate(screen: &mut Screen, name: &str, event: &Event) {
 /// Mines until nobody has anything left to claim.
 fn paid(stage: &mut Stage, factory: &Factory) -> Result<()> {
     let everybody = stage.everybody();
-    settle(stage, &everybody)?;
-    if let Some(last) = last_stock_height(stage, factory)? {
-        if last > stage.world.node.height()? {
-            let text = format!("the stocks' timeouts wait for height {last}; mined");
-            stage.screen.say(&text);
-            stage.world.node.mine_until(last)?;
-        }
-    }
-    for _ in 0..LAST_BLOCKS {
-        settle(stage, &everybody)?;
-        if everybody
-            .iter()
-            .all(|index| is_done(stage, factory, *index))
-        {
-            return report(stage, factory);
-        }
-    }
-    let waiting = everybody
-        .iter()
-        .filter(|index| !is_done(stage, factory, **index));
-    let waiting: Vec<_> = waiting.collect();
-    ensure!(
-        waiting.is_empty(),
-        "clients {waiting:?} still wait for something"
-    );
-    Ok(())
+    let screen = RefCell::new(&mut stage.screen);
+    let reclaims = stage.expiry == Expiry::LspReclaim;
+    stage.world.mine_until(&factory.export, |world| {
+        let height = world.node.height()?;
+        screen.borrow_mut().progress(&format!("height {height}"));
+        let swept = !reclaims || world.swept(&factory.created)? == stocks(factory);
+        Ok(swept && world.all_done(&factory.created, &everybody)?)
+    })?;
+    report(stage, factory)
 }
 
-/// The height from which every stock of a confirmed leaf can be timed out, if there is any.
-fn last_stock_height(stage: &Stage, factory: &Factory) -> Result<Option<u32>> {
-    let mut last = None;
-    for leaf in factory
+/// How many stocks the factory's leaves have.
+fn stocks(factory: &Factory) -> usize {
+    let leaves = factory
         .export
         .transactions
         .iter()
-        .filter(|tx| tx.kind == "leaf")
-    {
-        let Some(confirmed) = stage.world.height_of(&leaf.txid)? else {
-            continue;
-        };
-        for (stock, _) in leaf.outputs_of("stock") {
-            let lock = factory.export.timeout(stock).and_then(delay);
-            last = last.max(lock.map(|blocks| confirmed + blocks));
-        }
-    }
-    Ok(last)
-}
-
-/// Lets everybody see the tip and publish, then mines what they published.
-fn settle(stage: &mut Stage, which: &[usize]) -> Result<()> {
-    let height = stage.world.node.height()?;
-    for index in which {
-        stage.world.client_sees(*index, height)?;
-    }
-    let deadline = Instant::now() + Duration::from_millis(700);
-    while stage.world.node.mempool()?.is_empty() && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    stage.world.mine(1)
-}
-
-fn is_done(stage: &Stage, factory: &Factory, index: usize) -> bool {
-    let said = stage.world.client(index).and_then(|client| client.events());
-    said.is_ok_and(|events| {
-        let mut events = events.iter();
-        events
-            .any(|event| event.is("exit_done") && event.text("factory") == factory.created.factory)
-    })
+        .filter(|tx| tx.kind == "leaf");
+    leaves.map(|leaf| leaf.outputs_of("stock").count()).sum()
 }
 
 fn report(stage: &mut Stage, factory: &Factory) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use bitcoin::{OutPoint, Sequence};
+use bitcoin::OutPoint;
 use scenarios::export::{Export, Exported, Output};
 
 use crate::screen::{Screen, grouped, short};
@@ -49,7 +49,7 @@ impl Picture<'_> {
             "{indent}└─ {} {}{}{}",
             screen.accent(&node.kind),
             short(&node.txid.to_string()),
-            delay(node)
+            node.delay()
                 .map(|blocks| format!("  after {blocks} blocks"))
                 .unwrap_or_default(),
             screen.dim(&timeout.unwrap_or_default())
@@ -132,18 +132,7 @@ impl Picture<'_> {
     }
 }
 
-/// The relative lock of a transaction, if it has one.
-pub(crate) fn delay(tx: &Exported) -> Option<u32> {
-    let input = tx.inputs.first()?;
-    match Sequence::from_consensus(input.sequence).to_relative_lock_time()? {
-        bitcoin::relative::LockTime::Blocks(blocks) if blocks.value() > 0 => {
-            Some(blocks.value().into())
-        }
-        _ => None,
-    }
-}
-
 fn when(tx: &Exported) -> String {
-    let after = delay(tx).map(|blocks| format!(" and +{blocks}"));
+    let after = tx.delay().map(|blocks| format!(" and +{blocks}"));
     format!("height {}{}", tx.locktime, after.unwrap_or_default())
 }
