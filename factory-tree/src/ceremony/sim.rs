@@ -577,6 +577,24 @@ fn all_policies_and_depths_sign() {
     assert!(matches!(sim.outcome, Some(Outcome::Failed { .. })));
 }
 
+/// Whoever reads the seed of the coordinator's nonces computes its factory key from any signature.
+#[test]
+fn the_seed_of_the_coordinators_nonces_is_not_printed() {
+    let output = TxOut {
+        value: Amount::ZERO,
+        script_pubkey: ScriptBuf::new(),
+    };
+    let input = Input::FundingReady(Box::new(Funding {
+        tx: funding(output),
+        vout: 0,
+        seed: zeroize::Zeroizing::new([0xa7; 32]),
+    }));
+    let printed = format!("{input:?} {input:#?}");
+    assert!(!printed.contains("167"), "{printed}");
+    assert!(!printed.contains("a7a7"), "{printed}");
+    assert!(printed.contains("vout: 0"), "{printed}");
+}
+
 #[test]
 fn too_few_clients_fail_the_ceremony() {
     let sim = run(&[Fault::Honest, Fault::NeverJoins]);
