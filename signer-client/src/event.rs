@@ -8,7 +8,7 @@ use serde::Serialize;
 use tokio::sync::broadcast;
 
 /// Events a slow listener may fall behind before it is told that it missed some.
-const BACKLOG: usize = 1024;
+const BACKLOG: usize = 256;
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

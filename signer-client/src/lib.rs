@@ -20,6 +20,7 @@ pub mod keys;
 pub mod lock;
 #[cfg(feature = "fault-points")]
 mod misbehave;
+mod shared_chain;
 pub mod store;
 mod watch;
 
@@ -27,3 +28,4 @@ pub use client::{ClientParts, Shutdown, SignerClient, Tasks};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use event::{Event, Stamped};
+pub use shared_chain::SharedChain;

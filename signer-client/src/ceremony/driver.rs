@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bitcoin::Amount;
-use factory_tree::ceremony::message::{DeclineReason, Invitation, Round, ToClient, ToCoordinator};
+use factory_tree::ceremony::message::{
+    AbortReason, DeclineReason, Invitation, Round, ToClient, ToCoordinator,
+};
 use factory_tree::ceremony::signer::{
     JoinRecord, Signer, SignerEffect, SignerEvent, SignerInput, SignerOutcome, SignerPhase,
     SignerStep,
@@ -90,7 +92,8 @@ impl Driver {
                 });
             }
         }
-        self.note(None).await
+        self.note(None).await;
+        Ok(())
     }
 
     /// This process died between storing a kit and acknowledging it: the kit is complete, so the
@@ -150,7 +153,7 @@ impl Driver {
                 if self.machine.is_none() {
                     self.client.events.emit(Event::AttemptFailed {
                         round: name(round),
-                        reason: format!("{reason:?}"),
+                        reason: abort_text(&reason),
                     });
                 }
                 self.input(
@@ -241,7 +244,7 @@ impl Driver {
         let round = attempt.signer.round();
         let reason = DeclineReason::Unable(error.to_string());
         self.client.events.emit(refused(&reason));
-        self.note(None).await?;
+        self.note(None).await;
         out.ceremony(&ToCoordinator::Decline { round, reason })
             .await
     }
@@ -287,7 +290,8 @@ impl Driver {
         if working.is_none() {
             self.machine = None;
         }
-        self.note(working).await
+        self.note(working).await;
+        Ok(())
     }
 
     async fn effect(&mut self, effect: SignerEffect, out: &Outgoing) -> Result<Vec<SignerEffect>> {
@@ -403,7 +407,7 @@ impl Driver {
             SignerEvent::Acked { factory, .. } => events.emit(Event::Acked { factory }),
             SignerEvent::AttemptFailed { round, reason } => events.emit(Event::AttemptFailed {
                 round: name(round),
-                reason: format!("{reason:?}"),
+                reason: abort_text(&reason),
             }),
             SignerEvent::ProposalChecked {
                 factory, coverage, ..
@@ -412,14 +416,14 @@ impl Driver {
     }
 
     /// What other processes see of the attempt.
-    async fn note(&self, working: Option<(String, SignerPhase)>) -> Result<()> {
+    async fn note(&self, working: Option<(String, SignerPhase)>) {
         self.client
             .set_live(|live| {
                 let (round, phase) = working.unzip();
                 live.round = round;
                 live.phase = phase.map(phase_name);
             })
-            .await
+            .await;
     }
 }
 
@@ -433,6 +437,21 @@ fn phase_name(phase: SignerPhase) -> String {
         SignerPhase::Finished => "finished",
     }
     .to_owned()
+}
+
+/// Why an attempt ended, for people.
+fn abort_text(reason: &AbortReason) -> String {
+    match reason {
+        AbortReason::TooFewClients { left } => format!("only {left} clients are left"),
+        AbortReason::Silent => "some did not answer in time".to_owned(),
+        AbortReason::Guilty => "some sent invalid signatures".to_owned(),
+        AbortReason::Left => "some declined or left".to_owned(),
+        AbortReason::Tree(why) => format!("no factory can be built: {why}"),
+        AbortReason::NoFunds(why) => format!("the coordinator has not the coins: {why}"),
+        AbortReason::Restarted => "the coordinator was restarted".to_owned(),
+        AbortReason::Cancelled => "the operator cancelled it".to_owned(),
+        AbortReason::TooManyAttempts => "as many attempts failed as there may be".to_owned(),
+    }
 }
 
 /// `ceremony/attempt`.

@@ -3,6 +3,8 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -10,8 +12,12 @@ use tokio::task::JoinHandle;
 
 use crate::event::Stamped;
 
-/// Writes events until there are no more.
-pub(super) struct EventWriter(JoinHandle<()>);
+/// Writes events until there are no more. A thread of its own does the writing: a reader that is
+/// slow neither stops the client nor loses an event.
+pub(super) struct EventWriter {
+    forward: JoinHandle<()>,
+    writer: thread::JoinHandle<()>,
+}
 
 impl EventWriter {
     pub(super) fn start(path: &Path, mut events: Receiver<Stamped>) -> io::Result<Self> {
@@ -20,27 +26,37 @@ impl EventWriter {
         } else {
             Box::new(OpenOptions::new().create(true).append(true).open(path)?)
         };
-        Ok(Self(tokio::spawn(async move {
+        let (sender, queue) = mpsc::channel::<Stamped>();
+        let writer = thread::Builder::new()
+            .name("events".to_owned())
+            .spawn(move || {
+                for event in queue {
+                    if let Err(error) = line(&mut *out, &event) {
+                        tracing::error!(%error, "events cannot be written any more");
+                        return;
+                    }
+                }
+            })?;
+        let forward = tokio::spawn(async move {
             loop {
                 match events.recv().await {
                     Ok(event) => {
-                        if let Err(error) = line(&mut *out, &event) {
-                            tracing::error!(%error, "events cannot be written any more");
+                        if sender.send(event).is_err() {
                             return;
                         }
                     }
-                    Err(RecvError::Lagged(missed)) => {
-                        tracing::error!(missed, "events were lost: the reader is too slow");
-                    }
+                    Err(RecvError::Lagged(missed)) => tracing::error!(missed, "events were lost"),
                     Err(RecvError::Closed) => return,
                 }
             }
-        })))
+        });
+        Ok(Self { forward, writer })
     }
 
     /// Waits until the last event is written; all senders must be gone.
     pub(super) async fn finish(self) {
-        let _ = self.0.await;
+        let _ = self.forward.await;
+        let _ = tokio::task::spawn_blocking(move || self.writer.join()).await;
     }
 }
 

@@ -15,6 +15,8 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::store::{Interest, Request, SharedStore};
 
+/// Answers to the wish that do not change by waiting.
+const HOPELESS: [&str; 2] = ["ERROR_CODE_CAPACITY", "ERROR_CODE_FEE_COINS"];
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(context: &Context, options: Join) -> Result<(), CliError> {
@@ -124,7 +126,12 @@ async fn alone(context: &Context, client: &SignerClient, capacity: Amount) -> Re
             Event::Refused { rule, found } => {
                 progress.keep(&format!("refused ({rule}): {found}"));
             }
-            Event::ServerError { message, .. } => progress.keep(&message),
+            Event::ServerError { code, message } => {
+                if HOPELESS.contains(&code.as_str()) {
+                    break Err(CliError::Refused(message));
+                }
+                progress.keep(&message);
+            }
             Event::FactoryUsable { .. } => break Ok(()),
             other => {
                 if let Some(text) = step(&other) {

@@ -42,7 +42,10 @@ fn describe(status: &Status) -> String {
             0 => "the coordinator's default capacity".to_owned(),
             sat => format!("{} sat", grouped(sat)),
         };
-        text.push_str(&format!("Joining     the next factory, with {capacity}\n"));
+        let note = status.interest_note.as_deref().unwrap_or("waiting");
+        text.push_str(&format!(
+            "Joining     the next factory, with {capacity} ({note})\n"
+        ));
     }
     if !status.factories.is_empty() {
         text.push('\n');

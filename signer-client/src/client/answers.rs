@@ -46,15 +46,25 @@ pub(super) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
             () = tokio::time::sleep(LOOK) => {}
             () = shutdown.wait() => return Ok(()),
         }
-        for (id, request) in client.inner.store.asked().await? {
-            let answer = match answer(&client, request).await {
-                Ok(value) => Answer::Done(value),
-                Err(error) if Inner::is_fatal(&error) => return Err(error),
-                Err(error) => Answer::Failed(error.to_string()),
-            };
-            client.inner.store.answer(id, &answer).await?;
+        match answer_all(&client).await {
+            Err(error) if Inner::is_fatal(&error) => return Err(error),
+            // A full disk, for example: those who asked find nothing, and say so.
+            Err(error) => tracing::warn!(%error, "questions stay unanswered"),
+            Ok(()) => {}
         }
     }
+}
+
+async fn answer_all(client: &SignerClient) -> Result<()> {
+    for (id, request) in client.inner.store.asked().await? {
+        let answer = match answer(client, request).await {
+            Ok(value) => Answer::Done(value),
+            Err(error) if Inner::is_fatal(&error) => return Err(error),
+            Err(error) => Answer::Failed(error.to_string()),
+        };
+        client.inner.store.answer(id, &answer).await?;
+    }
+    Ok(())
 }
 
 async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::Value> {

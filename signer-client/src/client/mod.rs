@@ -211,7 +211,7 @@ impl SignerClient {
             outcome = outcome.and(flatten(ended));
         }
         self.inner.wallet.flush().await?;
-        self.inner.set_live(|live| *live = Live::default()).await?;
+        self.inner.set_live(|live| *live = Live::default()).await;
         self.inner.events.emit(Event::Shutdown);
         outcome
     }
@@ -320,14 +320,17 @@ impl Inner {
     }
 
     /// Changes what other processes see of this one.
-    pub(crate) async fn set_live(&self, change: impl FnOnce(&mut Live) + Send) -> Result<()> {
+    /// Not being able to is no reason to stop: it is only for show.
+    pub(crate) async fn set_live(&self, change: impl FnOnce(&mut Live) + Send) {
         let mut live = self.live.lock().await;
         let before = live.clone();
         change(&mut live);
-        if *live != before && self.observed.load(Ordering::Relaxed) {
-            self.store.set_live(&live).await?;
+        if *live != before
+            && self.observed.load(Ordering::Relaxed)
+            && let Err(error) = self.store.set_live(&live).await
+        {
+            tracing::warn!(%error, "the status shown to other processes is stale");
         }
-        Ok(())
     }
 
     /// Whether an error of the store leaves nothing to go on with.

@@ -34,6 +34,8 @@ pub struct Status {
     /// The capacity asked for, if the wallet wants to be in the next factory (0: the coordinator's
     /// default).
     pub interest_sat: Option<u64>,
+    /// What became of that wish so far.
+    pub interest_note: Option<String>,
     /// Every factory.
     pub factories: Vec<FactoryView>,
 }
@@ -181,7 +183,8 @@ pub async fn status(
         running,
         // What a process said that is gone does not count.
         live: if running { live } else { Live::default() },
-        interest_sat: interest.map(|interest| interest.capacity.to_sat()),
+        interest_sat: interest.as_ref().map(|interest| interest.capacity.to_sat()),
+        interest_note: interest.map(|interest| interest.note),
         factories: factories(store).await?,
     })
 }

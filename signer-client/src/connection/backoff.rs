@@ -29,6 +29,11 @@ impl Backoff {
         self.next = self.shortest;
     }
 
+    /// The next wait is the longest.
+    pub(super) fn give_time(&mut self) {
+        self.next = self.longest;
+    }
+
     /// Between half of and the whole current wait.
     pub(super) fn next_wait(&mut self) -> Duration {
         let full = self.next;

@@ -43,13 +43,16 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
         if welcomed {
             backoff.reset();
         }
+        if is_hopeless(&error) {
+            backoff.give_time();
+        }
         let reason = error.to_string();
         client
             .set_live(|live| {
                 live.connected = false;
                 live.disconnected_because = Some(reason.clone());
             })
-            .await?;
+            .await;
         client.events.emit(Event::Disconnected { reason });
         tokio::select! {
             () = tokio::time::sleep(backoff.next_wait()) => {}
@@ -57,4 +60,21 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
         }
     }
     Ok(())
+}
+
+/// What will not be better in a moment: another process with this seed, a coordinator that refuses
+/// this client.
+fn is_hopeless(error: &Error) -> bool {
+    use proto::v1::ErrorCode;
+    match error {
+        Error::Refused(refused) => matches!(
+            refused.code,
+            ErrorCode::SessionReplaced
+                | ErrorCode::AuthFailed
+                | ErrorCode::VersionUnsupported
+                | ErrorCode::WrongNetwork
+        ),
+        Error::Handshake(_) | Error::Connection(_) => true,
+        _ => false,
+    }
 }

@@ -9,7 +9,7 @@ use proto::session::{HEARTBEAT, HEARTBEATS_MISSED, ServiceError, SessionToken};
 use proto::tls::{ConnectError, ConnectOptions};
 use proto::v1::client_message::Body;
 use proto::v1::coordinator_client::CoordinatorClient;
-use proto::v1::{self, ServerMessage};
+use proto::v1::{self, ErrorCode, ServerMessage};
 use proto::wire::{self, FromServer};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
@@ -156,7 +156,7 @@ impl Session {
                 live.connected = true;
                 live.disconnected_because = None;
             })
-            .await?;
+            .await;
         client.events.emit(Event::Connected);
         #[cfg(feature = "fault-points")]
         if crate::misbehave::hangs_up() {
@@ -194,6 +194,7 @@ impl Session {
         match message {
             FromServer::Heartbeat => Ok(()),
             FromServer::Error(error) => {
+                self.note_refusal(client, &error).await?;
                 client.events.emit(Event::ServerError {
                     code: error.code.as_str_name().to_owned(),
                     message: error.message,
@@ -219,6 +220,17 @@ impl Session {
                 "a second handshake within one session".to_owned(),
             )),
         }
+    }
+
+    /// The wish as it stands cannot be fulfilled: the reason stays with it.
+    async fn note_refusal(&self, client: &Inner, error: &ServiceError) -> Result<()> {
+        let about_interest = matches!(error.code, ErrorCode::Capacity | ErrorCode::FeeCoins);
+        let interest = client.store.interest().await?.filter(|_| about_interest);
+        if let Some(mut interest) = interest {
+            interest.note.clone_from(&error.message);
+            client.store.set_interest(Some(&interest)).await?;
+        }
+        Ok(())
     }
 
     /// Which attempt the coordinator has this client in, if any.

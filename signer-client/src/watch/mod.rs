@@ -43,7 +43,7 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
         } else {
             poll
         };
-        note_trouble(&client, &mut trouble, Some(error.to_string())).await?;
+        note_trouble(&client, &mut trouble, Some(error.to_string())).await;
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             () = shutdown.wait() => {}
@@ -53,13 +53,9 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
 }
 
 /// Says once what is wrong with the node, and once that it is well again.
-async fn note_trouble(
-    client: &Inner,
-    known: &mut Option<String>,
-    problem: Option<String>,
-) -> Result<()> {
+async fn note_trouble(client: &Inner, known: &mut Option<String>, problem: Option<String>) {
     if *known == problem {
-        return Ok(());
+        return;
     }
     if let Some(problem) = &problem {
         client.events.emit(Event::ChainTrouble {
@@ -67,7 +63,7 @@ async fn note_trouble(
         });
     }
     known.clone_from(&problem);
-    client.set_live(|live| live.chain_problem = problem).await
+    client.set_live(|live| live.chain_problem = problem).await;
 }
 
 async fn follow(client: &Inner, trouble: &mut Option<String>, poll: Duration) -> Result<()> {
@@ -77,7 +73,7 @@ async fn follow(client: &Inner, trouble: &mut Option<String>, poll: Duration) ->
     let mut checked = Instant::now();
     loop {
         watcher.catch_up(client).await?;
-        note_trouble(client, trouble, None).await?;
+        note_trouble(client, trouble, None).await;
         let tip = watcher.position();
         if last != Some(tip) || checked.elapsed() >= recheck || watcher.woken {
             watcher.at_tip(client, last != Some(tip)).await?;
@@ -169,7 +165,7 @@ impl Watcher {
         self.announced.announce(client).await?;
         let driven = crate::exit::drive(client, tip).await;
         if new_tip {
-            client.set_live(|live| live.height = tip.0).await?;
+            client.set_live(|live| live.height = tip.0).await;
             client.events.emit(Event::Synced { height: tip.0 });
             client.wake_connection.notify_one();
         }
