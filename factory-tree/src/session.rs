@@ -160,7 +160,8 @@ pub struct Share<'a> {
 /// verified against its output key before it is returned.
 ///
 /// # Errors
-/// [`SessionError::Guilty`] with every invalid partial of every session.
+/// [`SessionError::Guilty`] with every invalid partial of every session, and every signer of one
+/// whose nonces cancel each other.
 pub fn complete_all(
     secret: &SecretKey,
     sessions: Vec<Aggregation<'_>>,
@@ -202,6 +203,7 @@ fn complete(
     let message = tx.taproot_sighash();
     let challenge = key.group.challenge(sum, &message);
     let mut partials: Vec<_> = shares.iter().map(|share| share.partial).collect();
+    let aggregator_signs = own.is_some();
     if let Some(nonce) = own {
         if nonce.made_for != nonce_use {
             let made_for = nonce.made_for;
@@ -216,21 +218,28 @@ fn complete(
     if verify(secp, key, &message, &signature) {
         return Ok(signature);
     }
-    let guilty: Vec<Fault> = shares
-        .iter()
-        .filter(|s| {
-            !key.group
-                .verify(&s.signer, s.nonce, sum, &message, &s.partial)
-        })
-        .map(|share| Fault {
-            signer: share.signer,
-            txid: tx.txid,
-        })
-        .collect();
+    let invalid = |share: &&Share<'_>| {
+        let Share {
+            signer,
+            nonce,
+            partial,
+        } = share;
+        !key.group.verify(signer, nonce, sum, &message, partial)
+    };
+    let mut guilty: Vec<&Share<'_>> = shares.iter().filter(invalid).collect();
+    // Valid partials make no valid aggregate where the nonces cancel each other (BIP-327 goes on
+    // with G then). Nobody knows another's nonce in time, so all the signers conspired.
+    if guilty.is_empty() && !aggregator_signs {
+        guilty = shares.iter().collect();
+    }
     if guilty.is_empty() {
         return Err(MusigError::BadAggregate.into());
     }
-    Err(SessionError::Guilty(guilty))
+    let faults = guilty.into_iter().map(|share| Fault {
+        signer: share.signer,
+        txid: tx.txid,
+    });
+    Err(SessionError::Guilty(faults.collect()))
 }
 
 /// Whether `signature` is valid for `message` under the output key (BIP-340).

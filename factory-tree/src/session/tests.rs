@@ -215,6 +215,67 @@ fn channels_are_not_signed_by_musig() {
     );
 }
 
+/// The nonces of `others` and one more, of `last`, that cancels them.
+fn cancelling(others: &[SecretKey], last: &SecretKey) -> Vec<(SecretNonce, PublicNonce)> {
+    let numbered = (0u64..).zip(others);
+    let mut all: Vec<_> = numbered
+        .map(|(n, key)| SecretNonce::generate(bytes(21, "cancel", n), key, at(0)))
+        .collect();
+    let mut last_bytes = [0; 97];
+    let mut last_public = Vec::new();
+    for part in [0..32, 32..64] {
+        let scalars = all
+            .iter()
+            .map(|(nonce, _)| SecretKey::from_slice(&nonce.bytes[part.clone()]).unwrap());
+        let sum = scalars.reduce(|sum, scalar| sum.add_tweak(&scalar.into()).unwrap());
+        let negated = sum.unwrap().negate();
+        last_bytes[part].copy_from_slice(&negated.secret_bytes());
+        last_public.extend(public(&negated).serialize());
+    }
+    last_bytes[64..].copy_from_slice(&public(last).serialize());
+    let nonce = SecretNonce {
+        bytes: zeroize::Zeroizing::new(last_bytes),
+        made_for: at(0),
+    };
+    all.push((nonce, PublicNonce::from_bytes(&last_public).unwrap()));
+    all
+}
+
+/// A second stage whose signers all conspire: their nonces cancel, so that every partial is valid
+/// and the aggregate is not. Nobody innocent can be among them, as nobody knows another's nonce.
+#[test]
+fn signers_whose_nonces_cancel_are_all_blamed() {
+    let factory = factory(205);
+    let second = |tx: &&FactoryTx| tx.spends.kind == crate::factory::SpentKind::FirstStage;
+    let tx = factory.tree.txs().iter().find(second).unwrap();
+    let keys = factory.secrets(tx);
+    let (last, others) = keys.split_last().unwrap();
+    let (secrets, publics): (Vec<_>, Vec<_>) = cancelling(others, last).into_iter().unzip();
+    let sum = AggregateNonce::sum(&publics);
+    assert_eq!(sum.to_bytes(), [0; 66]);
+    let signed = secrets.into_iter().zip(&keys).zip(&publics);
+    let shares: Vec<Share<'_>> = signed
+        .map(|((secret, key), nonce)| Share {
+            signer: public(key),
+            nonce,
+            partial: secret.sign(at(0), key, tx, &sum).unwrap(),
+        })
+        .collect();
+    let expected = shares.iter().map(|share| Fault {
+        signer: share.signer,
+        txid: tx.txid,
+    });
+    let expected = SessionError::Guilty(expected.collect());
+    let aggregation = Aggregation {
+        tx,
+        shares,
+        sum: &sum,
+        own: None,
+        nonce_use: at(0),
+    };
+    assert_eq!(complete_all(&factory.lsp, vec![aggregation]), Err(expected));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(crate::testing::cases(12)))]
 
