@@ -10,6 +10,7 @@ use chain::{BitcoindRpc, ChainSource};
 use factory_tree::ids::FactoryId;
 use keystore::Passphrase;
 use serde::Serialize;
+use tokio::sync::OnceCell;
 
 use super::CliError;
 use super::args::Args;
@@ -31,6 +32,8 @@ pub(super) struct Context {
     pub(super) dir: PathBuf,
     pub(super) json: bool,
     passphrase_file: Option<PathBuf>,
+    /// Opened once, closed at the end.
+    store: OnceCell<SharedStore>,
 }
 
 /// Who works on the data directory.
@@ -55,6 +58,7 @@ impl Context {
             dir,
             json: args.json,
             passphrase_file: args.passphrase_file.clone(),
+            store: OnceCell::new(),
         })
     }
 
@@ -75,7 +79,18 @@ impl Context {
     }
 
     pub(super) async fn store(&self) -> Result<SharedStore, CliError> {
-        Ok(Arc::new(SqliteStore::open(self.store_path()).await?))
+        let open = || async {
+            let store = SqliteStore::open(self.store_path()).await?;
+            Ok::<SharedStore, CliError>(Arc::new(store))
+        };
+        self.store.get_or_try_init(open).await.cloned()
+    }
+
+    /// Writes out what is in the database's log.
+    pub(super) async fn close(&self) {
+        if let Some(store) = self.store.get() {
+            store.close().await;
+        }
     }
 
     /// Takes the data directory, unless another process has it.

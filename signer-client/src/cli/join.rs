@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use bitcoin::Amount;
+use proto::connection::Connection;
+use proto::tls::{ConnectError, ConnectOptions};
+use proto::v1::{GetInfoRequest, Policy};
 use serde_json::json;
 use tokio::sync::broadcast::error::RecvError;
 
@@ -11,12 +14,15 @@ use super::args::Join;
 use super::context::{Context, Holder};
 use super::follow::Progress;
 use crate::client::{Shutdown, SignerClient, Tasks};
+use crate::config::Config;
 use crate::error::Error;
 use crate::event::Event;
 use crate::store::{Interest, Request, SharedStore};
 
 /// Answers to the wish that do not change by waiting.
 const HOPELESS: [&str; 2] = ["ERROR_CODE_CAPACITY", "ERROR_CODE_FEE_COINS"];
+/// How long to wait for the coordinator's policy.
+const PATIENCE: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(context: &Context, options: Join) -> Result<(), CliError> {
@@ -35,6 +41,9 @@ pub(super) async fn run(context: &Context, options: Join) -> Result<(), CliError
             limits.min_capacity, limits.max_capacity
         )));
     }
+    if !options.cancel {
+        check_policy(&config, options.capacity).await?;
+    }
     match context.holder()? {
         Holder::Other => beside(context, &options, capacity).await,
         Holder::Us(_lock) if options.cancel => {
@@ -47,6 +56,42 @@ pub(super) async fn run(context: &Context, options: Join) -> Result<(), CliError
             alone(context, &client, capacity).await
         }
     }
+}
+
+/// Asks the coordinator what it offers, so that a wish it will not fulfil is refused here and now. A
+/// coordinator that is away is asked later, by whoever acts on the wish.
+async fn check_policy(config: &Config, capacity: Option<u64>) -> Result<(), CliError> {
+    let (Some(capacity), Some(text)) = (capacity, config.coordinator.as_deref()) else {
+        return Ok(());
+    };
+    let Some(policy) = policy(config, text).await? else {
+        return Ok(());
+    };
+    if (policy.capacity_min_sat..=policy.capacity_max_sat).contains(&capacity) {
+        return Ok(());
+    }
+    Err(CliError::Refused(format!(
+        "the coordinator offers capacities from {} to {} sat, not {capacity}",
+        policy.capacity_min_sat, policy.capacity_max_sat
+    )))
+}
+
+async fn policy(config: &Config, text: &str) -> Result<Option<Policy>, CliError> {
+    let parsed: Result<Connection, _> = text.parse();
+    let connection = parsed.map_err(|error| Error::Connection(error.to_string()))?;
+    let options = ConnectOptions {
+        allow_plain: config.allow_plain,
+        timeout: PATIENCE,
+    };
+    let channel = match proto::tls::connect(&connection, &options).await {
+        Ok(channel) => channel,
+        Err(ConnectError::Unreachable { .. }) => return Ok(None),
+        Err(error) => return Err(Error::Connection(error.to_string()).into()),
+    };
+    let mut request = tonic::Request::new(GetInfoRequest {});
+    request.set_timeout(PATIENCE);
+    let info = proto::session::client(channel).get_info(request).await;
+    Ok(info.ok().and_then(|info| info.into_inner().policy))
 }
 
 async fn beside(context: &Context, options: &Join, capacity: Amount) -> Result<(), CliError> {

@@ -103,17 +103,23 @@ pub fn main() -> ExitCode {
 
 async fn dispatch(args: Args) -> Result<(), CliError> {
     let context = Context::new(&args)?;
-    match args.command {
-        Command::Init(options) => init::run(&context, options).await,
-        Command::Run(options) => run::run(&context, options).await,
-        Command::Join(options) => join::run(&context, options).await,
-        Command::Exit(options) => exit::run(&context, options).await,
-        Command::Status => show::status(&context).await,
-        Command::Factories => show::factories(&context).await,
-        Command::QuoteExit(options) => show::quote(&context, options).await,
-        Command::Export { factory } => show::export(&context, &factory).await,
-        Command::Address => show::address(&context).await,
-        Command::Balance => show::balance(&context).await,
-        Command::Sweep { feerate } => show::sweep(&context, feerate).await,
+    let outcome = execute(&context, args.command).await;
+    context.close().await;
+    outcome
+}
+
+async fn execute(context: &Context, command: Command) -> Result<(), CliError> {
+    match command {
+        Command::Init(options) => init::run(context, options).await,
+        Command::Run(options) => run::run(context, options).await,
+        Command::Join(options) => join::run(context, options).await,
+        Command::Exit(options) => exit::run(context, options).await,
+        Command::Status => show::status(context).await,
+        Command::Factories => show::factories(context).await,
+        Command::QuoteExit(options) => show::quote(context, options).await,
+        Command::Export { factory } => show::export(context, &factory).await,
+        Command::Address => show::address(context).await,
+        Command::Balance => show::balance(context).await,
+        Command::Sweep { feerate } => show::sweep(context, feerate).await,
     }
 }

@@ -1,6 +1,7 @@
 //! `run`: the daemon.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -12,11 +13,15 @@ use super::events::EventWriter;
 use crate::client::{Shutdown, Tasks};
 use crate::lock::DataDirLock;
 
+/// How long to wait at the start for the node to say what it is. One that is away may come later.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 pub(super) async fn run(context: &Context, options: Run) -> Result<(), CliError> {
     let config = context.config()?;
     log(&config.log_level);
     let _lock = DataDirLock::take_patiently(&context.dir)?;
     let client = context.client(config).await?;
+    client.refuse_wrong_node(PATIENCE).await?;
     let (stop, shutdown) = Shutdown::new();
     let writer = match &options.events {
         Some(path) => Some(EventWriter::start(path, client.events())?),

@@ -6,10 +6,11 @@ mod views;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use bitcoin::Amount;
-use chain::ChainSource;
 use chain::wallet::{OnchainWallet, WalletBalance};
+use chain::{ChainError, ChainSource};
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::units::Height;
 use tokio::sync::{Mutex, Notify, broadcast, watch};
@@ -157,6 +158,26 @@ impl SignerClient {
                 live: Mutex::new(Live::default()),
             }),
         })
+    }
+
+    /// Fails if the node is one that can never serve this wallet; one that is away, or does not say
+    /// within `patience`, may come later.
+    ///
+    /// # Errors
+    /// [`ChainError::WrongNetwork`], [`ChainError::TooOld`], [`ChainError::Unauthorized`].
+    pub async fn refuse_wrong_node(&self, patience: Duration) -> Result<()> {
+        let network = self.inner.config.network;
+        let asked = tokio::time::timeout(patience, self.inner.chain.node_info()).await;
+        let answer = asked.unwrap_or_else(|_| {
+            Err(ChainError::NotReady {
+                url: String::new(),
+                message: String::new(),
+            })
+        });
+        match answer.and_then(|info| info.require_ready(network)) {
+            Err(error) if !error.is_transient() => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Who it is.

@@ -32,6 +32,9 @@ pub trait IdentityStore {
 
     /// Grows by one with every join, signature and kit.
     async fn epoch(&self) -> Result<u64>;
+
+    /// Writes everything out and closes the store; nothing may follow.
+    async fn close(&self);
 }
 
 #[async_trait]
@@ -98,5 +101,9 @@ impl IdentityStore for SqliteStore {
             .await
             .map_err(|error| self.error(error))?;
         u64::try_from(epoch.unwrap_or(0)).map_err(|_| unreadable("epoch"))
+    }
+
+    async fn close(&self) {
+        self.pool().close().await;
     }
 }

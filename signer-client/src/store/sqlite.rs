@@ -32,7 +32,9 @@ impl SqliteStore {
             .filename(path.as_ref())
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full);
+            .synchronous(SqliteSynchronous::Full)
+            // The log is folded into the database often, so that a small disk is enough for both.
+            .pragma("wal_autocheckpoint", "128");
         let store = Self::connect(options, path.as_ref().display().to_string(), 2).await?;
         store.quick_check().await?;
         Ok(store)
@@ -84,11 +86,6 @@ impl SqliteStore {
             path: self.path.clone(),
             cause: verdict,
         })
-    }
-
-    /// Writes everything out and closes the file.
-    pub async fn close(&self) {
-        self.pool.close().await;
     }
 
     pub(super) fn pool(&self) -> &SqlitePool {
