@@ -183,6 +183,15 @@ impl Sim {
         faults: &[Fault],
         params: FactoryParams,
         attempt: Attempt,
+        old: BTreeMap<ClientId, (Wallet, Fault)>,
+    ) -> Self {
+        Self::with_terms(faults, terms(params), attempt, old)
+    }
+
+    fn with_terms(
+        faults: &[Fault],
+        terms: Terms,
+        attempt: Attempt,
         mut old: BTreeMap<ClientId, (Wallet, Fault)>,
     ) -> Self {
         let mut wallets = BTreeMap::new();
@@ -202,14 +211,7 @@ impl Sim {
             ));
             wallets.insert(client, (wallet, fault));
         }
-        let step = Ceremony::start(
-            CEREMONY,
-            attempt,
-            terms(params),
-            invited,
-            Arc::new(TestLsp),
-            TIP,
-        );
+        let step = Ceremony::start(CEREMONY, attempt, terms, invited, Arc::new(TestLsp), TIP);
         let mut sim = Self {
             ceremony: Some(step.state),
             wallets,
@@ -593,6 +595,34 @@ fn the_seed_of_the_coordinators_nonces_is_not_printed() {
     assert!(!printed.contains("167"), "{printed}");
     assert!(!printed.contains("a7a7"), "{printed}");
     assert!(printed.contains("vout: 0"), "{printed}");
+}
+
+/// Whoever is left out is told at once: its machine ends, and its secret nonces with it.
+#[test]
+fn whoever_is_left_out_is_told() {
+    let ended = |sim: &Sim, number: u64| {
+        let (wallet, _) = &sim.wallets[&client_id(number)];
+        wallet.signer.as_ref().unwrap().phase() == SignerPhase::Finished
+    };
+    // A factory stands without it.
+    let sim = run(&[Fault::Honest, Fault::SilentAfterJoin, Fault::Honest]);
+    assert!(matches!(sim.outcome, Some(Outcome::Complete { .. })));
+    assert!(ended(&sim, 2));
+    // Too few are left.
+    let sim = run(&[Fault::Honest, Fault::SilentAfterJoin]);
+    assert!(matches!(sim.outcome, Some(Outcome::Failed { .. })));
+    assert!(ended(&sim, 1) && ended(&sim, 2));
+    // It was the last attempt.
+    let last = Terms {
+        max_attempts: 1,
+        ..terms(lite())
+    };
+    let faults = [Fault::Honest, Fault::BadPartial, Fault::Honest];
+    let mut sim = Sim::with_terms(&faults, last, Attempt(1), BTreeMap::new());
+    sim.run();
+    let reason = AbortReason::TooManyAttempts;
+    assert_eq!(sim.outcome, Some(Outcome::Failed { reason }));
+    assert!((1..=3).all(|number| ended(&sim, number)));
 }
 
 #[test]

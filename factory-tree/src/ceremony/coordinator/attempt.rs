@@ -328,9 +328,23 @@ impl Ceremony {
         }
     }
 
+    /// Before anybody is bound to anything. Who is left out is told, so that it does not wait with
+    /// its secret nonces; who declined knows.
     fn leave_out(&mut self, client: ClientId, reason: LeftOut, effects: &mut Vec<Effect>) {
         let phase = self.phase();
         self.leave_out_in(phase, client, reason, effects);
+        if reason != LeftOut::Declined {
+            effects.push(self.failed(client, AbortReason::Silent, false));
+        }
+    }
+
+    fn failed(&self, client: ClientId, reason: AbortReason, again: bool) -> Effect {
+        let message = ToClient::Failed {
+            round: self.round(),
+            reason,
+            again,
+        };
+        Effect::Send { client, message }
     }
 
     fn leave_out_in(
@@ -375,17 +389,19 @@ impl Ceremony {
         for (client, why) in &out {
             self.leave_out_in(phase, *client, *why, effects);
         }
-        let left_out = out;
+        let told: Vec<ClientId> = out.iter().map(|(client, _)| *client).collect();
         let record = Record::AttemptFailed {
             round,
             reason: reason.clone(),
-            left_out,
+            left_out: out,
         };
         effects.push(Effect::Store(Box::new(record)));
         effects.push(Effect::Emit(Event::AttemptFailed {
             round,
             reason: reason.clone(),
         }));
+        let out = told.into_iter();
+        effects.extend(out.map(|client| self.failed(client, reason.clone(), false)));
         let attempts = self
             .attempt
             .0
@@ -394,19 +410,8 @@ impl Ceremony {
         if attempts >= self.terms.max_attempts {
             return self.give_up(AbortReason::TooManyAttempts, effects);
         }
-        effects.extend(self.seats.iter().map(|seat| {
-            let again = seat.is_in();
-            let reason = reason.clone();
-            let message = ToClient::Failed {
-                round,
-                reason,
-                again,
-            };
-            Effect::Send {
-                client: seat.client,
-                message,
-            }
-        }));
+        let going_on = self.seats.iter().filter(|seat| seat.is_in());
+        effects.extend(going_on.map(|seat| self.failed(seat.client, reason.clone(), true)));
         let remaining: Vec<Invitee> = self
             .seats
             .iter()
@@ -419,7 +424,6 @@ impl Ceremony {
     }
 
     pub(super) fn give_up(&mut self, reason: AbortReason, effects: &mut Vec<Effect>) {
-        let round = self.round();
         let ceremony = self.id;
         self.state = State::Finished;
         let record = Record::CeremonyFailed {
@@ -427,12 +431,8 @@ impl Ceremony {
             reason: reason.clone(),
         };
         effects.push(Effect::Store(Box::new(record)));
-        let failed = ToClient::Failed {
-            round,
-            reason: reason.clone(),
-            again: false,
-        };
-        self.send_all(&failed, effects);
+        let members = self.seats.iter().filter(|seat| seat.is_in());
+        effects.extend(members.map(|seat| self.failed(seat.client, reason.clone(), false)));
         effects.push(Effect::Emit(Event::CeremonyFailed {
             ceremony,
             reason: reason.clone(),
