@@ -319,6 +319,14 @@ impl FactoryParams {
             1,
             MAX_RELATIVE_LOCK.into(),
         )?;
+        // With several sales the newest one's poison comes first (attacks.md, second part, 1b).
+        let several = u32::from(self.chain_depth_max > 1);
+        at_least(
+            "p_step",
+            self.p_step,
+            "the order of the sales' poisons",
+            several,
+        )?;
         at_least(
             "q",
             self.q,
@@ -514,6 +522,7 @@ mod tests {
     fn contradicting_parameters_are_refused() {
         for (name, change) in [
             ("q", (|p| p.q = 360) as fn(&mut FactoryParams)),
+            ("p_step", |p| p.p_step = 0),
             ("stock_timeout_delay", |p| p.stock_timeout_delay = 504),
             ("kickoff_timeout_margin", |p| p.kickoff_timeout_margin = 0),
             ("expiry_margin", |p| p.late_margin = 360),

@@ -212,6 +212,9 @@ pub fn check_invitation(invitation: &Invitation, limits: &Limits) -> Result<(), 
     if params.expiry_policy == ExpiryPolicy::LspReclaim && !limits.allow_lsp_reclaim {
         return terms("expiry policy lsp_reclaim needs fee coins and the user's consent".into());
     }
+    if invitation.confirmations == 0 {
+        return terms("a factory that is used before its funding is confirmed".into());
+    }
     if invitation.max_clients > limits.max_clients {
         return terms(format!("up to {} clients", invitation.max_clients));
     }

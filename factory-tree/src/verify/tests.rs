@@ -466,6 +466,7 @@ fn an_invitation_outside_the_users_limits_is_declined() {
     assert!(terms(|i, _| i.max_clients = 1_000_000).is_err());
     assert!(terms(|i, _| i.max_sessions += 1).is_err());
     assert!(terms(|i, _| i.params.q = 1).is_err());
+    assert!(terms(|i, _| i.confirmations = 0).is_err());
     assert!(
         terms(|i, l| {
             i.params.expiry_policy = ExpiryPolicy::LspReclaim;
