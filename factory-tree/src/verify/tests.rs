@@ -13,6 +13,8 @@ use crate::output;
 use crate::params::{FactoryParams, Profile};
 use crate::tree::{Draft, Tree, max_sessions};
 
+mod hostile;
+
 const TIP: Height = Height(1000);
 
 fn secret(role: u8, index: u32) -> SecretKey {
@@ -140,13 +142,18 @@ impl Case {
 
     /// The coordinator means exactly what its proposal makes: every id in it is told anew.
     fn retell(&mut self) {
-        let path = Path::rebuild(&self.proposal).unwrap();
+        let Ok(path) = Path::rebuild(&self.proposal) else {
+            return;
+        };
         let proposal = &mut self.proposal;
         for (level, tx) in proposal.levels.iter_mut().zip(path.node_txs()) {
             level.txid = tx.txid;
         }
         for (timeout, tx) in proposal.timeouts.iter_mut().zip(path.timeout_txs()) {
             timeout.txid = tx.txid;
+            let mut second = path.sessions.iter();
+            let second = second.find(|second| second.spends.outpoint.txid == tx.txid);
+            timeout.second_stage = second.map(|tx| tx.txid);
         }
         let stock = path
             .sessions
