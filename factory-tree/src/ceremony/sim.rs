@@ -710,6 +710,30 @@ fn a_client_that_comes_back_is_sent_what_it_missed() {
     sim.check_complete(&faults);
 }
 
+/// Its own last answer to the ping and a decline, in one breath: the funding transaction that the
+/// wallet makes meanwhile is for an attempt that is over.
+#[test]
+fn a_decline_before_the_funding_is_made_costs_only_its_author() {
+    let faults = [Fault::Honest; 3];
+    let mut sim = Sim::new(&faults, lite());
+    let round = sim.ceremony.as_ref().unwrap().round();
+    while sim.ceremony.as_ref().unwrap().phase() != Phase::Funding {
+        let input = sim.to_coordinator.pop_front().unwrap();
+        sim.input(input);
+    }
+    let client = client_id(2);
+    let reason = DeclineReason::Unable("changed its mind".into());
+    let message = ToCoordinator::Decline { round, reason };
+    sim.input(Input::Message { client, message });
+    assert!(matches!(
+        sim.to_coordinator.front(),
+        Some(Input::FundingReady(_))
+    ));
+    sim.run();
+    assert!(matches!(sim.outcome, Some(Outcome::Complete { .. })));
+    assert_eq!(sim.funded[0].1.spec().members.len(), 2);
+}
+
 #[test]
 fn cancelling_ends_it_at_any_phase() {
     for phase in [

@@ -121,8 +121,13 @@ fn members(tree: &Tree) -> impl Iterator<Item = (u32, &Member)> {
 impl Ceremony {
     /// The funding transaction is there: the tree is built and stored, proposals go out.
     pub(super) fn funding_ready(&mut self, funding: Funding, effects: &mut Vec<Effect>) {
-        let State::Funding(drafted) = std::mem::replace(&mut self.state, State::Finished) else {
-            return;
+        let drafted = match std::mem::replace(&mut self.state, State::Finished) {
+            State::Funding(drafted) => drafted,
+            // Made for an attempt that failed meanwhile: a client declined while the wallet worked.
+            other => {
+                self.state = other;
+                return;
+            }
         };
         let Drafted { spec, draft } = *drafted;
         let Funding { tx, vout, seed } = funding;
