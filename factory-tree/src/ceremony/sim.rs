@@ -28,6 +28,8 @@ use crate::testing::{bytes, public, secret};
 use crate::units::Height;
 use crate::verify::Limits;
 
+mod noise;
+
 const CEREMONY: CeremonyId = CeremonyId([3; 16]);
 const TIP: Height = Height(500);
 
@@ -131,6 +133,8 @@ struct Sim {
     /// Own nonce -> (sum, sighash is implied): every nonce that ever signed.
     used_nonces: BTreeMap<[u8; 66], [u8; 66]>,
     refuse_proposals: bool,
+    /// Everything the clients were sent.
+    sent: Vec<(ClientId, ToClient)>,
 }
 
 fn client_id(number: u64) -> ClientId {
@@ -224,6 +228,7 @@ impl Sim {
             refused: Vec::new(),
             used_nonces: BTreeMap::new(),
             refuse_proposals: false,
+            sent: Vec::new(),
         };
         sim.effects(step.effects);
         sim
@@ -299,6 +304,7 @@ impl Sim {
     }
 
     fn deliver(&mut self, client: ClientId, message: ToClient) {
+        self.sent.push((client, message.clone()));
         let (mut wallet, fault) = self.wallets.remove(&client).unwrap();
         self.answer(client, &mut wallet, fault, message);
         self.wallets.insert(client, (wallet, fault));
