@@ -31,6 +31,7 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
             })?;
     let mut driver = Driver::new(Arc::clone(&client));
     let mut backoff = Backoff::new(&client.config.connection);
+    let mut told = None;
     while !shutdown.is_set() {
         let ended = session::run(&client, &connection, &mut driver, &mut shutdown).await;
         if shutdown.is_set() {
@@ -47,13 +48,20 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
             backoff.give_time();
         }
         let reason = error.to_string();
+        if welcomed {
+            told = None;
+        }
         client
             .set_live(|live| {
                 live.connected = false;
                 live.disconnected_because = Some(reason.clone());
             })
             .await;
-        client.events.emit(Event::Disconnected { reason });
+        // Every further attempt that fails for the same reason is no news.
+        if told.as_ref() != Some(&reason) {
+            told = Some(reason.clone());
+            client.events.emit(Event::Disconnected { reason });
+        }
         tokio::select! {
             () = tokio::time::sleep(backoff.next_wait()) => {}
             () = shutdown.wait() => {}

@@ -14,7 +14,7 @@ use proto::wire::{self, FromServer};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Request, Streaming};
+use tonic::{Request, Status, Streaming};
 
 use super::{Outgoing, handshake};
 use crate::ceremony::Driver;
@@ -48,7 +48,7 @@ impl Incoming {
             .stream
             .message()
             .await
-            .map_err(|status| Error::Refused(ServiceError::from_status(&status)))?;
+            .map_err(|status| ended(&status))?;
         let message =
             message.ok_or_else(|| Error::Disconnected("the coordinator ended it".to_owned()))?;
         FromServer::parse(message, self.network)
@@ -111,7 +111,7 @@ async fn open(client: &Inner, connection: &Connection) -> Result<Session> {
     let stream = calls
         .session(ReceiverStream::new(queue))
         .await
-        .map_err(|status| Error::Refused(ServiceError::from_status(&status)))?
+        .map_err(|status| ended(&status))?
         .into_inner();
     let mut incoming = Incoming {
         stream,
@@ -131,6 +131,15 @@ async fn open(client: &Inner, connection: &Connection) -> Result<Session> {
         },
         told: None,
     })
+}
+
+/// The coordinator's own words, or that the connection broke.
+fn ended(status: &Status) -> Error {
+    let error = ServiceError::from_status(status);
+    match error.code {
+        ErrorCode::Unspecified | ErrorCode::Unreachable => Error::Disconnected(error.message),
+        _ => Error::Refused(error),
+    }
 }
 
 fn unreachable(error: ConnectError) -> Error {
@@ -242,7 +251,7 @@ impl Session {
             .calls
             .get_status(request)
             .await
-            .map_err(|status| Error::Refused(ServiceError::from_status(&status)))?
+            .map_err(|status| ended(&status))?
             .into_inner();
         answer
             .round

@@ -81,11 +81,9 @@ pub(super) async fn base(
     asked: Option<FeeRate>,
     target: u16,
 ) -> Result<FeeRate> {
-    let estimate = chain.fee_rate(target).await?;
-    // Less than the node relays would only be refused; what was asked for counts otherwise.
     match asked {
         Some(asked) => Ok(asked.max(FeeRate::BROADCAST_MIN)),
-        None => Ok(estimate),
+        None => Ok(chain.fee_rate(target).await?),
     }
 }
 

@@ -72,6 +72,9 @@ async fn update_one(
         client.events.emit(Event::FactoryUsable { factory });
         // What was asked for is there.
         client.store.set_interest(None).await?;
+        client
+            .set_live(|live| (live.round, live.phase) = (None, None))
+            .await;
         client.wake_connection.notify_one();
     }
     Ok(())
