@@ -255,7 +255,9 @@ impl ChainOverrides {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file that is not there.
-    #[error("there is no configuration file at {path}; correct --config, or create it from coordinator.default.toml")]
+    #[error(
+        "there is no configuration file at {path}; correct --config, or create it from coordinator.default.toml"
+    )]
     Missing {
         /// Where it was looked for.
         path: PathBuf,
@@ -283,12 +285,18 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn load(data_dir: &Path, file: Option<&Path>, overrides: &Overrides) -> Result<Self, ConfigError> {
+    pub fn load(
+        data_dir: &Path,
+        file: Option<&Path>,
+        overrides: &Overrides,
+    ) -> Result<Self, ConfigError> {
         let own = data_dir.join("coordinator.toml");
         let mut figment = Figment::from(Toml::string(DEFAULT_FILE));
         match file {
             Some(path) if !path.is_file() => {
-                return Err(ConfigError::Missing { path: path.to_owned() });
+                return Err(ConfigError::Missing {
+                    path: path.to_owned(),
+                });
             }
             Some(path) => figment = figment.merge(Toml::file_exact(path)),
             None if own.is_file() => figment = figment.merge(Toml::file_exact(own)),
@@ -308,33 +316,57 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], never for a released default file: a test reads it.
     pub fn defaults() -> Result<Self, ConfigError> {
-        let config: Self = Figment::from(Toml::string(DEFAULT_FILE)).extract().map_err(Box::new)?;
+        let config: Self = Figment::from(Toml::string(DEFAULT_FILE))
+            .extract()
+            .map_err(Box::new)?;
         config.check()?;
         Ok(config)
     }
 
     fn check(&self) -> Result<(), ConfigError> {
         if !self.tls && !self.listen.ip().is_loopback() {
-            return Err(wrong("listen", self.listen, "without TLS only a loopback address is served; use tls = true, or listen on 127.0.0.1"));
+            return Err(wrong(
+                "listen",
+                self.listen,
+                "without TLS only a loopback address is served; use tls = true, or listen on 127.0.0.1",
+            ));
         }
         if self.network == Network::Bitcoin && self.kdf == Kdf::Light {
-            return Err(wrong("kdf", "light", "the seed of real money needs kdf = \"standard\""));
+            return Err(wrong(
+                "kdf",
+                "light",
+                "the seed of real money needs kdf = \"standard\"",
+            ));
         }
         self.check_policy()?;
         self.check_ceremony()?;
         let server = &self.server;
         positive("server.max_sessions", server.max_sessions as u64)?;
-        positive("server.max_unauthenticated", server.max_unauthenticated as u64)?;
-        positive("server.max_unauthenticated_per_ip", server.max_unauthenticated_per_ip as u64)?;
+        positive(
+            "server.max_unauthenticated",
+            server.max_unauthenticated as u64,
+        )?;
+        positive(
+            "server.max_unauthenticated_per_ip",
+            server.max_unauthenticated_per_ip as u64,
+        )?;
         positive("server.handshake_seconds", server.handshake_seconds)?;
         positive("server.heartbeat_seconds", server.heartbeat_seconds.into())?;
         if server.queue < 8 {
-            return Err(wrong("server.queue", server.queue, "a ceremony needs room for at least 8 messages"));
+            return Err(wrong(
+                "server.queue",
+                server.queue,
+                "a ceremony needs room for at least 8 messages",
+            ));
         }
         positive("chain.poll_ms", self.chain.poll_ms)?;
         positive("chain.fallback_feerate", self.chain.fallback_feerate.into())?;
         if self.chain.max_feerate < self.chain.fallback_feerate {
-            return Err(wrong("chain.max_feerate", self.chain.max_feerate, "must be at least chain.fallback_feerate"));
+            return Err(wrong(
+                "chain.max_feerate",
+                self.chain.max_feerate,
+                "must be at least chain.fallback_feerate",
+            ));
         }
         self.factory_params(&BTreeMap::new())?;
         Ok(())
@@ -344,27 +376,58 @@ impl Config {
         let policy = &self.policy;
         let least = factory_tree::output::MIN_OUTPUT.to_sat();
         if policy.capacity_min_sat < least {
-            return Err(wrong("policy.capacity_min_sat", policy.capacity_min_sat, format!("no output holds less than {least} sat")));
+            return Err(wrong(
+                "policy.capacity_min_sat",
+                policy.capacity_min_sat,
+                format!("no output holds less than {least} sat"),
+            ));
         }
         if policy.capacity_max_sat > Amount::MAX_MONEY.to_sat() {
-            return Err(wrong("policy.capacity_max_sat", policy.capacity_max_sat, "there are only 21 million bitcoin"));
+            return Err(wrong(
+                "policy.capacity_max_sat",
+                policy.capacity_max_sat,
+                "there are only 21 million bitcoin",
+            ));
         }
         let range = policy.capacity_min_sat..=policy.capacity_max_sat;
         if !range.contains(&policy.capacity_default_sat) {
-            return Err(wrong("policy.capacity_default_sat", policy.capacity_default_sat, "must lie between capacity_min_sat and capacity_max_sat"));
+            return Err(wrong(
+                "policy.capacity_default_sat",
+                policy.capacity_default_sat,
+                "must lie between capacity_min_sat and capacity_max_sat",
+            ));
         }
         if policy.fee_sat > Amount::MAX_MONEY.to_sat() {
-            return Err(wrong("policy.fee_sat", policy.fee_sat, "there are only 21 million bitcoin"));
+            return Err(wrong(
+                "policy.fee_sat",
+                policy.fee_sat,
+                "there are only 21 million bitcoin",
+            ));
         }
         if policy.confirmations == Some(0) {
-            return Err(wrong("policy.confirmations", 0, "a factory is used after at least 1 confirmation"));
+            return Err(wrong(
+                "policy.confirmations",
+                0,
+                "a factory is used after at least 1 confirmation",
+            ));
         }
         if parse_version(&policy.min_client_version).is_none() {
-            return Err(wrong("policy.min_client_version", &policy.min_client_version, "write it like 0.1.0"));
+            return Err(wrong(
+                "policy.min_client_version",
+                &policy.min_client_version,
+                "write it like 0.1.0",
+            ));
         }
-        positive("policy.score_half_life_blocks", policy.score_half_life_blocks.into())?;
+        positive(
+            "policy.score_half_life_blocks",
+            policy.score_half_life_blocks.into(),
+        )?;
         if policy.score_skip_above.is_nan() || policy.score_skip_above <= 0.0 {
-            return Err(wrong("policy.score_skip_above", policy.score_skip_above, "must be above 0"));
+            return Err(wrong(
+                "policy.score_skip_above",
+                policy.score_skip_above,
+                "must be above 0",
+            ));
         }
         Ok(())
     }
@@ -376,10 +439,18 @@ impl Config {
         positive("ceremony.max_attempts", ceremony.max_attempts.into())?;
         positive("ceremony.max_running", ceremony.max_running.into())?;
         if ceremony.min_clients < 2 {
-            return Err(wrong("ceremony.min_clients", ceremony.min_clients, "a factory has at least 2 clients"));
+            return Err(wrong(
+                "ceremony.min_clients",
+                ceremony.min_clients,
+                "a factory has at least 2 clients",
+            ));
         }
         if ceremony.max_clients < ceremony.min_clients {
-            return Err(wrong("ceremony.max_clients", ceremony.max_clients, "must be at least ceremony.min_clients"));
+            return Err(wrong(
+                "ceremony.max_clients",
+                ceremony.max_clients,
+                "must be at least ceremony.min_clients",
+            ));
         }
         Ok(())
     }
@@ -395,14 +466,21 @@ impl Config {
         let mut base = FactoryParams::profile(self.factory.profile, self.network);
         base.expiry_policy = self.factory.expiry.into();
         let mut all = self.factory.set.clone();
-        all.extend(set.iter().map(|(name, value)| (name.clone(), value.clone())));
+        all.extend(
+            set.iter()
+                .map(|(name, value)| (name.clone(), value.clone())),
+        );
         params::with(&base, &all)
     }
 
     /// Depth at which a factory is used.
     #[must_use]
     pub fn confirmations(&self) -> u32 {
-        let usual = if self.network == Network::Regtest { 1 } else { 3 };
+        let usual = if self.network == Network::Regtest {
+            1
+        } else {
+            3
+        };
         self.policy.confirmations.unwrap_or(usual)
     }
 
@@ -422,11 +500,18 @@ impl Config {
             (Some(cookie), None, None) => chain::RpcAuth::CookieFile(cookie.clone()),
             (None, Some(user), Some(file)) => {
                 let text = std::fs::read_to_string(file).map_err(|error| {
-                    wrong("chain.rpc_password_file", file.display(), format!("cannot be read ({error})"))
+                    wrong(
+                        "chain.rpc_password_file",
+                        file.display(),
+                        format!("cannot be read ({error})"),
+                    )
                 })?;
                 let password = Zeroizing::new(text.trim_end_matches(['\r', '\n']).to_owned());
                 drop(Zeroizing::new(text));
-                chain::RpcAuth::UserPass { user: user.clone(), password }
+                chain::RpcAuth::UserPass {
+                    user: user.clone(),
+                    password,
+                }
             }
             _ => {
                 return Err(wrong(
@@ -447,7 +532,11 @@ impl Config {
 pub fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     let core = text.split(['-', '+']).next()?;
     let mut parts = core.split('.').map(str::parse::<u32>);
-    let version = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
+    let version = (
+        parts.next()?.ok()?,
+        parts.next()?.ok()?,
+        parts.next()?.ok()?,
+    );
     parts.next().is_none().then_some(version)
 }
 
@@ -459,7 +548,11 @@ fn positive(key: &'static str, value: u64) -> Result<(), ConfigError> {
 }
 
 fn wrong(key: &'static str, value: impl ToString, problem: impl Into<String>) -> ConfigError {
-    ConfigError::Value { key, value: value.to_string(), problem: problem.into() }
+    ConfigError::Value {
+        key,
+        value: value.to_string(),
+        problem: problem.into(),
+    }
 }
 
 #[cfg(test)]

@@ -23,14 +23,25 @@ fn documented() -> Vec<String> {
     let mut table = String::new();
     let mut keys = Vec::new();
     for line in DEFAULT_FILE.lines() {
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.strip_suffix(']'))
+        {
             table = name.to_owned();
             continue;
         }
-        let key = line.trim_start_matches("# ").split_once(" = ").map(|(key, _)| key);
-        let is_key = |key: &&str| !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        let key = line
+            .trim_start_matches("# ")
+            .split_once(" = ")
+            .map(|(key, _)| key);
+        let is_key =
+            |key: &&str| !key.is_empty() && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
         if let Some(key) = key.filter(is_key) {
-            let full = if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") };
+            let full = if table.is_empty() {
+                key.to_owned()
+            } else {
+                format!("{table}.{key}")
+            };
             keys.push(full);
         }
     }
@@ -44,10 +55,19 @@ fn the_shipped_file_holds_every_key() {
     paths("", &serde_json::to_value(&config).unwrap(), &mut keys);
     let documented = documented();
     for key in keys.iter().filter(|key| *key != "factory.set") {
-        assert!(documented.contains(key), "{key} is missing in coordinator.default.toml");
+        assert!(
+            documented.contains(key),
+            "{key} is missing in coordinator.default.toml"
+        );
     }
-    for key in documented.iter().filter(|key| !key.starts_with("factory.set.")) {
-        assert!(keys.contains(key), "{key} in coordinator.default.toml is not a key");
+    for key in documented
+        .iter()
+        .filter(|key| !key.starts_with("factory.set."))
+    {
+        assert!(
+            keys.contains(key),
+            "{key} in coordinator.default.toml is not a key"
+        );
     }
 }
 
@@ -58,20 +78,30 @@ fn every_key_of_the_shipped_file_is_documented() {
         let is_key = line.contains(" = ") && !line.starts_with('#');
         if is_key {
             let grouped = before.contains(" = ");
-            assert!(before.starts_with('#') || grouped, "{line:?} has no comment above it");
+            assert!(
+                before.starts_with('#') || grouped,
+                "{line:?} has no comment above it"
+            );
         }
         before = line;
     }
 }
 
+#[allow(clippy::result_large_err, reason = "figment's own error type")]
 #[test]
 fn flags_win_over_environment_and_file() {
     figment::Jail::expect_with(|jail| {
-        jail.create_file("coordinator.toml", "network = \"regtest\"\n[chain]\npoll_ms = 7\n")?;
+        jail.create_file(
+            "coordinator.toml",
+            "network = \"regtest\"\n[chain]\npoll_ms = 7\n",
+        )?;
         jail.set_env("SUPERSCALAR_COORDINATOR_CHAIN__POLL_MS", "8");
         jail.set_env("SUPERSCALAR_COORDINATOR_LISTEN", "127.0.0.1:1");
         let here = jail.directory().to_owned();
-        let overrides = Overrides { listen: Some("127.0.0.1:2".parse().unwrap()), ..Overrides::default() };
+        let overrides = Overrides {
+            listen: Some("127.0.0.1:2".parse().unwrap()),
+            ..Overrides::default()
+        };
         let config = Config::load(&here, None, &overrides).unwrap();
         assert_eq!(config.network, Network::Regtest);
         assert_eq!(config.chain.poll_ms, 8);
@@ -83,18 +113,32 @@ fn flags_win_over_environment_and_file() {
 
 #[test]
 fn unknown_keys_and_bad_values_are_named() {
-    let unknown = load("[policy]\ncapacity_mni_sat = 1\n").unwrap_err().to_string();
+    let unknown = load("[policy]\ncapacity_mni_sat = 1\n")
+        .unwrap_err()
+        .to_string();
     assert!(unknown.contains("capacity_mni_sat"), "{unknown}");
-    let kind = load("[server]\nqueue = \"many\"\n").unwrap_err().to_string();
+    let kind = load("[server]\nqueue = \"many\"\n")
+        .unwrap_err()
+        .to_string();
     assert!(kind.contains("queue"), "{kind}");
-    let plain = load("tls = false\nlisten = \"0.0.0.0:1\"\n").unwrap_err().to_string();
+    let plain = load("tls = false\nlisten = \"0.0.0.0:1\"\n")
+        .unwrap_err()
+        .to_string();
     assert!(plain.contains("loopback"), "{plain}");
-    let light = load("network = \"bitcoin\"\nkdf = \"light\"\n").unwrap_err().to_string();
+    let light = load("network = \"bitcoin\"\nkdf = \"light\"\n")
+        .unwrap_err()
+        .to_string();
     assert!(light.contains("standard"), "{light}");
     for (file, key) in [
         ("[policy]\ncapacity_min_sat = 1\n", "capacity_min_sat"),
-        ("[policy]\ncapacity_max_sat = 2100000000000001\n", "capacity_max_sat"),
-        ("[policy]\ncapacity_default_sat = 1\n", "capacity_default_sat"),
+        (
+            "[policy]\ncapacity_max_sat = 2100000000000001\n",
+            "capacity_max_sat",
+        ),
+        (
+            "[policy]\ncapacity_default_sat = 1\n",
+            "capacity_default_sat",
+        ),
         ("[policy]\nconfirmations = 0\n", "confirmations"),
         ("[ceremony]\nmin_clients = 1\n", "min_clients"),
         ("[server]\nqueue = 1\n", "queue"),
@@ -108,7 +152,11 @@ fn unknown_keys_and_bad_values_are_named() {
 
 #[test]
 fn a_named_file_must_exist() {
-    let missing = Config::load(Path::new("/nonexistent"), Some(Path::new("/nonexistent/x.toml")), &Overrides::default());
+    let missing = Config::load(
+        Path::new("/nonexistent"),
+        Some(Path::new("/nonexistent/x.toml")),
+        &Overrides::default(),
+    );
     assert!(matches!(missing, Err(ConfigError::Missing { .. })));
 }
 
@@ -117,7 +165,10 @@ fn credentials_are_a_cookie_or_a_user() {
     let mut config = Config::defaults().unwrap();
     assert!(matches!(config.bitcoind(), Err(ConfigError::Value { .. })));
     config.chain.rpc_cookie = Some("/x/.cookie".into());
-    assert!(matches!(config.bitcoind().unwrap().auth, chain::RpcAuth::CookieFile(_)));
+    assert!(matches!(
+        config.bitcoind().unwrap().auth,
+        chain::RpcAuth::CookieFile(_)
+    ));
     config.chain.rpc_user = Some("u".into());
     assert!(config.bitcoind().is_err(), "both at once");
 }

@@ -18,7 +18,9 @@ pub enum DataDirError {
         path: PathBuf,
     },
     /// `init` has not been run.
-    #[error("there is no coordinator in {path}; create one with `coordinator --data-dir {path} init`")]
+    #[error(
+        "there is no coordinator in {path}; create one with `coordinator --data-dir {path} init`"
+    )]
     NotInitialised {
         /// The directory.
         path: PathBuf,
@@ -53,7 +55,9 @@ impl DataDir {
     pub fn new(path: Option<PathBuf>) -> Result<Self, DataDirError> {
         let path = match path {
             Some(path) => path,
-            None => std::env::home_dir().ok_or(DataDirError::NoHome)?.join(".superscalar/coordinator"),
+            None => std::env::home_dir()
+                .ok_or(DataDirError::NoHome)?
+                .join(".superscalar/coordinator"),
         };
         // Absolute, as the paths in error texts and in `info` are for people elsewhere.
         Ok(Self(std::path::absolute(&path).unwrap_or(path)))
@@ -94,8 +98,16 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::Io`].
     pub fn create(&self) -> Result<(), DataDirError> {
-        let failed = |source| DataDirError::Io { action: "create the directory", path: self.0.clone(), source };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(failed)
+        let failed = |source| DataDirError::Io {
+            action: "create the directory",
+            path: self.0.clone(),
+            source,
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0)
+            .map_err(failed)
     }
 
     /// Writes a file that only its owner reads, if it is not there.
@@ -103,9 +115,20 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::Io`].
     pub fn write_new(&self, path: &Path, content: &[u8]) -> Result<(), DataDirError> {
-        let failed = |source| DataDirError::Io { action: "write", path: path.to_owned(), source };
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-        io::Write::write_all(&mut file, content).and_then(|()| file.sync_all()).map_err(failed)
+        let failed = |source| DataDirError::Io {
+            action: "write",
+            path: path.to_owned(),
+            source,
+        };
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(failed)?;
+        io::Write::write_all(&mut file, content)
+            .and_then(|()| file.sync_all())
+            .map_err(failed)
     }
 
     /// Takes the directory for this process, until the lock is dropped or the process ends, however it ends.
@@ -115,13 +138,27 @@ impl DataDir {
     pub fn lock(&self) -> Result<DataDirLock, DataDirError> {
         let path = self.0.join("lock");
         if !self.0.is_dir() {
-            return Err(DataDirError::NotInitialised { path: self.0.clone() });
+            return Err(DataDirError::NotInitialised {
+                path: self.0.clone(),
+            });
         }
-        let failed = |source| DataDirError::Io { action: "lock", path: path.clone(), source };
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+        let failed = |source| DataDirError::Io {
+            action: "lock",
+            path: path.clone(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(DataDirLock { _file: file }),
-            Err(fs::TryLockError::WouldBlock) => Err(DataDirError::InUse { path: self.0.clone() }),
+            Err(fs::TryLockError::WouldBlock) => Err(DataDirError::InUse {
+                path: self.0.clone(),
+            }),
             Err(fs::TryLockError::Error(source)) => Err(failed(source)),
         }
     }
@@ -131,10 +168,12 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::Io`].
     pub fn restrict(path: &Path) -> Result<(), DataDirError> {
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|source| DataDirError::Io {
-            action: "restrict access to",
-            path: path.to_owned(),
-            source,
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|source| {
+            DataDirError::Io {
+                action: "restrict access to",
+                path: path.to_owned(),
+                source,
+            }
         })
     }
 }
@@ -153,9 +192,15 @@ mod tests {
     fn one_process_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let data = DataDir::new(Some(dir.path().join("a/b"))).unwrap();
-        assert!(matches!(data.lock(), Err(DataDirError::NotInitialised { .. })));
+        assert!(matches!(
+            data.lock(),
+            Err(DataDirError::NotInitialised { .. })
+        ));
         data.create().unwrap();
-        assert_eq!(fs::metadata(data.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(
+            fs::metadata(data.path()).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
         let lock = data.lock().unwrap();
         assert!(matches!(data.lock(), Err(DataDirError::InUse { .. })));
         drop(lock);
@@ -169,6 +214,9 @@ mod tests {
         data.write_new(&data.config(), b"a").unwrap();
         assert!(data.write_new(&data.config(), b"b").is_err());
         assert_eq!(fs::read(data.config()).unwrap(), b"a");
-        assert_eq!(fs::metadata(data.config()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::metadata(data.config()).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
     }
 }

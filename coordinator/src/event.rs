@@ -19,39 +19,150 @@ const BACKLOG: usize = 8192;
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names are the documentation; docs/events.md lists them")]
+#[allow(
+    missing_docs,
+    reason = "the names are the documentation; docs/events.md lists them"
+)]
 pub enum Event {
-    Ready { listen: String, node_id: String, connection: String },
-    ClientConnected { client: ClientId },
-    ClientDisconnected { client: ClientId, reason: String },
-    ClientInterested { client: ClientId, capacity_sat: u64 },
-    AuthRefused { reason: String, from: String },
-    MessageRefused { client: ClientId, code: String, message: String },
-    CeremonyStarted { ceremony: CeremonyId, invited: u32 },
-    AttemptStarted { #[serde(flatten)] round: Round, invited: u32 },
-    Joined { #[serde(flatten)] round: Round, client: ClientId },
-    ProposalSent { #[serde(flatten)] round: Round, factory: FactoryId, clients: u32 },
-    PartialsReceived { #[serde(flatten)] round: Round, client: ClientId },
-    FinalsSent { #[serde(flatten)] round: Round, factory: FactoryId },
-    Acked { #[serde(flatten)] round: Round, client: ClientId },
-    Declined { #[serde(flatten)] round: Round, client: ClientId, reason: String },
-    ClientLeftOut { #[serde(flatten)] round: Round, client: ClientId, reason: &'static str, phase: Phase },
-    Blamed { #[serde(flatten)] round: Round, client: ClientId },
-    AttemptFailed { #[serde(flatten)] round: Round, reason: &'static str, detail: String },
-    CeremonyFailed { ceremony: CeremonyId, reason: &'static str, detail: String },
-    CeremonyComplete { #[serde(flatten)] round: Round, factory: FactoryId },
-    FundingBroadcast { factory: FactoryId, txid: Txid },
-    FactoryConfirmed { factory: FactoryId, height: u32 },
-    FactoryUnconfirmed { factory: FactoryId },
-    FactoryUsable { factory: FactoryId },
-    TreePublished { factory: FactoryId, txid: Txid, kind: String, height: u32 },
-    SweepBroadcast { factory: FactoryId, txid: Txid, sat: u64 },
-    Swept { factory: FactoryId, txid: Txid, sat: u64 },
-    BlockConnected { height: u32 },
-    BlockDisconnected { height: u32 },
-    ChainUnavailable { problem: String },
-    ChainAvailable { height: u32 },
-    StoreFailed { problem: String },
+    Ready {
+        listen: String,
+        node_id: String,
+        connection: String,
+    },
+    ClientConnected {
+        client: ClientId,
+    },
+    ClientDisconnected {
+        client: ClientId,
+        reason: String,
+    },
+    ClientInterested {
+        client: ClientId,
+        capacity_sat: u64,
+    },
+    AuthRefused {
+        reason: String,
+        from: String,
+    },
+    MessageRefused {
+        client: ClientId,
+        code: String,
+        message: String,
+    },
+    CeremonyStarted {
+        ceremony: CeremonyId,
+        invited: u32,
+    },
+    AttemptStarted {
+        #[serde(flatten)]
+        round: Round,
+        invited: u32,
+    },
+    Joined {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+    },
+    ProposalSent {
+        #[serde(flatten)]
+        round: Round,
+        factory: FactoryId,
+        clients: u32,
+    },
+    PartialsReceived {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+    },
+    FinalsSent {
+        #[serde(flatten)]
+        round: Round,
+        factory: FactoryId,
+    },
+    Acked {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+    },
+    Declined {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+        reason: String,
+    },
+    ClientLeftOut {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+        reason: &'static str,
+        phase: Phase,
+    },
+    Blamed {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+    },
+    AttemptFailed {
+        #[serde(flatten)]
+        round: Round,
+        reason: &'static str,
+        detail: String,
+    },
+    CeremonyFailed {
+        ceremony: CeremonyId,
+        reason: &'static str,
+        detail: String,
+    },
+    CeremonyComplete {
+        #[serde(flatten)]
+        round: Round,
+        factory: FactoryId,
+    },
+    FundingBroadcast {
+        factory: FactoryId,
+        txid: Txid,
+    },
+    FactoryConfirmed {
+        factory: FactoryId,
+        height: u32,
+    },
+    FactoryUnconfirmed {
+        factory: FactoryId,
+    },
+    FactoryUsable {
+        factory: FactoryId,
+    },
+    TreePublished {
+        factory: FactoryId,
+        txid: Txid,
+        kind: String,
+        height: u32,
+    },
+    SweepBroadcast {
+        factory: FactoryId,
+        txid: Txid,
+        sat: u64,
+    },
+    Swept {
+        factory: FactoryId,
+        txid: Txid,
+        sat: u64,
+    },
+    BlockConnected {
+        height: u32,
+    },
+    BlockDisconnected {
+        height: u32,
+    },
+    ChainUnavailable {
+        problem: String,
+    },
+    ChainAvailable {
+        height: u32,
+    },
+    StoreFailed {
+        problem: String,
+    },
     Shutdown,
 }
 
@@ -81,7 +192,9 @@ pub fn abort_text(reason: &AbortReason) -> String {
         AbortReason::Left => "some clients declined or left".into(),
         AbortReason::Tree(why) => format!("the tree cannot be built: {why}"),
         AbortReason::NoFunds(why) => format!("the wallet has not the coins: {why}"),
-        AbortReason::Restarted => "the coordinator was restarted, and secret nonces do not survive that".into(),
+        AbortReason::Restarted => {
+            "the coordinator was restarted, and secret nonces do not survive that".into()
+        }
         AbortReason::Cancelled => "the operator cancelled it".into(),
         AbortReason::TooManyAttempts => "it had as many attempts as are allowed".into(),
     }
@@ -114,21 +227,49 @@ impl From<machine::Event> for Event {
         match event {
             E::AttemptStarted { round, invited } => Self::AttemptStarted { round, invited },
             E::Joined { round, client } => Self::Joined { round, client },
-            E::ProposalSent { round, factory, clients } => Self::ProposalSent { round, factory, clients },
+            E::ProposalSent {
+                round,
+                factory,
+                clients,
+            } => Self::ProposalSent {
+                round,
+                factory,
+                clients,
+            },
             E::PartialsReceived { round, client } => Self::PartialsReceived { round, client },
             E::FinalsSent { round, factory } => Self::FinalsSent { round, factory },
             E::Acked { round, client } => Self::Acked { round, client },
-            E::Declined { round, client, reason } => Self::Declined { round, client, reason: decline_text(&reason) },
-            E::ClientLeftOut { round, client, reason, phase } => {
-                Self::ClientLeftOut { round, client, reason: left_out_name(reason), phase }
-            }
+            E::Declined {
+                round,
+                client,
+                reason,
+            } => Self::Declined {
+                round,
+                client,
+                reason: decline_text(&reason),
+            },
+            E::ClientLeftOut {
+                round,
+                client,
+                reason,
+                phase,
+            } => Self::ClientLeftOut {
+                round,
+                client,
+                reason: left_out_name(reason),
+                phase,
+            },
             E::Blamed { round, client } => Self::Blamed { round, client },
-            E::AttemptFailed { round, reason } => {
-                Self::AttemptFailed { round, reason: abort_name(&reason), detail: abort_text(&reason) }
-            }
-            E::CeremonyFailed { ceremony, reason } => {
-                Self::CeremonyFailed { ceremony, reason: abort_name(&reason), detail: abort_text(&reason) }
-            }
+            E::AttemptFailed { round, reason } => Self::AttemptFailed {
+                round,
+                reason: abort_name(&reason),
+                detail: abort_text(&reason),
+            },
+            E::CeremonyFailed { ceremony, reason } => Self::CeremonyFailed {
+                ceremony,
+                reason: abort_name(&reason),
+                detail: abort_text(&reason),
+            },
             E::CeremonyComplete { round, factory } => Self::CeremonyComplete { round, factory },
         }
     }
@@ -233,7 +374,10 @@ impl Events {
     pub fn emit(&self, event: Event) {
         log(&event);
         if let Some(file) = &self.0.file {
-            let line = Line { event: &event, at_height: self.height() };
+            let line = Line {
+                event: &event,
+                at_height: self.height(),
+            };
             if let Ok(mut line) = serde_json::to_vec(&line) {
                 line.push(b'\n');
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
@@ -280,18 +424,36 @@ mod tests {
         let sink = Sink::default();
         let events = Events::new(Some(Box::new(sink.clone())));
         events.set_height(7);
-        let round = Round { ceremony: CeremonyId([1; 16]), attempt: Attempt(2) };
-        events.emit(Event::Joined { round, client: ClientId([3; 33]) });
-        events.emit(machine::Event::AttemptFailed { round, reason: AbortReason::TooFewClients { left: 1 } }.into());
+        let round = Round {
+            ceremony: CeremonyId([1; 16]),
+            attempt: Attempt(2),
+        };
+        events.emit(Event::Joined {
+            round,
+            client: ClientId([3; 33]),
+        });
+        events.emit(
+            machine::Event::AttemptFailed {
+                round,
+                reason: AbortReason::TooFewClients { left: 1 },
+            }
+            .into(),
+        );
         events.emit(Event::Shutdown);
         let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
-        let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
         let joined = serde_json::json!({
             "event": "joined", "ceremony": "01".repeat(16), "attempt": 2, "client": "03".repeat(33), "at_height": 7
         });
         assert_eq!(lines[0], joined);
         assert_eq!(lines[1]["reason"], "too_few_clients");
-        assert_eq!(lines[2], serde_json::json!({ "event": "shutdown", "at_height": 7 }));
+        assert_eq!(
+            lines[2],
+            serde_json::json!({ "event": "shutdown", "at_height": 7 })
+        );
     }
 
     #[test]

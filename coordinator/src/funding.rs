@@ -28,7 +28,9 @@ pub enum FundingError {
     #[error("the capacities add up to more than 21 million bitcoin")]
     Overflow,
     /// A stored funding cannot be signed.
-    #[error("the funding of factory {0} spends a coin that is not pinned for it; the database was damaged")]
+    #[error(
+        "the funding of factory {0} spends a coin that is not pinned for it; the database was damaged"
+    )]
     NotPinned(FactoryId),
 }
 
@@ -36,7 +38,9 @@ pub enum FundingError {
 #[must_use]
 pub fn estimate(params: &FactoryParams, capacities: &[Amount]) -> Option<Amount> {
     let sum = checked_sum(capacities.iter().copied())?;
-    let share = u128::from(sum.to_sat()).saturating_mul(params.stock_share_ppm.into()).checked_div(1_000_000)?;
+    let share = u128::from(sum.to_sat())
+        .saturating_mul(params.stock_share_ppm.into())
+        .checked_div(1_000_000)?;
     sum.checked_add(Amount::from_sat(u64::try_from(share).ok()?))
 }
 
@@ -44,15 +48,27 @@ pub fn estimate(params: &FactoryParams, capacities: &[Amount]) -> Option<Amount>
 ///
 /// # Errors
 /// [`FundingError`]: not enough coins.
-pub async fn pin(ctx: &Context, amount: Amount, feerate: FeeRate) -> Result<Vec<Pin>, FundingError> {
+pub async fn pin(
+    ctx: &Context,
+    amount: Amount,
+    feerate: FeeRate,
+) -> Result<Vec<Pin>, FundingError> {
     // Any script of the right size does: only its length counts in the fee.
     let key = ctx.keys.node_id().to_bytes();
     let x_only = bitcoin::XOnlyPublicKey::from_slice(key.get(1..).unwrap_or_default());
     let script_pubkey = x_only.map(output::taproot).unwrap_or_default();
-    let placeholder = TxOut { value: amount, script_pubkey };
-    let draft = ctx.wallet.build_funding(&[placeholder], &[], feerate).await?;
+    let placeholder = TxOut {
+        value: amount,
+        script_pubkey,
+    };
+    let draft = ctx
+        .wallet
+        .build_funding(&[placeholder], &[], feerate)
+        .await?;
     let pins = draft.inputs().zip(draft.prevouts.iter().cloned());
-    Ok(pins.map(|(outpoint, txout)| Pin { outpoint, txout }).collect())
+    Ok(pins
+        .map(|(outpoint, txout)| Pin { outpoint, txout })
+        .collect())
 }
 
 /// Drafts the funding of an attempt from its ceremony's pins, and pins what it takes beyond them. Output 0 is `output`.
@@ -65,18 +81,29 @@ pub async fn draft(
     output: TxOut,
     feerate: FeeRate,
 ) -> Result<Transaction, FundingError> {
-    let pins = ctx.store.read(async |tx| ceremonies::pins(tx, ceremony).await).await?;
+    let pins = ctx
+        .store
+        .read(async |tx| ceremonies::pins(tx, ceremony).await)
+        .await?;
     let pinned: Vec<OutPoint> = pins.iter().map(|pin| pin.outpoint).collect();
-    let draft = ctx.wallet.build_funding(&[output], &pinned, feerate).await?;
+    let draft = ctx
+        .wallet
+        .build_funding(&[output], &pinned, feerate)
+        .await?;
     let inputs = draft.inputs().zip(draft.prevouts.iter().cloned());
     let more: Vec<Pin> = inputs
         .filter(|(outpoint, _)| !pinned.contains(outpoint))
         .map(|(outpoint, txout)| Pin { outpoint, txout })
         .collect();
     if !more.is_empty() {
-        let stored = ctx.store.write(async |tx| ceremonies::add_pins(tx, ceremony, pins.len(), &more).await).await;
+        let stored = ctx
+            .store
+            .write(async |tx| ceremonies::add_pins(tx, ceremony, pins.len(), &more).await)
+            .await;
         if let Err(error) = stored {
-            ctx.wallet.release(more.iter().map(|pin| pin.outpoint)).await;
+            ctx.wallet
+                .release(more.iter().map(|pin| pin.outpoint))
+                .await;
             return Err(error.into());
         }
     }
@@ -125,7 +152,10 @@ pub async fn broadcast(ctx: &Context, factory: FactoryId) -> Result<(), FundingE
 /// # Errors
 /// [`StoreError`], [`WalletError`].
 pub async fn rebroadcast(ctx: &Context) -> Result<(), crate::chain_task::ChainTaskError> {
-    let funded = ctx.store.read(async |tx| factories::funded(tx).await).await?;
+    let funded = ctx
+        .store
+        .read(async |tx| factories::funded(tx).await)
+        .await?;
     for row in funded {
         if row.confirmed_height.is_none() {
             let tx = match signed(ctx, row.id).await {
@@ -137,8 +167,18 @@ pub async fn rebroadcast(ctx: &Context) -> Result<(), crate::chain_task::ChainTa
                     continue;
                 }
             };
+            let txid = tx.compute_txid();
+            let waits = ctx.source.mempool_entry(txid).await?.is_some();
             match ctx.source.broadcast(&tx).await {
-                Ok(_) => ctx.wallet.record_unconfirmed(&tx).await?,
+                Ok(_) => {
+                    ctx.wallet.record_unconfirmed(&tx).await?;
+                    if !waits {
+                        ctx.events.emit(Event::FundingBroadcast {
+                            factory: row.id,
+                            txid,
+                        });
+                    }
+                }
                 Err(error @ ChainError::Rejected { .. }) => refused(row.id, &error),
                 Err(error) => return Err(error.into()),
             }
@@ -172,9 +212,16 @@ async fn signed(ctx: &Context, factory: FactoryId) -> Result<Transaction, Fundin
         return Ok(tx);
     }
     let pin_of = |outpoint: OutPoint| pins.iter().find(|pin| pin.outpoint == outpoint);
-    let prevouts = tx.input.iter().map(|input| pin_of(input.previous_output).map(|pin| pin.txout.clone()));
-    let prevouts = prevouts.collect::<Option<Vec<TxOut>>>().ok_or(FundingError::NotPinned(factory))?;
+    let prevouts = tx
+        .input
+        .iter()
+        .map(|input| pin_of(input.previous_output).map(|pin| pin.txout.clone()));
+    let prevouts = prevouts
+        .collect::<Option<Vec<TxOut>>>()
+        .ok_or(FundingError::NotPinned(factory))?;
     ctx.wallet.sign(&mut tx, &prevouts).await?;
-    ctx.store.write(async |conn| factories::set_signed_tx(conn, factory, &tx).await).await?;
+    ctx.store
+        .write(async |conn| factories::set_signed_tx(conn, factory, &tx).await)
+        .await?;
     Ok(tx)
 }

@@ -41,7 +41,11 @@ impl NodeKeys {
     pub fn new(seed: &Seed, network: bitcoin::Network) -> Result<Self, SeedError> {
         let keys = seed.keys(network)?;
         let node_id = NodeId::of(&keys.node_key());
-        Ok(Self { leaf_keys: LeafKeys::new(&keys.ldk_seed()), keys, node_id })
+        Ok(Self {
+            leaf_keys: LeafKeys::new(&keys.ldk_seed()),
+            keys,
+            node_id,
+        })
     }
 
     /// The account clients know.
@@ -65,7 +69,8 @@ impl NodeKeys {
     /// The factory key of one attempt.
     #[must_use]
     pub fn factory_secret(&self, round: Round, fresh: FreshSeed) -> SecretKey {
-        self.keys.factory_secret(round.ceremony.0, round.attempt.0, fresh)
+        self.keys
+            .factory_secret(round.ceremony.0, round.attempt.0, fresh)
     }
 
     /// The node's signature under a blame record.
@@ -75,7 +80,8 @@ impl NodeKeys {
         let mut secret = self.node_secret();
         let pair = Keypair::from_secret_key(&secp, &secret);
         secret.non_secure_erase();
-        secp.sign_schnorr_no_aux_rand(&blame_digest(round, blame), &pair).serialize()
+        secp.sign_schnorr_no_aux_rand(&blame_digest(round, blame), &pair)
+            .serialize()
     }
 }
 
@@ -123,7 +129,10 @@ impl CeremonySigner {
     /// A signer that knows no attempt yet.
     #[must_use]
     pub fn new(keys: Arc<NodeKeys>) -> Self {
-        Self { keys, known: Mutex::default() }
+        Self {
+            keys,
+            known: Mutex::default(),
+        }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -161,7 +170,8 @@ impl LspSigner for CeremonySigner {
         let fresh = self.known().fresh.get(&round.attempt).copied();
         // A key from randomness that is not stored could not be found again: the driver refuses to store a proposal made
         // with it (`knows`), so that it signs nothing.
-        self.keys.factory_secret(round, fresh.unwrap_or_else(random))
+        self.keys
+            .factory_secret(round, fresh.unwrap_or_else(random))
     }
 
     fn sign_channel_timeout(
@@ -172,7 +182,10 @@ impl LspSigner for CeremonySigner {
     ) -> Option<ecdsa::Signature> {
         let id = *self.known().channels.get(&leaf)?;
         let amount = timeout.spends.txout.value;
-        self.keys.leaf_keys.sign_timeout(id, &timeout.tx, 0, witness_script, amount).ok()
+        self.keys
+            .leaf_keys
+            .sign_timeout(id, &timeout.tx, 0, witness_script, amount)
+            .ok()
     }
 }
 
@@ -186,12 +199,16 @@ mod tests {
     fn keys() -> Arc<NodeKeys> {
         let dir = tempfile::tempdir().unwrap();
         let passphrase = Passphrase::new("correct horse".into()).unwrap();
-        let (seed, _) = Seed::create(dir.path().join("seed.json"), &passphrase, KdfCost::Light).unwrap();
+        let (seed, _) =
+            Seed::create(dir.path().join("seed.json"), &passphrase, KdfCost::Light).unwrap();
         Arc::new(NodeKeys::new(&seed, Network::Regtest).unwrap())
     }
 
     fn round(attempt: u32) -> Round {
-        Round { ceremony: CeremonyId([1; 16]), attempt: Attempt(attempt) }
+        Round {
+            ceremony: CeremonyId([1; 16]),
+            attempt: Attempt(attempt),
+        }
     }
 
     #[test]
@@ -199,10 +216,16 @@ mod tests {
         let keys = keys();
         let signer = CeremonySigner::new(Arc::clone(&keys));
         assert!(!signer.knows(Attempt(1)));
-        assert_ne!(signer.factory_secret(round(1)), signer.factory_secret(round(1)));
+        assert_ne!(
+            signer.factory_secret(round(1)),
+            signer.factory_secret(round(1))
+        );
         assert_eq!(signer.channel_key(Attempt(1), LeafId([7; 16])), None);
         signer.begin(Attempt(1), [2; 16]);
-        assert_eq!(signer.factory_secret(round(1)), keys.factory_secret(round(1), [2; 16]));
+        assert_eq!(
+            signer.factory_secret(round(1)),
+            keys.factory_secret(round(1), [2; 16])
+        );
         let key = signer.channel_key(Attempt(1), LeafId([7; 16])).unwrap();
         signer.begin(Attempt(2), [3; 16]);
         assert!(!signer.knows(Attempt(1)));
@@ -220,14 +243,25 @@ mod tests {
             nonce: "bb".into(),
             sum: "cc".into(),
         };
-        let signature = bitcoin::secp256k1::schnorr::Signature::from_slice(&keys.sign_blame(round(1), &blame)).unwrap();
+        let signature =
+            bitcoin::secp256k1::schnorr::Signature::from_slice(&keys.sign_blame(round(1), &blame))
+                .unwrap();
         let node = keys.node_secret().x_only_public_key(&Secp256k1::new()).0;
         let valid = |round, blame: &Blame| {
             let message = blame_digest(round, blame);
-            Secp256k1::new().verify_schnorr(&signature, &message, &node).is_ok()
+            Secp256k1::new()
+                .verify_schnorr(&signature, &message, &node)
+                .is_ok()
         };
         assert!(valid(round(1), &blame));
         assert!(!valid(round(2), &blame));
-        assert!(!valid(round(1), &Blame { sent: "aab".into(), nonce: "b".into(), ..blame.clone() }));
+        assert!(!valid(
+            round(1),
+            &Blame {
+                sent: "aab".into(),
+                nonce: "b".into(),
+                ..blame.clone()
+            }
+        ));
     }
 }

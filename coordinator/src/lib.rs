@@ -1,7 +1,10 @@
 //! The LSP's service: adapters around `factory-tree`, and the operator's surfaces.
 
+pub mod admin;
+pub mod app;
 pub mod ceremony;
 pub mod chain_task;
+pub mod cli;
 pub mod config;
 pub mod context;
 pub mod datadir;
@@ -13,6 +16,7 @@ pub mod notify;
 pub mod params;
 pub mod reclaim;
 pub mod reputation;
+pub mod server;
 pub mod sessions;
 pub mod store;
 pub mod trees;

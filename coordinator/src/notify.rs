@@ -15,7 +15,9 @@ pub async fn members(ctx: &Context, factory: FactoryId) -> Result<()> {
     let found = ctx
         .store
         .read(async |tx| {
-            let Some(row) = factories::get(tx, factory).await? else { return Ok(None) };
+            let Some(row) = factories::get(tx, factory).await? else {
+                return Ok(None);
+            };
             Ok(Some((row, factories::clients(tx, factory).await?)))
         })
         .await?;

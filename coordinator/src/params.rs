@@ -47,11 +47,7 @@ pub fn with(
     Ok(params)
 }
 
-fn with_one(
-    base: &FactoryParams,
-    name: &str,
-    value: &Value,
-) -> Result<FactoryParams, ParamError> {
+fn with_one(base: &FactoryParams, name: &str, value: &Value) -> Result<FactoryParams, ParamError> {
     let bad = |cause: serde_json::Error| ParamError::Value {
         name: name.to_owned(),
         value: value.to_string(),
@@ -60,13 +56,23 @@ fn with_one(
     let mut fields = serde_json::to_value(base).map_err(bad)?;
     let known = || {
         let fields = serde_json::to_value(base).unwrap_or_default();
-        let names = fields.as_object().into_iter().flat_map(|fields| fields.keys());
+        let names = fields
+            .as_object()
+            .into_iter()
+            .flat_map(|fields| fields.keys());
         // The network is the coordinator's, not a factory's to choose.
-        names.filter(|name| *name != "network").cloned().collect::<Vec<_>>().join(", ")
+        names
+            .filter(|name| *name != "network")
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     let field = fields.get_mut(name).filter(|_| name != "network");
     let Some(field) = field else {
-        return Err(ParamError::Unknown { name: name.to_owned(), known: known() });
+        return Err(ParamError::Unknown {
+            name: name.to_owned(),
+            known: known(),
+        });
     };
     *field = value.clone();
     serde_json::from_value(fields).map_err(bad)
@@ -79,7 +85,9 @@ pub fn parse(text: &str) -> Option<(String, Value)> {
     let name = name.trim().replace('-', "_");
     let value = value.trim();
     let list = || -> Option<Value> {
-        let numbers = value.split(',').map(|part| part.trim().parse::<u64>().ok().map(Value::from));
+        let numbers = value
+            .split(',')
+            .map(|part| part.trim().parse::<u64>().ok().map(Value::from));
         numbers.collect::<Option<Vec<_>>>().map(Value::Array)
     };
     let value = match name.as_str() {
@@ -105,7 +113,12 @@ mod tests {
 
     #[test]
     fn every_kind_of_value_is_set() {
-        let given = set(&["active=200", "static-arities=4,4", "expiry_policy=lsp_reclaim", "k=3"]);
+        let given = set(&[
+            "active=200",
+            "static-arities=4,4",
+            "expiry_policy=lsp_reclaim",
+            "k=3",
+        ]);
         let params = with(&base(), &given).unwrap();
         assert_eq!((params.active, params.k), (200, 3));
         assert_eq!(params.static_arities, Some(vec![4, 4]));
@@ -123,12 +136,23 @@ mod tests {
     #[test]
     fn refusals_name_the_parameter() {
         let unknown = with(&base(), &set(&["actve=1"])).unwrap_err();
-        assert!(unknown.to_string().contains("\"actve\"") && unknown.to_string().contains("active"));
-        assert!(matches!(with(&base(), &set(&["network=bitcoin"])), Err(ParamError::Unknown { .. })));
+        assert!(
+            unknown.to_string().contains("\"actve\"") && unknown.to_string().contains("active")
+        );
+        assert!(matches!(
+            with(&base(), &set(&["network=bitcoin"])),
+            Err(ParamError::Unknown { .. })
+        ));
         let kind = with(&base(), &set(&["k=many"])).unwrap_err();
         assert!(kind.to_string().starts_with("k = \"many\""), "{kind}");
-        assert!(matches!(with(&base(), &set(&["k=300"])), Err(ParamError::Value { .. })));
-        assert!(matches!(with(&base(), &set(&["k=5"])), Err(ParamError::Params(_))));
+        assert!(matches!(
+            with(&base(), &set(&["k=300"])),
+            Err(ParamError::Value { .. })
+        ));
+        assert!(matches!(
+            with(&base(), &set(&["k=5"])),
+            Err(ParamError::Params(_))
+        ));
         assert!(parse("active").is_none());
     }
 }

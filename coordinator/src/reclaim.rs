@@ -30,8 +30,10 @@ const MOST_INPUTS: usize = 500;
 /// # Errors
 /// [`ChainTaskError`]; what was not done is done at the next block.
 pub async fn run(ctx: &Context) -> Result<(), ChainTaskError> {
-    let (unspent, pending) =
-        ctx.store.read(async |tx| Ok((outputs::unspent(tx).await?, sweeps::pending(tx).await?))).await?;
+    let (unspent, pending) = ctx
+        .store
+        .read(async |tx| Ok((outputs::unspent(tx).await?, sweeps::pending(tx).await?)))
+        .await?;
     if unspent.is_empty() && pending.is_empty() {
         return Ok(());
     }
@@ -42,8 +44,14 @@ pub async fn run(ctx: &Context) -> Result<(), ChainTaskError> {
         }
     }
     let mut by_factory: BTreeMap<FactoryId, Vec<OutputRow>> = BTreeMap::new();
-    for output in unspent.into_iter().filter(|output| !swept.contains(&output.outpoint)) {
-        if matches!(output.kind, SpentKind::Stock | SpentKind::Funding | SpentKind::Static | SpentKind::State) {
+    for output in unspent
+        .into_iter()
+        .filter(|output| !swept.contains(&output.outpoint))
+    {
+        if matches!(
+            output.kind,
+            SpentKind::Stock | SpentKind::Funding | SpentKind::Static | SpentKind::State
+        ) {
             by_factory.entry(output.factory).or_default().push(output);
         }
     }
@@ -51,7 +59,9 @@ pub async fn run(ctx: &Context) -> Result<(), ChainTaskError> {
         if let Err(error) = sweep_factory(ctx, factory, outputs).await {
             match error {
                 // One factory that cannot be rebuilt does not keep the others.
-                ChainTaskError::Trees(error) => tracing::error!(%error, %factory, "what is due cannot be swept"),
+                ChainTaskError::Trees(error) => {
+                    tracing::error!(%error, %factory, "what is due cannot be swept")
+                }
                 error => return Err(error),
             }
         }
@@ -69,7 +79,9 @@ async fn again(ctx: &Context, row: &SweepRow) -> Result<bool, ChainTaskError> {
         Err(ChainError::Rejected { txid, reason }) => {
             // Something else spent an input, or the lock counts again after a reorg: what is left is swept anew when due.
             tracing::warn!(%txid, ?reason, "a sweep was not accepted");
-            ctx.store.write(async |tx| sweeps::give_up(tx, &txid).await).await?;
+            ctx.store
+                .write(async |tx| sweeps::give_up(tx, &txid).await)
+                .await?;
             ctx.wallet.forget_unconfirmed([txid]).await?;
             Ok(false)
         }
@@ -77,9 +89,16 @@ async fn again(ctx: &Context, row: &SweepRow) -> Result<bool, ChainTaskError> {
     }
 }
 
-async fn sweep_factory(ctx: &Context, factory: FactoryId, outputs: Vec<OutputRow>) -> Result<(), ChainTaskError> {
+async fn sweep_factory(
+    ctx: &Context,
+    factory: FactoryId,
+    outputs: Vec<OutputRow>,
+) -> Result<(), ChainTaskError> {
     let height = ctx.height();
-    let row = ctx.store.read(async |tx| factories::get(tx, factory).await).await?;
+    let row = ctx
+        .store
+        .read(async |tx| factories::get(tx, factory).await)
+        .await?;
     // Cheap first: a factory's tree is built only when something of it may be due.
     let expired = row.as_ref().is_some_and(|row| height >= row.expiry_height);
     if !expired && outputs.iter().all(|output| output.kind != SpentKind::Stock) {
@@ -99,7 +118,10 @@ async fn sweep_factory(ctx: &Context, factory: FactoryId, outputs: Vec<OutputRow
     if due.is_empty() {
         return Ok(());
     }
-    let fresh = ctx.store.read(async |tx| attempts::fresh(tx, row.round).await).await?;
+    let fresh = ctx
+        .store
+        .read(async |tx| attempts::fresh(tx, row.round).await)
+        .await?;
     let mut secret = ctx.keys.factory_secret(row.round, fresh);
     let keypair = Keypair::from_secret_key(&Secp256k1::new(), &secret);
     secret.non_secure_erase();
@@ -120,11 +142,26 @@ async fn sweep_factory(ctx: &Context, factory: FactoryId, outputs: Vec<OutputRow
 
 async fn publish(ctx: &Context, factory: FactoryId, tx: Transaction) -> Result<(), ChainTaskError> {
     let txid = tx.compute_txid();
-    let amount = tx.output.first().map(|output| output.value).unwrap_or_default();
-    let row = SweepRow { factory, tx, amount, created_height: ctx.height() };
-    ctx.store.write(async |conn| sweeps::insert(conn, &row).await).await?;
+    let amount = tx
+        .output
+        .first()
+        .map(|output| output.value)
+        .unwrap_or_default();
+    let row = SweepRow {
+        factory,
+        tx,
+        amount,
+        created_height: ctx.height(),
+    };
+    ctx.store
+        .write(async |conn| sweeps::insert(conn, &row).await)
+        .await?;
     if again(ctx, &row).await? {
-        ctx.events.emit(Event::SweepBroadcast { factory, txid, sat: amount.to_sat() });
+        ctx.events.emit(Event::SweepBroadcast {
+            factory,
+            txid,
+            sat: amount.to_sat(),
+        });
     }
     Ok(())
 }
@@ -150,18 +187,33 @@ fn make(
     let mut ring = known.tree.keys().clone();
     let mut inputs = Vec::with_capacity(due.len());
     for (output, leaf) in due {
-        let not_ours = SweepError::NotOurs { outpoint: output.outpoint };
+        let not_ours = SweepError::NotOurs {
+            outpoint: output.outpoint,
+        };
         let clients = owners(known, output.outpoint).ok_or_else(|| not_ours.clone())?;
         let root = leaf.merkle_root(ring.lsp_x_only());
-        let key = ring.output(&Owners::with_lsp(&clients), root).map_err(|_| not_ours)?;
+        let key = ring
+            .output(&Owners::with_lsp(&clients), root)
+            .map_err(|_| not_ours)?;
         inputs.push(SweepInput {
             outpoint: output.outpoint,
-            txout: bitcoin::TxOut { value: output.amount, script_pubkey: key.script() },
+            txout: bitcoin::TxOut {
+                value: output.amount,
+                script_pubkey: key.script(),
+            },
             keypair,
-            unlock: Unlock::Leaf { leaf: *leaf, internal_key: key.internal },
+            unlock: Unlock::Leaf {
+                leaf: *leaf,
+                internal_key: key.internal,
+            },
         });
     }
-    sweep::sweep(&Secp256k1::new(), &inputs, destination, feerate.to_sat_per_vb_ceil())
+    sweep::sweep(
+        &Secp256k1::new(),
+        &inputs,
+        destination,
+        feerate.to_sat_per_vb_ceil(),
+    )
 }
 
 /// The clients an output belongs to.

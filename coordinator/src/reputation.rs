@@ -43,7 +43,10 @@ impl Score {
     /// After a fault at `height`.
     #[must_use]
     pub fn after(self, fault: Fault, height: u32, half_life: u32) -> Self {
-        Self { points: self.at(height, half_life) + fault.points(), height }
+        Self {
+            points: self.at(height, half_life) + fault.points(),
+            height,
+        }
     }
 }
 
@@ -53,7 +56,10 @@ mod tests {
 
     #[test]
     fn faults_add_up_and_decay() {
-        let score = Score::default().after(Fault::Silent, 100, 1008).after(Fault::Guilty, 100, 1008);
+        let score =
+            Score::default()
+                .after(Fault::Silent, 100, 1008)
+                .after(Fault::Guilty, 100, 1008);
         assert_eq!(score.at(100, 1008), 5.0);
         assert_eq!(score.at(100 + 1008, 1008), 2.5);
         assert!(score.at(100 + 10_080, 1008) < 0.01);

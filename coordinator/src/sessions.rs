@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bitcoin::Amount;
 use factory_tree::ids::ClientId;
 use proto::session::{ServiceError, SessionToken};
+use proto::v1::server_message::Body;
 use proto::v1::{ErrorCode, ServerMessage};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::Status;
@@ -59,6 +60,7 @@ struct Session {
     out: mpsc::Sender<Outgoing>,
     end: Option<oneshot::Sender<ServiceError>>,
     interest: Option<Interest>,
+    refusals: u32,
 }
 
 /// An open session, as its own task holds it.
@@ -72,7 +74,10 @@ pub struct SessionHandle {
 
 impl Default for Sessions {
     fn default() -> Self {
-        Self { open: Mutex::default(), changes: watch::Sender::new(0) }
+        Self {
+            open: Mutex::default(),
+            changes: watch::Sender::new(0),
+        }
     }
 }
 
@@ -81,7 +86,7 @@ impl Sessions {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a session, ending an older one of the same client.
+    /// Opens a session with `welcome` as its first message, ending an older one of the same client.
     ///
     /// # Errors
     /// `TooManySessions`.
@@ -91,6 +96,7 @@ impl Sessions {
         token: SessionToken,
         software: String,
         out: mpsc::Sender<Outgoing>,
+        welcome: ServerMessage,
         limit: usize,
     ) -> Result<SessionHandle, ServiceError> {
         let (end, ended) = oneshot::channel();
@@ -101,7 +107,17 @@ impl Sessions {
         }
         open.counter = open.counter.wrapping_add(1);
         let number = open.counter;
-        let session = Session { number, token, software, out, end: Some(end), interest: None };
+        // Before anybody else can send: nothing comes before the welcome. A stream that is gone already ends by itself.
+        let _ = out.try_send(Ok(welcome));
+        let session = Session {
+            number,
+            token,
+            software,
+            out,
+            end: Some(end),
+            interest: None,
+            refusals: 0,
+        };
         open.by_token.insert(token, client);
         if let Some(mut older) = open.by_client.insert(client, session) {
             open.by_token.remove(&older.token);
@@ -114,7 +130,11 @@ impl Sessions {
     /// Closes a session; false if a newer one of this client has replaced it.
     pub fn stop(&self, client: &ClientId, number: u64) -> bool {
         let mut open = self.open();
-        if open.by_client.get(client).is_none_or(|session| session.number != number) {
+        if open
+            .by_client
+            .get(client)
+            .is_none_or(|session| session.number != number)
+        {
             return false;
         }
         if let Some(session) = open.by_client.remove(client) {
@@ -134,6 +154,21 @@ impl Sessions {
         if let Err(mpsc::error::TrySendError::Full(_)) = session.out.try_send(Ok(message)) {
             let text = "you read too slowly; connect again and ask for your status";
             session.stop(ServiceError::new(ErrorCode::TooSlow, text));
+        }
+    }
+
+    /// Tells a client why its message is refused; ends a session with too many of these.
+    pub fn refuse(&self, client: &ClientId, error: &ServiceError, limit: u32) {
+        self.send(client, Body::Error(error.into()).into());
+        if let Some(session) = self.open().by_client.get_mut(client) {
+            session.refusals = session.refusals.saturating_add(1);
+            if session.refusals >= limit {
+                let text = format!(
+                    "{limit} messages of this session were refused; the last: {}",
+                    error.message
+                );
+                session.stop(ServiceError::new(ErrorCode::RateLimited, text));
+            }
         }
     }
 
@@ -209,7 +244,8 @@ impl Sessions {
     }
 
     fn changed(&self) {
-        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 }
 
@@ -225,7 +261,7 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::v1::{Heartbeat, server_message::Body};
+    use proto::v1::Heartbeat;
 
     fn id(byte: u8) -> ClientId {
         ClientId([byte; 33])
@@ -236,13 +272,27 @@ mod tests {
     }
 
     fn wish(once: bool) -> Interest {
-        Interest { capacity: Amount::from_sat(1000), has_fee_coins: false, once, order: 0 }
+        Interest {
+            capacity: Amount::from_sat(1000),
+            has_fee_coins: false,
+            once,
+            order: 0,
+        }
     }
 
-    fn start(sessions: &Sessions, byte: u8, queue: usize) -> (SessionHandle, mpsc::Receiver<Outgoing>) {
+    fn start(
+        sessions: &Sessions,
+        byte: u8,
+        queue: usize,
+    ) -> (SessionHandle, mpsc::Receiver<Outgoing>) {
         let (out, reader) = mpsc::channel(queue);
         let token = SessionToken::new([byte; 32]);
-        (sessions.start(id(byte), token, String::new(), out, 2).unwrap(), reader)
+        (
+            sessions
+                .start(id(byte), token, String::new(), out, heartbeat(), 2)
+                .unwrap(),
+            reader,
+        )
     }
 
     #[test]
@@ -250,8 +300,14 @@ mod tests {
         let sessions = Sessions::default();
         let (mut first, _reader) = start(&sessions, 1, 1);
         let (second, _reader) = start(&sessions, 1, 1);
-        assert_eq!(first.ended.try_recv().unwrap().code, ErrorCode::SessionReplaced);
-        assert!(!sessions.stop(&id(1), first.number), "the older one does not close the newer one");
+        assert_eq!(
+            first.ended.try_recv().unwrap().code,
+            ErrorCode::SessionReplaced
+        );
+        assert!(
+            !sessions.stop(&id(1), first.number),
+            "the older one does not close the newer one"
+        );
         assert!(sessions.is_connected(&id(1)));
         assert!(sessions.stop(&id(1), second.number));
         assert_eq!(sessions.client_of(&SessionToken::new([1; 32])), None);
@@ -262,7 +318,14 @@ mod tests {
         let sessions = Sessions::default();
         let _open = [start(&sessions, 1, 1), start(&sessions, 2, 1)];
         let (out, _reader) = mpsc::channel(1);
-        let refused = sessions.start(id(3), SessionToken::new([3; 32]), String::new(), out, 2);
+        let refused = sessions.start(
+            id(3),
+            SessionToken::new([3; 32]),
+            String::new(),
+            out,
+            heartbeat(),
+            2,
+        );
         assert_eq!(refused.unwrap_err().code, ErrorCode::TooManySessions);
         start(&sessions, 2, 1);
     }
@@ -270,13 +333,27 @@ mod tests {
     #[test]
     fn a_client_that_does_not_read_is_ended_and_not_skipped() {
         let sessions = Sessions::default();
-        let (mut handle, mut reader) = start(&sessions, 1, 1);
+        let (mut handle, mut reader) = start(&sessions, 1, 2);
         sessions.send(&id(1), heartbeat());
         assert!(handle.ended.try_recv().is_err());
         sessions.send(&id(1), heartbeat());
         assert_eq!(handle.ended.try_recv().unwrap().code, ErrorCode::TooSlow);
         assert!(reader.try_recv().is_ok());
         sessions.send(&id(9), heartbeat());
+    }
+
+    #[test]
+    fn a_client_that_sends_nonsense_is_ended() {
+        let sessions = Sessions::default();
+        let (mut handle, _reader) = start(&sessions, 1, 9);
+        let error = ServiceError::new(ErrorCode::Malformed, "no");
+        sessions.refuse(&id(1), &error, 2);
+        assert!(handle.ended.try_recv().is_err());
+        sessions.refuse(&id(1), &error, 2);
+        assert_eq!(
+            handle.ended.try_recv().unwrap().code,
+            ErrorCode::RateLimited
+        );
     }
 
     #[test]

@@ -25,7 +25,9 @@ pub enum TreesError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// What is stored makes no tree.
-    #[error("the stored factory {factory} cannot be built again: {source}; the database was damaged, or written by another release")]
+    #[error(
+        "the stored factory {factory} cannot be built again: {source}; the database was damaged, or written by another release"
+    )]
     Tree {
         /// Which.
         factory: FactoryId,
@@ -66,8 +68,16 @@ impl KnownTree {
     /// Indexes a tree.
     #[must_use]
     pub fn new(tree: Tree) -> Self {
-        let own = tree.txs().iter().enumerate().map(|(i, tx)| (tx.txid, Place::Tree(i)));
-        let channels = tree.channel_timeouts().iter().enumerate().map(|(i, tx)| (tx.txid, Place::ChannelTimeout(i)));
+        let own = tree
+            .txs()
+            .iter()
+            .enumerate()
+            .map(|(i, tx)| (tx.txid, Place::Tree(i)));
+        let channels = tree
+            .channel_timeouts()
+            .iter()
+            .enumerate()
+            .map(|(i, tx)| (tx.txid, Place::ChannelTimeout(i)));
         let index = own.chain(channels).collect();
         Self { index, tree }
     }
@@ -95,7 +105,11 @@ impl KnownTree {
                 (OutputRole::Anchor | OutputRole::Payout, _) => return None,
             };
             let outpoint = OutPoint::new(tx.txid, vout);
-            Some(TreeOutput { outpoint, kind, amount: output.txout.value })
+            Some(TreeOutput {
+                outpoint,
+                kind,
+                amount: output.txout.value,
+            })
         });
         outputs.collect()
     }
@@ -129,7 +143,10 @@ impl Trees {
 
     fn kept(&self, id: FactoryId) -> Option<Arc<KnownTree>> {
         let trees = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        trees.iter().find(|(known, _)| *known == id).map(|(_, tree)| Arc::clone(tree))
+        trees
+            .iter()
+            .find(|(known, _)| *known == id)
+            .map(|(_, tree)| Arc::clone(tree))
     }
 
     fn keep(&self, id: FactoryId, tree: Arc<KnownTree>) {
@@ -141,11 +158,19 @@ impl Trees {
     }
 }
 
-async fn build(id: FactoryId, spec: FactorySpec, funding: OutPoint) -> Result<Arc<KnownTree>, TreesError> {
-    let built = tokio::task::spawn_blocking(move || Tree::new(spec, funding).map(KnownTree::new)).await;
+async fn build(
+    id: FactoryId,
+    spec: FactorySpec,
+    funding: OutPoint,
+) -> Result<Arc<KnownTree>, TreesError> {
+    let built =
+        tokio::task::spawn_blocking(move || Tree::new(spec, funding).map(KnownTree::new)).await;
     match built {
         Ok(Ok(known)) => Ok(Arc::new(known)),
-        Ok(Err(source)) => Err(TreesError::Tree { factory: id, source }),
+        Ok(Err(source)) => Err(TreesError::Tree {
+            factory: id,
+            source,
+        }),
         Err(_) => Err(TreesError::Stopped),
     }
 }

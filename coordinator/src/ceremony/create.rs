@@ -23,13 +23,17 @@ pub enum CreateError {
     #[error("the Bitcoin node cannot be used ({0}); wait until it can")]
     Chain(String),
     /// As many as are allowed.
-    #[error("{running} ceremonies are under way, and ceremony.max_running allows no more; wait for one to end")]
+    #[error(
+        "{running} ceremonies are under way, and ceremony.max_running allows no more; wait for one to end"
+    )]
     TooMany {
         /// How many there are.
         running: usize,
     },
     /// Not enough clients.
-    #[error("{interested} clients are interested and could be invited, {needed} are needed; wait for more (--clients), or lower --min-clients")]
+    #[error(
+        "{interested} clients are interested and could be invited, {needed} are needed; wait for more (--clients), or lower --min-clients"
+    )]
     TooFewClients {
         /// How many there are.
         interested: usize,
@@ -45,7 +49,9 @@ pub enum CreateError {
         limit: u32,
     },
     /// Fewer than two, or more at least than at all.
-    #[error("at least {min} and {clients:?} clients: a factory has 2 or more, and not fewer than --min-clients")]
+    #[error(
+        "at least {min} and {clients:?} clients: a factory has 2 or more, and not fewer than --min-clients"
+    )]
     Clients {
         /// `--min-clients`.
         min: u32,
@@ -66,7 +72,9 @@ pub enum CreateError {
     #[error(transparent)]
     Params(#[from] ParamsError),
     /// The wallet has less.
-    #[error("about {needed} are needed, and the wallet has {available} confirmed and free; send it coins (`coordinator wallet address`)")]
+    #[error(
+        "about {needed} are needed, and the wallet has {available} confirmed and free; send it coins (`coordinator wallet address`)"
+    )]
     NoFunds {
         /// Estimate.
         needed: Amount,
@@ -80,7 +88,9 @@ pub enum CreateError {
     #[error("there is no ceremony or factory {0}")]
     Unknown(String),
     /// Over.
-    #[error("ceremony {ceremony} is {state}: its funding is signed or given up, and neither can be undone")]
+    #[error(
+        "ceremony {ceremony} is {state}: its funding is signed or given up, and neither can be undone"
+    )]
     Over {
         /// Which.
         ceremony: CeremonyId,
@@ -99,11 +109,17 @@ pub enum CreateError {
 ///
 /// # Errors
 /// [`CreateError`]; then nothing was begun.
-pub async fn create(ctx: &Arc<Context>, wish: Wish, shutdown: watch::Receiver<bool>) -> Result<CeremonyId, CreateError> {
+pub async fn create(
+    ctx: &Arc<Context>,
+    wish: Wish,
+    shutdown: watch::Receiver<bool>,
+) -> Result<CeremonyId, CreateError> {
     check(ctx, &wish).await?;
     let id = CeremonyId(random());
     let height = ctx.height();
-    ctx.store.write(async |tx| ceremonies::insert(tx, id, height, &wish).await).await?;
+    ctx.store
+        .write(async |tx| ceremonies::insert(tx, id, height, &wish).await)
+        .await?;
     driver::spawn(Arc::clone(ctx), id, shutdown);
     Ok(id)
 }
@@ -120,15 +136,31 @@ async fn check(ctx: &Context, wish: &Wish) -> Result<(), CreateError> {
     }
     let clients = wish.clients;
     if wish.min_clients < 2 || clients.is_some_and(|clients| clients < wish.min_clients) {
-        return Err(CreateError::Clients { min: wish.min_clients, clients });
+        return Err(CreateError::Clients {
+            min: wish.min_clients,
+            clients,
+        });
     }
     let most = clients.unwrap_or(wish.min_clients);
     if most > limits.max_clients {
-        return Err(CreateError::TooManyClients { clients: most, limit: limits.max_clients });
+        return Err(CreateError::TooManyClients {
+            clients: most,
+            limit: limits.max_clients,
+        });
     }
-    let (min, max) = (ctx.config.policy.capacity_min_sat, ctx.config.policy.capacity_max_sat);
-    if let Some(capacity) = wish.capacity.filter(|capacity| !(min..=max).contains(&capacity.to_sat())) {
-        return Err(CreateError::Capacity { capacity, min: Amount::from_sat(min), max: Amount::from_sat(max) });
+    let (min, max) = (
+        ctx.config.policy.capacity_min_sat,
+        ctx.config.policy.capacity_max_sat,
+    );
+    if let Some(capacity) = wish
+        .capacity
+        .filter(|capacity| !(min..=max).contains(&capacity.to_sat()))
+    {
+        return Err(CreateError::Capacity {
+            capacity,
+            min: Amount::from_sat(min),
+            max: Amount::from_sat(max),
+        });
     }
     let shape = Shape::new(&wish.params, most)?;
     wish.params.schedule(Height(height), shape.levels())?;
@@ -139,7 +171,8 @@ async fn check(ctx: &Context, wish: &Wish) -> Result<(), CreateError> {
     }
     let wanted = clients.unwrap_or(limits.max_clients) as usize;
     let known: Vec<_> = candidates.into_iter().take(wanted).collect();
-    let needed = funding::estimate(&wish.params, &gather::capacities(&known)).ok_or(CreateError::Overflow)?;
+    let needed = funding::estimate(&wish.params, &gather::capacities(&known))
+        .ok_or(CreateError::Overflow)?;
     let available = ctx.wallet.balance().await?.confirmed;
     if needed > available {
         return Err(CreateError::NoFunds { needed, available });
@@ -151,7 +184,10 @@ async fn check(ctx: &Context, wish: &Wish) -> Result<(), CreateError> {
 ///
 /// # Errors
 /// Those of the database.
-pub async fn resume_all(ctx: &Arc<Context>, shutdown: &watch::Receiver<bool>) -> Result<(), StoreError> {
+pub async fn resume_all(
+    ctx: &Arc<Context>,
+    shutdown: &watch::Receiver<bool>,
+) -> Result<(), StoreError> {
     let (open, pins) = read_open(&ctx.store).await?;
     ctx.wallet.reserve(pins).await;
     for id in open {
@@ -164,7 +200,10 @@ async fn read_open(store: &Store) -> Result<(Vec<CeremonyId>, Vec<OutPoint>), St
     store
         .read(async |tx| {
             let open = ceremonies::open(tx).await?;
-            Ok((open.into_iter().map(|row| row.id).collect(), ceremonies::all_pins(tx).await?))
+            Ok((
+                open.into_iter().map(|row| row.id).collect(),
+                ceremonies::all_pins(tx).await?,
+            ))
         })
         .await
 }
@@ -175,15 +214,24 @@ async fn read_open(store: &Store) -> Result<(Vec<CeremonyId>, Vec<OutPoint>), St
 /// [`CreateError::Unknown`], [`CreateError::Over`].
 pub async fn cancel(ctx: &Context, id: CeremonyId) -> Result<Vec<OutPoint>, CreateError> {
     let read = async || {
-        let row = ctx.store.read(async |tx| ceremonies::get(tx, id).await).await?;
+        let row = ctx
+            .store
+            .read(async |tx| ceremonies::get(tx, id).await)
+            .await?;
         row.ok_or_else(|| CreateError::Unknown(id.to_string()))
     };
-    let over = |state: CeremonyState| CreateError::Over { ceremony: id, state: state.name() };
+    let over = |state: CeremonyState| CreateError::Over {
+        ceremony: id,
+        state: state.name(),
+    };
     let row = read().await?;
     if !row.state.is_open() {
         return Err(over(row.state));
     }
-    let pins = ctx.store.read(async |tx| ceremonies::pins(tx, id).await).await?;
+    let pins = ctx
+        .store
+        .read(async |tx| ceremonies::pins(tx, id).await)
+        .await?;
     ctx.ceremonies.deliver(id, Mail::Cancel).await;
     driver::wait_until_over(ctx, id).await;
     let row = read().await?;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::FeeRate;
-use factory_tree::ceremony::coordinator::{Ceremony, Effect, Input, Invitee, LspSigner, Phase, Step, Terms};
+use factory_tree::ceremony::coordinator::{
+    Ceremony, Effect, Input, Invitee, LspSigner, Phase, Step, Terms,
+};
 use factory_tree::ceremony::message::{AbortReason, Join, Round, ToCoordinator};
 use factory_tree::ids::{Attempt, CeremonyId, ClientId, FactoryId};
 use factory_tree::units::Height;
@@ -78,7 +80,12 @@ pub(super) fn spawn(ctx: Arc<Context>, id: CeremonyId, shutdown: watch::Receiver
 
 /// Waits until a ceremony's driver has ended. Without one the ceremony is given up here.
 pub(super) async fn wait_until_over(ctx: &Context, id: CeremonyId) {
-    if !ctx.ceremonies.running().iter().any(|(running, _)| *running == id) {
+    if !ctx
+        .ceremonies
+        .running()
+        .iter()
+        .any(|(running, _)| *running == id)
+    {
         give_up(ctx, id, &AbortReason::Cancelled).await;
         return;
     }
@@ -89,14 +96,30 @@ pub(super) async fn wait_until_over(ctx: &Context, id: CeremonyId) {
 
 /// Stores that a ceremony came to nothing before its machine was there to say so.
 async fn give_up(ctx: &Context, id: CeremonyId, reason: &AbortReason) {
-    let pins = ctx.store.read(async |tx| ceremonies::pins(tx, id).await).await.unwrap_or_default();
-    match ctx.store.write(async |tx| ceremonies::fail(tx, id, &abort_text(reason)).await).await {
+    let pins = ctx
+        .store
+        .read(async |tx| ceremonies::pins(tx, id).await)
+        .await
+        .unwrap_or_default();
+    match ctx
+        .store
+        .write(async |tx| ceremonies::fail(tx, id, &abort_text(reason)).await)
+        .await
+    {
         Ok(()) => {
-            ctx.wallet.release(pins.into_iter().map(|pin| pin.outpoint)).await;
+            ctx.wallet
+                .release(pins.into_iter().map(|pin| pin.outpoint))
+                .await;
             let (reason, detail) = (abort_name(reason), abort_text(reason));
-            ctx.events.emit(Event::CeremonyFailed { ceremony: id, reason, detail });
+            ctx.events.emit(Event::CeremonyFailed {
+                ceremony: id,
+                reason,
+                detail,
+            });
         }
-        Err(error) => ctx.events.emit(Event::StoreFailed { problem: error.to_string() }),
+        Err(error) => ctx.events.emit(Event::StoreFailed {
+            problem: error.to_string(),
+        }),
     }
 }
 
@@ -108,10 +131,16 @@ async fn run(
     status: watch::Sender<Status>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Option<AbortReason> {
-    let row = match ctx.store.read(async |tx| ceremonies::get(tx, id).await).await {
+    let row = match ctx
+        .store
+        .read(async |tx| ceremonies::get(tx, id).await)
+        .await
+    {
         Ok(row) => row.filter(|row| row.state.is_open())?,
         Err(error) => {
-            ctx.events.emit(Event::StoreFailed { problem: error.to_string() });
+            ctx.events.emit(Event::StoreFailed {
+                problem: error.to_string(),
+            });
             return None;
         }
     };
@@ -123,7 +152,12 @@ async fn run(
     }
     let result = begin(ctx, row, &mut mailbox, &mut shutdown).await;
     let (terms, feerate, first, invited) = match result {
-        Ok(Beginning::Attempt { terms, feerate, first, invited }) => (*terms, feerate, first, invited),
+        Ok(Beginning::Attempt {
+            terms,
+            feerate,
+            first,
+            invited,
+        }) => (*terms, feerate, first, invited),
         Ok(Beginning::Funded) | Err(GatherEnd::Stopped) => return None,
         Err(GatherEnd::Failed(reason)) => return Some(reason),
     };
@@ -148,7 +182,12 @@ async fn run(
 /// What there is to do at first.
 enum Beginning {
     /// An attempt.
-    Attempt { terms: Box<Terms>, feerate: FeeRate, first: Attempt, invited: Vec<Invitee> },
+    Attempt {
+        terms: Box<Terms>,
+        feerate: FeeRate,
+        first: Attempt,
+        invited: Vec<Invitee>,
+    },
     /// Nothing more: a factory stands.
     Funded,
 }
@@ -164,21 +203,50 @@ async fn begin(
         Some(rate) => FeeRate::from_sat_per_kwu(rate),
         None => ctx.feerate().await,
     };
-    let last = ctx.store.read(async |tx| attempts::last(tx, id).await).await.map_err(|error| stop(ctx, error))?;
+    let last = ctx
+        .store
+        .read(async |tx| attempts::last(tx, id).await)
+        .await
+        .map_err(|error| stop(ctx, error))?;
     if let (Some(last), Some(terms)) = (last, &row.terms) {
-        let round = Round { ceremony: id, attempt: last.attempt };
-        if matches!(last.state, AttemptState::Acked | AttemptState::FundingSigned) {
-            go_on_to_fund(ctx, round).await.map_err(|error| stop(ctx, error))?;
+        let round = Round {
+            ceremony: id,
+            attempt: last.attempt,
+        };
+        if matches!(
+            last.state,
+            AttemptState::Acked | AttemptState::FundingSigned
+        ) {
+            go_on_to_fund(ctx, round)
+                .await
+                .map_err(|error| stop(ctx, error))?;
             return Ok(Beginning::Funded);
         }
         if last.state != AttemptState::Failed {
-            restarted(ctx, round).await.map_err(|error| stop(ctx, error))?;
+            restarted(ctx, round)
+                .await
+                .map_err(|error| stop(ctx, error))?;
         }
-        let out = |invitee: &Invitee| last.left_out.iter().any(|(client, _)| *client == invitee.client);
-        let invited: Vec<Invitee> = last.invited.into_iter().filter(|invitee| !out(invitee)).collect();
-        let claimed = ctx.ceremonies.claim(id, &invited, usize::MAX, |invitee| invitee.client);
+        let out = |invitee: &Invitee| {
+            last.left_out
+                .iter()
+                .any(|(client, _)| *client == invitee.client)
+        };
+        let invited: Vec<Invitee> = last
+            .invited
+            .into_iter()
+            .filter(|invitee| !out(invitee))
+            .collect();
+        let claimed = ctx
+            .ceremonies
+            .claim(id, &invited, usize::MAX, |invitee| invitee.client);
         let first = Attempt(last.attempt.0.saturating_add(1));
-        return Ok(Beginning::Attempt { terms: Box::new(terms.clone()), feerate, first, invited: claimed });
+        return Ok(Beginning::Attempt {
+            terms: Box::new(terms.clone()),
+            feerate,
+            first,
+            invited: claimed,
+        });
     }
     let invited = gather::gather(ctx, id, &row.wish, mailbox, shutdown).await?;
     let terms = match row.terms {
@@ -186,12 +254,22 @@ async fn begin(
         None => pin(ctx, &row, &invited, feerate).await?,
     };
     let clients = u32::try_from(invited.len()).unwrap_or(u32::MAX);
-    ctx.events.emit(Event::CeremonyStarted { ceremony: id, invited: clients });
-    Ok(Beginning::Attempt { terms: Box::new(terms), feerate, first: Attempt(1), invited })
+    ctx.events.emit(Event::CeremonyStarted {
+        ceremony: id,
+        invited: clients,
+    });
+    Ok(Beginning::Attempt {
+        terms: Box::new(terms),
+        feerate,
+        first: Attempt(1),
+        invited,
+    })
 }
 
 fn stop(ctx: &Context, error: crate::store::StoreError) -> GatherEnd {
-    ctx.events.emit(Event::StoreFailed { problem: error.to_string() });
+    ctx.events.emit(Event::StoreFailed {
+        problem: error.to_string(),
+    });
     GatherEnd::Stopped
 }
 
@@ -206,7 +284,9 @@ async fn pin(
     let params = &row.wish.params;
     let amount = funding::estimate(params, &gather::capacities(invited));
     let amount = amount.ok_or_else(|| no_funds(funding::FundingError::Overflow.to_string()))?;
-    let pins = funding::pin(ctx, amount, feerate).await.map_err(|error| no_funds(error.to_string()))?;
+    let pins = funding::pin(ctx, amount, feerate)
+        .await
+        .map_err(|error| no_funds(error.to_string()))?;
     let common = pins.first().map(|pin| pin.outpoint);
     let limits = &ctx.config.ceremony;
     let terms = Terms {
@@ -219,9 +299,14 @@ async fn pin(
         common_pin: common.ok_or_else(|| no_funds("no coin was chosen".to_owned()))?,
         confirmations: ctx.config.confirmations(),
     };
-    let stored = ctx.store.write(async |tx| ceremonies::start(tx, row.id, &terms, &pins).await).await;
+    let stored = ctx
+        .store
+        .write(async |tx| ceremonies::start(tx, row.id, &terms, &pins).await)
+        .await;
     if let Err(error) = stored {
-        ctx.wallet.release(pins.iter().map(|pin| pin.outpoint)).await;
+        ctx.wallet
+            .release(pins.iter().map(|pin| pin.outpoint))
+            .await;
         return Err(stop(ctx, error));
     }
     fault::point("pins_stored");
@@ -230,7 +315,10 @@ async fn pin(
 
 /// Every client had acked before the restart: nothing is left but to fund.
 async fn go_on_to_fund(ctx: &Context, round: Round) -> crate::store::Result<()> {
-    let row = ctx.store.read(async |tx| factories::of_ceremony(tx, round.ceremony).await).await?;
+    let row = ctx
+        .store
+        .read(async |tx| factories::of_ceremony(tx, round.ceremony).await)
+        .await?;
     match row {
         Some(row) => sign_off(ctx, round, row.id).await,
         None => Ok(()),
@@ -241,7 +329,11 @@ async fn go_on_to_fund(ctx: &Context, round: Round) -> crate::store::Result<()> 
 ///
 /// # Errors
 /// Those of the database; then nothing was signed.
-pub(super) async fn sign_off(ctx: &Context, round: Round, factory: FactoryId) -> crate::store::Result<()> {
+pub(super) async fn sign_off(
+    ctx: &Context,
+    round: Round,
+    factory: FactoryId,
+) -> crate::store::Result<()> {
     let clients = ctx
         .store
         .write(async |tx| {
@@ -261,8 +353,14 @@ pub(super) async fn sign_off(ctx: &Context, round: Round, factory: FactoryId) ->
 /// Secret nonces do not survive a restart: an attempt that not everybody had acked fails.
 async fn restarted(ctx: &Context, round: Round) -> crate::store::Result<()> {
     let reason = AbortReason::Restarted;
-    ctx.store.write(async |tx| attempts::fail(tx, round, &abort_text(&reason), &[]).await).await?;
-    ctx.events.emit(Event::AttemptFailed { round, reason: abort_name(&reason), detail: abort_text(&reason) });
+    ctx.store
+        .write(async |tx| attempts::fail(tx, round, &abort_text(&reason), &[]).await)
+        .await?;
+    ctx.events.emit(Event::AttemptFailed {
+        round,
+        reason: abort_name(&reason),
+        detail: abort_text(&reason),
+    });
     Ok(())
 }
 
@@ -270,13 +368,21 @@ impl Driver {
     async fn drive(mut self, first: Attempt, invited: Vec<Invitee>) -> Option<AbortReason> {
         let signer: Arc<dyn LspSigner> = self.signer.clone();
         let (id, terms, tip) = (self.id, self.terms.clone(), Height(self.tip));
-        let started = tokio::task::spawn_blocking(move || Ceremony::start(id, first, terms, invited, signer, tip));
+        let started = tokio::task::spawn_blocking(move || {
+            Ceremony::start(id, first, terms, invited, signer, tip)
+        });
         let Ok(step) = started.await else {
             return Some(AbortReason::Tree("a defect of the coordinator's".into()));
         };
-        let Step { state: mut machine, mut effects } = step;
+        let Step {
+            state: mut machine,
+            mut effects,
+        } = step;
         loop {
-            self.status.send_replace(Status { round: Some(machine.round()), phase: Some(machine.phase()) });
+            self.status.send_replace(Status {
+                round: Some(machine.round()),
+                phase: Some(machine.phase()),
+            });
             let failed_in = machine.round();
             match self.execute_all(effects).await {
                 Ok(()) => {}
@@ -340,28 +446,41 @@ impl Driver {
         let mut others = Vec::new();
         for mail in mails {
             match mail {
-                Mail::Client { client, message: ToCoordinator::Join(join) } => joins.push((client, join)),
+                Mail::Client {
+                    client,
+                    message: ToCoordinator::Join(join),
+                } => joins.push((client, join)),
                 other => others.push(other),
             }
         }
         let is_ours = |(client, join): &(ClientId, Box<Join>)| {
-            join.round == current && self.ctx.ceremonies.open().claimed.get(client) == Some(&self.id)
+            join.round == current
+                && self.ctx.ceremonies.open().claimed.get(client) == Some(&self.id)
         };
         let (ours, foreign): (Vec<_>, Vec<_>) = joins.into_iter().partition(is_ours);
         for (client, join) in foreign {
             let text = "this attempt is over, or you are not part of it; ask for your status";
-            self.refuse(client, ServiceError::new(ErrorCode::UnknownRound, text).round(join.round));
+            self.refuse(
+                client,
+                ServiceError::new(ErrorCode::UnknownRound, text).round(join.round),
+            );
         }
         if machine.phase() != Phase::Joining {
             // Too late to be written down; the machine says so, or overlooks a harmless repetition.
-            self.work.extend(ours.into_iter().map(|(client, join)| Work::Join(client, join)));
+            self.work.extend(
+                ours.into_iter()
+                    .map(|(client, join)| Work::Join(client, join)),
+            );
         } else if !ours.is_empty() {
             let Ok(verdicts) = self.judge(current, &ours).await else {
                 return false;
             };
             for ((client, join), verdict) in ours.into_iter().zip(verdicts) {
                 match verdict {
-                    Some(why) => self.refuse(client, ServiceError::new(ErrorCode::Conflict, why).round(current)),
+                    Some(why) => self.refuse(
+                        client,
+                        ServiceError::new(ErrorCode::Conflict, why).round(current),
+                    ),
                     None => self.work.push_back(Work::Join(client, join)),
                 }
             }
@@ -387,14 +506,22 @@ fn work_off(
     while let Some(next) = work.pop_front() {
         let input = match next {
             Work::Input(input) => input,
-            Work::Join(client, join) => match signer.channel_key(join.round.attempt, join.leaf_id) {
-                Some(lsp_channel_key) => Input::Joined { client, join, lsp_channel_key },
-                None => continue,
-            },
+            Work::Join(client, join) => {
+                match signer.channel_key(join.round.attempt, join.leaf_id) {
+                    Some(lsp_channel_key) => Input::Joined {
+                        client,
+                        join,
+                        lsp_channel_key,
+                    },
+                    None => continue,
+                }
+            }
         };
         let Step { state, effects } = machine.step(input);
         machine = state;
-        let stores = effects.iter().any(|effect| matches!(effect, Effect::Store(_)));
+        let stores = effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Store(_)));
         all.extend(effects);
         if stores {
             break;

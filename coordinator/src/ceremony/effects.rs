@@ -32,17 +32,32 @@ impl Driver {
     async fn execute(&mut self, effect: Effect) -> Result<(), Stop> {
         match effect {
             Effect::Store(record) => self.store(&record).await?,
-            Effect::Send { client, message } => self.ctx.sessions.send(&client, ServerMessage::from(&message)),
+            Effect::Send { client, message } => self
+                .ctx
+                .sessions
+                .send(&client, ServerMessage::from(&message)),
             Effect::Propose(propose) => self.propose(*propose).await,
-            Effect::Refuse { client, round, reason } => self.refuse(client, refusal(round, reason)),
-            Effect::Wake { round, phase, seconds } => {
+            Effect::Refuse {
+                client,
+                round,
+                reason,
+            } => self.refuse(client, refusal(round, reason)),
+            Effect::Wake {
+                round,
+                phase,
+                seconds,
+            } => {
                 let at = Instant::now() + Duration::from_secs(seconds.into());
                 self.wakes.retain(|(_, of, _)| *of == round);
                 self.wakes.push((at, round, phase));
             }
             Effect::BuildFunding { output, .. } => {
                 let input = match funding::draft(&self.ctx, self.id, output, self.feerate).await {
-                    Ok(tx) => Input::FundingReady(Box::new(Funding { tx, vout: 0, seed: Zeroizing::new(random()) })),
+                    Ok(tx) => Input::FundingReady(Box::new(Funding {
+                        tx,
+                        vout: 0,
+                        seed: Zeroizing::new(random()),
+                    })),
                     Err(error) => Input::FundingFailed(error.to_string()),
                 };
                 self.work.push_front(Work::Input(input));
@@ -63,8 +78,14 @@ impl Driver {
 
     pub(super) fn refuse(&self, client: ClientId, error: ServiceError) {
         let (code, message) = (error.code.as_str_name().to_owned(), error.message.clone());
-        self.ctx.events.emit(Event::MessageRefused { client, code, message });
-        self.ctx.sessions.send(&client, Body::Error((&error).into()).into());
+        self.ctx.events.emit(Event::MessageRefused {
+            client,
+            code,
+            message,
+        });
+        self.ctx
+            .sessions
+            .refuse(&client, &error, self.ctx.config.server.max_refusals);
     }
 
     /// What all proposals share is made once; each client's own part is added off the runtime.
@@ -85,7 +106,9 @@ impl Driver {
                 }
             }
             // The deadline ends an attempt whose proposals never went out.
-            Ok(Err(error)) => tracing::error!(%error, ?round, "a proposal cannot be written; this is a defect"),
+            Ok(Err(error)) => {
+                tracing::error!(%error, ?round, "a proposal cannot be written; this is a defect")
+            }
             Err(error) => tracing::error!(%error, ?round, "proposals were not made"),
         }
     }
@@ -124,7 +147,9 @@ impl Driver {
 
     /// A write failed (the disk is full, say): nothing goes on without it, so it is tried again until it succeeds.
     pub(super) async fn pause(&mut self, error: StoreError) -> Result<(), Stop> {
-        self.ctx.events.emit(Event::StoreFailed { problem: error.to_string() });
+        self.ctx.events.emit(Event::StoreFailed {
+            problem: error.to_string(),
+        });
         tokio::select! {
             _ = self.shutdown.wait_for(|stop| *stop) => Err(Stop::Shutdown),
             () = tokio::time::sleep(STORE_PAUSE) => Ok(()),
@@ -134,13 +159,18 @@ impl Driver {
 
 fn refusal(round: Round, reason: RefuseReason) -> ServiceError {
     let (code, text) = match reason {
-        RefuseReason::UnknownRound => {
-            (ErrorCode::UnknownRound, "this attempt is over, or never was; ask for your status".to_owned())
-        }
-        RefuseReason::NotInvited => (ErrorCode::UnknownRound, "you are not part of this attempt (any more)".to_owned()),
-        RefuseReason::OutOfTurn => {
-            (ErrorCode::Unexpected, "not now: this step is over, was answered, or has not begun".to_owned())
-        }
+        RefuseReason::UnknownRound => (
+            ErrorCode::UnknownRound,
+            "this attempt is over, or never was; ask for your status".to_owned(),
+        ),
+        RefuseReason::NotInvited => (
+            ErrorCode::UnknownRound,
+            "you are not part of this attempt (any more)".to_owned(),
+        ),
+        RefuseReason::OutOfTurn => (
+            ErrorCode::Unexpected,
+            "not now: this step is over, was answered, or has not begun".to_owned(),
+        ),
         RefuseReason::Malformed(what) => (ErrorCode::Malformed, what),
     };
     ServiceError::new(code, text).round(round)

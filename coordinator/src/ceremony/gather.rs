@@ -33,7 +33,11 @@ pub(super) enum GatherEnd {
 /// Those of the database.
 pub(super) async fn candidates(ctx: &Context, wish: &Wish) -> store::Result<Vec<Invitee>> {
     let scores = ctx.store.read(async |tx| clients::scores(tx).await).await?;
-    let idle = ctx.sessions.list().into_iter().filter(|session| !ctx.ceremonies.is_busy(&session.client));
+    let idle = ctx
+        .sessions
+        .list()
+        .into_iter()
+        .filter(|session| !ctx.ceremonies.is_busy(&session.client));
     Ok(in_order(ctx, wish, idle.collect(), &scores))
 }
 
@@ -56,7 +60,10 @@ fn in_order(
             let points = score(&session.client);
             let fits = points < policy.score_skip_above && (interest.has_fee_coins || !needs_coins);
             let capacity = wish.capacity.unwrap_or(interest.capacity);
-            let invitee = Invitee { client: session.client, capacity };
+            let invitee = Invitee {
+                client: session.client,
+                capacity,
+            };
             fits.then_some((points, interest.order, invitee))
         })
         .collect();
@@ -81,7 +88,9 @@ pub(super) async fn gather(
         changes.mark_unchanged();
         match candidates(ctx, wish).await {
             Ok(candidates) if candidates.len() >= wanted || is_over => {
-                let taken = ctx.ceremonies.claim(id, &candidates, wanted, |invitee| invitee.client);
+                let taken = ctx
+                    .ceremonies
+                    .claim(id, &candidates, wanted, |invitee| invitee.client);
                 let enough = taken.len() >= wish.min_clients as usize;
                 if taken.len() == wanted || (is_over && enough) {
                     return Ok(taken);

@@ -51,11 +51,17 @@ impl Joins {
             Some((held, count)) => *held != keys(join) && *count < MOST_JOINS,
             None => true,
         };
-        let fresh: Vec<UsedKeys> =
-            joins.iter().filter(|(client, join)| is_new(client, join)).map(|(_, join)| keys(join)).collect();
+        let fresh: Vec<UsedKeys> = joins
+            .iter()
+            .filter(|(client, join)| is_new(client, join))
+            .map(|(_, join)| keys(join))
+            .collect();
         let mut accepted = HashSet::new();
         if !fresh.is_empty() {
-            accepted = ctx.store.write(async |tx| attempts::use_keys(tx, round, &fresh).await).await?;
+            accepted = ctx
+                .store
+                .write(async |tx| attempts::use_keys(tx, round, &fresh).await)
+                .await?;
             fault::point("joins_stored");
         }
         let judged = joins.iter().map(|(client, join)| {

@@ -68,7 +68,10 @@ struct Open {
 
 impl Default for Ceremonies {
     fn default() -> Self {
-        Self { open: Mutex::default(), count: watch::Sender::new(0) }
+        Self {
+            open: Mutex::default(),
+            count: watch::Sender::new(0),
+        }
     }
 }
 
@@ -79,9 +82,18 @@ impl Ceremonies {
 
     fn register(&self, id: CeremonyId) -> (mpsc::Receiver<Mail>, watch::Sender<Status>) {
         let (mail, mailbox) = mpsc::channel(MAILBOX);
-        let (status, reader) = watch::channel(Status { round: None, phase: None });
+        let (status, reader) = watch::channel(Status {
+            round: None,
+            phase: None,
+        });
         let mut open = self.open();
-        open.running.insert(id, Handle { mail, status: reader });
+        open.running.insert(
+            id,
+            Handle {
+                mail,
+                status: reader,
+            },
+        );
         self.count.send_replace(open.running.len());
         (mailbox, status)
     }
@@ -94,7 +106,13 @@ impl Ceremonies {
     }
 
     /// Takes those of `wanted` that are in no other ceremony, at most `most` of them.
-    fn claim<T: Copy>(&self, id: CeremonyId, wanted: &[T], most: usize, client: fn(&T) -> ClientId) -> Vec<T> {
+    fn claim<T: Copy>(
+        &self,
+        id: CeremonyId,
+        wanted: &[T],
+        most: usize,
+        client: fn(&T) -> ClientId,
+    ) -> Vec<T> {
         let mut open = self.open();
         let mut taken = Vec::new();
         for one in wanted {
@@ -110,7 +128,9 @@ impl Ceremonies {
 
     /// Lets go of clients that are left out, or of all.
     fn unclaim(&self, id: CeremonyId, only: Option<&ClientId>) {
-        self.open().claimed.retain(|client, of| *of != id || only.is_some_and(|only| only != client));
+        self.open()
+            .claimed
+            .retain(|client, of| *of != id || only.is_some_and(|only| only != client));
     }
 
     /// Whether a client is in a ceremony.
@@ -122,7 +142,11 @@ impl Ceremonies {
     /// The ceremonies under way.
     #[must_use]
     pub fn running(&self) -> Vec<(CeremonyId, Status)> {
-        self.open().running.iter().map(|(id, handle)| (*id, *handle.status.borrow())).collect()
+        self.open()
+            .running
+            .iter()
+            .map(|(id, handle)| (*id, *handle.status.borrow()))
+            .collect()
     }
 
     /// Where the ceremony stands that a client is in.

@@ -23,7 +23,9 @@ const fn fault_point(record: &Record) -> Option<&'static str> {
         Record::Proposed { .. } => Some("proposal_stored"),
         Record::Completed { .. } => Some("finals_stored"),
         Record::Acked { .. } => Some("acked_stored"),
-        Record::Blamed { .. } | Record::AttemptFailed { .. } | Record::CeremonyFailed { .. } => None,
+        Record::Blamed { .. } | Record::AttemptFailed { .. } | Record::CeremonyFailed { .. } => {
+            None
+        }
     }
 }
 
@@ -61,12 +63,23 @@ impl Driver {
             .store
             .write(async |tx| {
                 match record {
-                    Record::Invited { round, invited } => attempts::begin(tx, *round, fresh, invited).await?,
-                    Record::Proposed { round, factory, spec, funding_tx, vout } => {
+                    Record::Invited { round, invited } => {
+                        attempts::begin(tx, *round, fresh, invited).await?
+                    }
+                    Record::Proposed {
+                        round,
+                        factory,
+                        spec,
+                        funding_tx,
+                        vout,
+                    } => {
                         let members = u32::try_from(spec.members.len()).unwrap_or(u32::MAX);
                         let shape = Shape::new(&spec.params, members);
-                        let schedule = shape.and_then(|shape| spec.params.schedule(spec.birth, shape.levels()));
-                        let expiry = schedule.map_err(|error| StoreError::value("specification", error))?.expiry;
+                        let schedule = shape
+                            .and_then(|shape| spec.params.schedule(spec.birth, shape.levels()));
+                        let expiry = schedule
+                            .map_err(|error| StoreError::value("specification", error))?
+                            .expiry;
                         let new = NewFactory {
                             id: *factory,
                             round: *round,
@@ -102,10 +115,18 @@ impl Driver {
                     }
                     Record::Blamed { round, blame } => {
                         let signature = self.ctx.keys.sign_blame(*round, blame);
-                        let row = BlameRow { round: *round, blame: blame.clone(), signature };
+                        let row = BlameRow {
+                            round: *round,
+                            blame: blame.clone(),
+                            signature,
+                        };
                         attempts::blame(tx, &row, height).await?;
                     }
-                    Record::AttemptFailed { round, reason, left_out } => {
+                    Record::AttemptFailed {
+                        round,
+                        reason,
+                        left_out,
+                    } => {
                         attempts::fail(tx, *round, &abort_text(reason), left_out).await?;
                         left_out_of(tx, *round, left_out, height, half_life).await?;
                     }
@@ -150,5 +171,12 @@ async fn left_out_of(
 }
 
 fn entry(height: u32, kind: &str, round: Round, text: String) -> HistoryRow {
-    HistoryRow { number: 0, height, kind: kind.to_owned(), round: Some(round), factory: None, text }
+    HistoryRow {
+        number: 0,
+        height,
+        kind: kind.to_owned(),
+        round: Some(round),
+        factory: None,
+        text,
+    }
 }

@@ -89,7 +89,10 @@ fn ready(ctx: &Context, height: u32) {
 async fn follow(ctx: &Arc<Context>, pause: &mut Duration) -> Result<(), ChainTaskError> {
     let mut follower = Follower::new(Arc::clone(&ctx.source), ctx.wallet.checkpoints().await)?;
     loop {
-        ctx.source.node_info().await?.require_ready(ctx.config.network)?;
+        ctx.source
+            .node_info()
+            .await?
+            .require_ready(ctx.config.network)?;
         catch_up(ctx, &mut follower).await?;
         let height = follower.position().height;
         ctx.events.set_height(height);

@@ -40,13 +40,21 @@ enum Found {
 impl Scan {
     pub(super) async fn load(ctx: &Context) -> Result<Self, ChainTaskError> {
         let scan = ctx.store.read(async |tx| {
-            let fundings = factories::funded(tx).await?.into_iter().map(|row| (row.funding.txid, row));
-            let outputs = outputs::unspent(tx).await?.into_iter().map(|row| (row.outpoint, row));
+            let fundings = factories::funded(tx)
+                .await?
+                .into_iter()
+                .map(|row| (row.funding.txid, row));
+            let outputs = outputs::unspent(tx)
+                .await?
+                .into_iter()
+                .map(|row| (row.outpoint, row));
             let sweeps = sweeps::pending(tx).await?.into_iter();
             Ok(Self {
                 fundings: fundings.collect(),
                 outputs: outputs.collect(),
-                sweeps: sweeps.map(|row| (row.tx.compute_txid(), (row.factory, row.amount))).collect(),
+                sweeps: sweeps
+                    .map(|row| (row.tx.compute_txid(), (row.factory, row.amount)))
+                    .collect(),
                 stored_tip: outputs::tip(tx).await?,
                 found: Vec::new(),
                 events: Vec::new(),
@@ -56,22 +64,37 @@ impl Scan {
     }
 
     /// Takes in a run of connected blocks, or one disconnected block, and returns how many events that were.
-    pub(super) async fn take(mut self, ctx: &Context, events: &[ChainEvent]) -> Result<usize, ChainTaskError> {
+    pub(super) async fn take(
+        mut self,
+        ctx: &Context,
+        events: &[ChainEvent],
+    ) -> Result<usize, ChainTaskError> {
         let mut rewind = None;
         let mut taken = 0usize;
         for event in events {
             match event {
                 ChainEvent::Disconnected(gone) if taken == 0 => {
                     taken = 1;
-                    rewind = self.stored_tip.filter(|tip| *tip >= gone.height).map(|_| gone.height);
-                    self.events.push((gone.height, Event::BlockDisconnected { height: gone.height }));
+                    rewind = self
+                        .stored_tip
+                        .filter(|tip| *tip >= gone.height)
+                        .map(|_| gone.height);
+                    self.events.push((
+                        gone.height,
+                        Event::BlockDisconnected {
+                            height: gone.height,
+                        },
+                    ));
                     break;
                 }
                 ChainEvent::Disconnected(_) => break,
                 ChainEvent::Connected { height, block } => {
                     if self.stored_tip.is_some_and(|tip| tip >= *height) {
                         let hash = block.block_hash();
-                        let known = ctx.store.read(async |tx| outputs::block_at(tx, *height).await).await?;
+                        let known = ctx
+                            .store
+                            .read(async |tx| outputs::block_at(tx, *height).await)
+                            .await?;
                         if known == Some(hash) {
                             taken = taken.saturating_add(1);
                             continue;
@@ -89,14 +112,22 @@ impl Scan {
             }
         }
         let last = taken.checked_sub(1).and_then(|last| events.get(last));
-        let tip = last.map(height_after).or(rewind.map(|height| height.saturating_sub(1)));
+        let tip = last
+            .map(height_after)
+            .or(rewind.map(|height| height.saturating_sub(1)));
         // Blocks that were taken into account before are only the wallet's to see again.
         let known = self.stored_tip.filter(|_| rewind.is_none());
-        self.commit(ctx, rewind, tip.max(known).unwrap_or(0)).await?;
+        self.commit(ctx, rewind, tip.max(known).unwrap_or(0))
+            .await?;
         Ok(taken)
     }
 
-    async fn connect(&mut self, ctx: &Context, height: u32, block: &Block) -> Result<(), ChainTaskError> {
+    async fn connect(
+        &mut self,
+        ctx: &Context,
+        height: u32,
+        block: &Block,
+    ) -> Result<(), ChainTaskError> {
         self.found.push(Found::Block(height, block.block_hash()));
         self.events.push((height, Event::BlockConnected { height }));
         for tx in &block.txdata {
@@ -120,7 +151,10 @@ impl Scan {
 
     /// Fundings and sweeps are looked for by id; computing one costs two hashes, so only while something is awaited.
     fn may_be_ours(&self, tx: &Transaction) -> bool {
-        let awaited = self.fundings.values().any(|row| row.confirmed_height.is_none());
+        let awaited = self
+            .fundings
+            .values()
+            .any(|row| row.confirmed_height.is_none());
         !tx.is_coinbase() && (awaited || !self.sweeps.is_empty())
     }
 
@@ -137,12 +171,25 @@ impl Scan {
                 spent_by: None,
             };
             self.found.push(Found::Funding(row.id, height));
-            self.events.push((height, Event::FactoryConfirmed { factory: row.id, height }));
+            self.events.push((
+                height,
+                Event::FactoryConfirmed {
+                    factory: row.id,
+                    height,
+                },
+            ));
             self.watch(output);
         }
         if let Some((factory, amount)) = self.sweeps.remove(&txid) {
             self.found.push(Found::Sweep(txid, height));
-            self.events.push((height, Event::Swept { factory, txid, sat: amount.to_sat() }));
+            self.events.push((
+                height,
+                Event::Swept {
+                    factory,
+                    txid,
+                    sat: amount.to_sat(),
+                },
+            ));
         }
     }
 
@@ -151,7 +198,13 @@ impl Scan {
         self.found.push(Found::Output(output));
     }
 
-    async fn spend(&mut self, ctx: &Context, height: u32, outpoint: OutPoint, by: Txid) -> Result<(), ChainTaskError> {
+    async fn spend(
+        &mut self,
+        ctx: &Context,
+        height: u32,
+        outpoint: OutPoint,
+        by: Txid,
+    ) -> Result<(), ChainTaskError> {
         let Some(spent) = self.outputs.remove(&outpoint) else {
             return Ok(());
         };
@@ -160,9 +213,19 @@ impl Scan {
         let Some(tx) = known.tx(&by) else {
             return Ok(());
         };
-        let kind = serde_json::to_value(tx.kind).ok().and_then(|kind| kind.as_str().map(str::to_owned));
+        let kind = serde_json::to_value(tx.kind)
+            .ok()
+            .and_then(|kind| kind.as_str().map(str::to_owned));
         let kind = kind.unwrap_or_default();
-        self.events.push((height, Event::TreePublished { factory: spent.factory, txid: by, kind, height }));
+        self.events.push((
+            height,
+            Event::TreePublished {
+                factory: spent.factory,
+                txid: by,
+                kind,
+                height,
+            },
+        ));
         for output in known.outputs(tx) {
             self.watch(OutputRow {
                 outpoint: output.outpoint,
@@ -177,9 +240,21 @@ impl Scan {
         Ok(())
     }
 
-    async fn commit(self, ctx: &Context, rewind: Option<u32>, tip: u32) -> Result<(), ChainTaskError> {
-        let Self { fundings, found, mut events, .. } = self;
-        let confirmed = found.iter().any(|found| matches!(found, Found::Funding(..)));
+    async fn commit(
+        self,
+        ctx: &Context,
+        rewind: Option<u32>,
+        tip: u32,
+    ) -> Result<(), ChainTaskError> {
+        let Self {
+            fundings,
+            found,
+            mut events,
+            ..
+        } = self;
+        let confirmed = found
+            .iter()
+            .any(|found| matches!(found, Found::Funding(..)));
         let (late, changed) = ctx
             .store
             .write(async |tx| {
@@ -212,7 +287,11 @@ impl Scan {
     }
 }
 
-async fn store_one(tx: &mut Conn, found: &Found, changed: &mut BTreeSet<FactoryId>) -> store::Result<()> {
+async fn store_one(
+    tx: &mut Conn,
+    found: &Found,
+    changed: &mut BTreeSet<FactoryId>,
+) -> store::Result<()> {
     match found {
         Found::Block(height, hash) => outputs::connect(tx, *height, *hash).await,
         Found::Funding(factory, height) => {
@@ -235,7 +314,10 @@ async fn unconfirm(
     events: &mut Vec<Event>,
     changed: &mut BTreeSet<FactoryId>,
 ) -> store::Result<()> {
-    for row in fundings.values().filter(|row| row.confirmed_height.is_some_and(|at| at >= height)) {
+    for row in fundings
+        .values()
+        .filter(|row| row.confirmed_height.is_some_and(|at| at >= height))
+    {
         factories::set_confirmed(tx, row.id, None, false).await?;
         history::add_to_members(tx, row.id, &entry(row.id, height, "factory_unconfirmed")).await?;
         events.push(Event::FactoryUnconfirmed { factory: row.id });
@@ -252,7 +334,9 @@ async fn settle(
     changed: &mut BTreeSet<FactoryId>,
 ) -> store::Result<()> {
     for row in factories::funded(tx).await? {
-        let depth = row.confirmed_height.map(|at| tip.saturating_add(1).saturating_sub(at));
+        let depth = row
+            .confirmed_height
+            .map(|at| tip.saturating_add(1).saturating_sub(at));
         let usable = depth.is_some_and(|depth| depth >= row.confirmations);
         if usable == row.usable {
             continue;
@@ -268,5 +352,12 @@ async fn settle(
 }
 
 fn entry(factory: FactoryId, height: u32, kind: &str) -> HistoryRow {
-    HistoryRow { number: 0, height, kind: kind.to_owned(), round: None, factory: Some(factory), text: String::new() }
+    HistoryRow {
+        number: 0,
+        height,
+        kind: kind.to_owned(),
+        round: None,
+        factory: Some(factory),
+        text: String::new(),
+    }
 }

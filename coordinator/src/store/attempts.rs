@@ -57,7 +57,8 @@ impl AttemptState {
 
     pub(super) fn parse(name: &str) -> Result<Self> {
         let mut all = Self::ALL.into_iter();
-        all.find(|state| state.name() == name).ok_or_else(|| StoreError::value("attempt state", name))
+        all.find(|state| state.name() == name)
+            .ok_or_else(|| StoreError::value("attempt state", name))
     }
 }
 
@@ -91,7 +92,12 @@ pub struct UsedKeys {
 ///
 /// # Errors
 /// Those of the database.
-pub async fn begin(conn: &mut Conn, round: Round, fresh: &[u8; 16], invited: &[Invitee]) -> Result<()> {
+pub async fn begin(
+    conn: &mut Conn,
+    round: Round,
+    fresh: &[u8; 16],
+    invited: &[Invitee],
+) -> Result<()> {
     sqlx::query("INSERT INTO attempt (ceremony, attempt, fresh, state, invited) VALUES (?, ?, ?, 'invited', ?)")
         .bind(round.ceremony.0.as_slice())
         .bind(round.attempt.0)
@@ -107,11 +113,12 @@ pub async fn begin(conn: &mut Conn, round: Round, fresh: &[u8; 16], invited: &[I
 /// # Errors
 /// [`StoreError::Value`] if there is no such attempt.
 pub async fn fresh(conn: &mut Conn, round: Round) -> Result<[u8; 16]> {
-    let row: Option<Vec<u8>> = sqlx::query_scalar("SELECT fresh FROM attempt WHERE ceremony = ? AND attempt = ?")
-        .bind(round.ceremony.0.as_slice())
-        .bind(round.attempt.0)
-        .fetch_optional(conn)
-        .await?;
+    let row: Option<Vec<u8>> =
+        sqlx::query_scalar("SELECT fresh FROM attempt WHERE ceremony = ? AND attempt = ?")
+            .bind(round.ceremony.0.as_slice())
+            .bind(round.attempt.0)
+            .fetch_optional(conn)
+            .await?;
     let bytes = row.ok_or_else(|| StoreError::value("attempt", "it is missing"))?;
     <[u8; 16]>::try_from(bytes.as_slice()).map_err(|error| StoreError::value("attempt", error))
 }
@@ -134,7 +141,12 @@ pub async fn set_state(conn: &mut Conn, round: Round, state: AttemptState) -> Re
 ///
 /// # Errors
 /// Those of the database.
-pub async fn fail(conn: &mut Conn, round: Round, reason: &str, left_out: &[(ClientId, LeftOut)]) -> Result<()> {
+pub async fn fail(
+    conn: &mut Conn,
+    round: Round,
+    reason: &str,
+    left_out: &[(ClientId, LeftOut)],
+) -> Result<()> {
     sqlx::query(
         "UPDATE attempt SET state = 'failed', reason = ?, left_out = ? \
          WHERE ceremony = ? AND attempt = ? AND state != 'funding_signed'",
@@ -178,7 +190,11 @@ pub async fn last(conn: &mut Conn, ceremony: CeremonyId) -> Result<Option<Attemp
 ///
 /// # Errors
 /// Those of the database.
-pub async fn use_keys(conn: &mut Conn, round: Round, joins: &[UsedKeys]) -> Result<HashSet<LeafId>> {
+pub async fn use_keys(
+    conn: &mut Conn,
+    round: Round,
+    joins: &[UsedKeys],
+) -> Result<HashSet<LeafId>> {
     let mut accepted = HashSet::new();
     for chunk in joins.chunks(1000) {
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
@@ -195,7 +211,8 @@ pub async fn use_keys(conn: &mut Conn, round: Round, joins: &[UsedKeys]) -> Resu
         query.push(" RETURNING leaf_id");
         let rows: Vec<Vec<u8>> = query.build_query_scalar().fetch_all(&mut *conn).await?;
         for row in rows {
-            let id = LeafId::try_from(row.as_slice()).map_err(|error| StoreError::value("leaf id", error))?;
+            let id = LeafId::try_from(row.as_slice())
+                .map_err(|error| StoreError::value("leaf id", error))?;
             accepted.insert(id);
         }
     }
@@ -237,7 +254,10 @@ pub async fn blame(conn: &mut Conn, row: &BlameRow, height: u32) -> Result<()> {
 /// # Errors
 /// Those of the database.
 pub async fn blames(conn: &mut Conn) -> Result<Vec<BlameRow>> {
-    let rows = sqlx::query("SELECT ceremony, attempt, evidence, signature FROM blame ORDER BY number").fetch_all(conn).await?;
+    let rows =
+        sqlx::query("SELECT ceremony, attempt, evidence, signature FROM blame ORDER BY number")
+            .fetch_all(conn)
+            .await?;
     rows.iter()
         .map(|row| {
             let evidence: String = row.try_get("evidence")?;

@@ -54,7 +54,8 @@ impl CeremonyState {
 
     fn parse(name: &str) -> Result<Self> {
         let mut all = Self::ALL.into_iter();
-        all.find(|state| state.name() == name).ok_or_else(|| StoreError::value("ceremony state", name))
+        all.find(|state| state.name() == name)
+            .ok_or_else(|| StoreError::value("ceremony state", name))
     }
 
     /// Whether it still goes on.
@@ -123,15 +124,17 @@ pub async fn start(conn: &mut Conn, id: CeremonyId, terms: &Terms, pins: &[Pin])
 /// Those of the database.
 pub async fn add_pins(conn: &mut Conn, id: CeremonyId, place: usize, pins: &[Pin]) -> Result<()> {
     for (place, pin) in (place..).zip(pins) {
-        sqlx::query("INSERT INTO pin (txid, vout, ceremony, place, sat, script) VALUES (?, ?, ?, ?, ?, ?)")
-            .bind(codec::bytes_of(&pin.outpoint.txid))
-            .bind(pin.outpoint.vout)
-            .bind(id.0.as_slice())
-            .bind(codec::int("place", place as u64)?)
-            .bind(codec::int("amount", pin.txout.value.to_sat())?)
-            .bind(pin.txout.script_pubkey.as_bytes())
-            .execute(&mut *conn)
-            .await?;
+        sqlx::query(
+            "INSERT INTO pin (txid, vout, ceremony, place, sat, script) VALUES (?, ?, ?, ?, ?, ?)",
+        )
+        .bind(codec::bytes_of(&pin.outpoint.txid))
+        .bind(pin.outpoint.vout)
+        .bind(id.0.as_slice())
+        .bind(codec::int("place", place as u64)?)
+        .bind(codec::int("amount", pin.txout.value.to_sat())?)
+        .bind(pin.txout.script_pubkey.as_bytes())
+        .execute(&mut *conn)
+        .await?;
     }
     Ok(())
 }
@@ -141,10 +144,11 @@ pub async fn add_pins(conn: &mut Conn, id: CeremonyId, place: usize, pins: &[Pin
 /// # Errors
 /// Those of the database.
 pub async fn pins(conn: &mut Conn, id: CeremonyId) -> Result<Vec<Pin>> {
-    let rows = sqlx::query("SELECT txid, vout, sat, script FROM pin WHERE ceremony = ? ORDER BY place")
-        .bind(id.0.as_slice())
-        .fetch_all(conn)
-        .await?;
+    let rows =
+        sqlx::query("SELECT txid, vout, sat, script FROM pin WHERE ceremony = ? ORDER BY place")
+            .bind(id.0.as_slice())
+            .fetch_all(conn)
+            .await?;
     rows.iter().map(pin).collect()
 }
 
@@ -153,8 +157,12 @@ pub async fn pins(conn: &mut Conn, id: CeremonyId) -> Result<Vec<Pin>> {
 /// # Errors
 /// Those of the database.
 pub async fn all_pins(conn: &mut Conn) -> Result<Vec<OutPoint>> {
-    let rows = sqlx::query("SELECT txid, vout FROM pin").fetch_all(conn).await?;
-    rows.iter().map(|row| codec::outpoint(row.try_get(0)?, row.try_get(1)?)).collect()
+    let rows = sqlx::query("SELECT txid, vout FROM pin")
+        .fetch_all(conn)
+        .await?;
+    rows.iter()
+        .map(|row| codec::outpoint(row.try_get(0)?, row.try_get(1)?))
+        .collect()
 }
 
 fn pin(row: &SqliteRow) -> Result<Pin> {
@@ -183,9 +191,17 @@ pub async fn fail(conn: &mut Conn, id: CeremonyId, reason: &str) -> Result<()> {
         "UPDATE attempt SET state = 'failed', reason = coalesce(reason, ?) WHERE ceremony = ? AND state NOT IN ('funding_signed', 'failed')",
         "UPDATE factory SET state = 'failed' WHERE ? IS NOT NULL AND ceremony = ? AND state != 'funding_signed'",
     ] {
-        sqlx::query(update).bind(reason).bind(id).execute(&mut *conn).await?;
+        sqlx::query(update)
+            .bind(reason)
+            .bind(id)
+            .execute(&mut *conn)
+            .await?;
     }
-    release(conn, CeremonyId::try_from(id).map_err(|error| StoreError::value("ceremony id", error))?).await
+    release(
+        conn,
+        CeremonyId::try_from(id).map_err(|error| StoreError::value("ceremony id", error))?,
+    )
+    .await
 }
 
 /// Frees a ceremony's pins.
@@ -193,7 +209,10 @@ pub async fn fail(conn: &mut Conn, id: CeremonyId, reason: &str) -> Result<()> {
 /// # Errors
 /// Those of the database.
 pub async fn release(conn: &mut Conn, id: CeremonyId) -> Result<()> {
-    sqlx::query("DELETE FROM pin WHERE ceremony = ?").bind(id.0.as_slice()).execute(conn).await?;
+    sqlx::query("DELETE FROM pin WHERE ceremony = ?")
+        .bind(id.0.as_slice())
+        .execute(conn)
+        .await?;
     Ok(())
 }
 
@@ -202,7 +221,10 @@ pub async fn release(conn: &mut Conn, id: CeremonyId) -> Result<()> {
 /// # Errors
 /// Those of the database.
 pub async fn complete(conn: &mut Conn, id: CeremonyId) -> Result<()> {
-    sqlx::query("UPDATE ceremony SET state = 'complete' WHERE ceremony = ?").bind(id.0.as_slice()).execute(conn).await?;
+    sqlx::query("UPDATE ceremony SET state = 'complete' WHERE ceremony = ?")
+        .bind(id.0.as_slice())
+        .execute(conn)
+        .await?;
     Ok(())
 }
 
@@ -211,7 +233,9 @@ pub async fn complete(conn: &mut Conn, id: CeremonyId) -> Result<()> {
 /// # Errors
 /// Those of the database.
 pub async fn get(conn: &mut Conn, id: CeremonyId) -> Result<Option<CeremonyRow>> {
-    let query = sqlx::query("SELECT ceremony, created_height, state, wish, terms, reason FROM ceremony WHERE ceremony = ?");
+    let query = sqlx::query(
+        "SELECT ceremony, created_height, state, wish, terms, reason FROM ceremony WHERE ceremony = ?",
+    );
     let row = query.bind(id.0.as_slice()).fetch_optional(conn).await?;
     row.as_ref().map(ceremony).transpose()
 }
@@ -221,7 +245,9 @@ pub async fn get(conn: &mut Conn, id: CeremonyId) -> Result<Option<CeremonyRow>>
 /// # Errors
 /// Those of the database.
 pub async fn list(conn: &mut Conn) -> Result<Vec<CeremonyRow>> {
-    let query = sqlx::query("SELECT ceremony, created_height, state, wish, terms, reason FROM ceremony ORDER BY number DESC");
+    let query = sqlx::query(
+        "SELECT ceremony, created_height, state, wish, terms, reason FROM ceremony ORDER BY number DESC",
+    );
     query.fetch_all(conn).await?.iter().map(ceremony).collect()
 }
 
@@ -245,7 +271,9 @@ fn ceremony(row: &SqliteRow) -> Result<CeremonyRow> {
         created_height: codec::number("height", row.try_get("created_height")?)?,
         state: CeremonyState::parse(row.try_get("state")?)?,
         wish: codec::from_json("wish", wish.as_bytes())?,
-        terms: terms.map(|terms| codec::from_json("terms", terms.as_bytes())).transpose()?,
+        terms: terms
+            .map(|terms| codec::from_json("terms", terms.as_bytes()))
+            .transpose()?,
         reason: row.try_get("reason")?,
     })
 }

@@ -36,7 +36,10 @@ pub async fn seen(conn: &mut Conn, clients: &[(ClientId, String)], height: u32) 
         let mut query: QueryBuilder<Sqlite> =
             QueryBuilder::new("INSERT INTO client (client, software, first_seen, last_seen) ");
         query.push_values(chunk, |mut row, (client, software)| {
-            row.push_bind(client.0.as_slice()).push_bind(software.as_str()).push_bind(height).push_bind(height);
+            row.push_bind(client.0.as_slice())
+                .push_bind(software.as_str())
+                .push_bind(height)
+                .push_bind(height);
         });
         query.push(" ON CONFLICT (client) DO UPDATE SET software = excluded.software, last_seen = excluded.last_seen");
         query.build().execute(&mut *conn).await?;
@@ -48,14 +51,22 @@ pub async fn seen(conn: &mut Conn, clients: &[(ClientId, String)], height: u32) 
 ///
 /// # Errors
 /// Those of the database.
-pub async fn blame(conn: &mut Conn, faults: &[(ClientId, Fault)], height: u32, half_life: u32) -> Result<()> {
+pub async fn blame(
+    conn: &mut Conn,
+    faults: &[(ClientId, Fault)],
+    height: u32,
+    half_life: u32,
+) -> Result<()> {
     for (client, fault) in faults {
         let row = sqlx::query("SELECT score, score_height FROM client WHERE client = ?")
             .bind(client.0.as_slice())
             .fetch_optional(&mut *conn)
             .await?;
         let score = match row {
-            Some(row) => Score { points: row.try_get(0)?, height: codec::number("height", row.try_get(1)?)? },
+            Some(row) => Score {
+                points: row.try_get(0)?,
+                height: codec::number("height", row.try_get(1)?)?,
+            },
             None => Score::default(),
         };
         let score = score.after(*fault, height, half_life);
@@ -116,10 +127,15 @@ pub async fn list(conn: &mut Conn) -> Result<Vec<ClientRow>> {
 /// # Errors
 /// Those of the database.
 pub async fn scores(conn: &mut Conn) -> Result<BTreeMap<ClientId, Score>> {
-    let rows = sqlx::query("SELECT client, score, score_height FROM client WHERE score > 0").fetch_all(conn).await?;
+    let rows = sqlx::query("SELECT client, score, score_height FROM client WHERE score > 0")
+        .fetch_all(conn)
+        .await?;
     rows.iter()
         .map(|row| {
-            let score = Score { points: row.try_get(1)?, height: codec::number("height", row.try_get(2)?)? };
+            let score = Score {
+                points: row.try_get(1)?,
+                height: codec::number("height", row.try_get(2)?)?,
+            };
             Ok((codec::client(row.try_get(0)?)?, score))
         })
         .collect()

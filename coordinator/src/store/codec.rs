@@ -29,7 +29,10 @@ pub(super) fn number<T: TryFrom<i64>>(what: &'static str, value: i64) -> Result<
     T::try_from(value).map_err(|_| StoreError::value(what, value))
 }
 
-pub(super) fn optional<T: TryFrom<i64>>(what: &'static str, value: Option<i64>) -> Result<Option<T>> {
+pub(super) fn optional<T: TryFrom<i64>>(
+    what: &'static str,
+    value: Option<i64>,
+) -> Result<Option<T>> {
     value.map(|value| number(what, value)).transpose()
 }
 
@@ -54,7 +57,10 @@ pub(super) fn txid(bytes: &[u8]) -> Result<Txid> {
 }
 
 pub(super) fn outpoint(txid_bytes: &[u8], vout: i64) -> Result<OutPoint> {
-    Ok(OutPoint::new(txid(txid_bytes)?, number("output index", vout)?))
+    Ok(OutPoint::new(
+        txid(txid_bytes)?,
+        number("output index", vout)?,
+    ))
 }
 
 pub(super) fn bytes_of(txid: &Txid) -> &[u8] {
@@ -66,11 +72,17 @@ pub(super) fn transaction(bytes: &[u8]) -> Result<Transaction> {
 }
 
 pub(super) fn schnorr_blob(signatures: &[schnorr::Signature]) -> Vec<u8> {
-    signatures.iter().flat_map(|signature| signature.serialize()).collect()
+    signatures
+        .iter()
+        .flat_map(|signature| signature.serialize())
+        .collect()
 }
 
 pub(super) fn ecdsa_blob(signatures: &[ecdsa::Signature]) -> Vec<u8> {
-    signatures.iter().flat_map(ecdsa::Signature::serialize_compact).collect()
+    signatures
+        .iter()
+        .flat_map(ecdsa::Signature::serialize_compact)
+        .collect()
 }
 
 pub(super) fn schnorr_signatures(blob: &[u8]) -> Result<Vec<schnorr::Signature>> {
@@ -81,10 +93,18 @@ pub(super) fn ecdsa_signatures(blob: &[u8]) -> Result<Vec<ecdsa::Signature>> {
     each_signature(blob, ecdsa::Signature::from_compact)
 }
 
-fn each_signature<T, E: std::fmt::Display>(blob: &[u8], parse: fn(&[u8]) -> Result<T, E>) -> Result<Vec<T>> {
+fn each_signature<T, E: std::fmt::Display>(
+    blob: &[u8],
+    parse: fn(&[u8]) -> Result<T, E>,
+) -> Result<Vec<T>> {
     if !blob.len().is_multiple_of(SIGNATURE) {
-        return Err(StoreError::value("list of signatures", format!("{} bytes", blob.len())));
+        return Err(StoreError::value(
+            "list of signatures",
+            format!("{} bytes", blob.len()),
+        ));
     }
     let parsed = blob.chunks_exact(SIGNATURE).map(parse);
-    parsed.map(|result| result.map_err(|error| StoreError::value("signature", error))).collect()
+    parsed
+        .map(|result| result.map_err(|error| StoreError::value("signature", error)))
+        .collect()
 }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum StoreError {
     /// No room.
-    #[error("the disk of {path} is full; make room: nothing was changed, and what waits is tried again")]
+    #[error(
+        "the disk of {path} is full; make room: nothing was changed, and what waits is tried again"
+    )]
     Full {
         /// The database.
         path: PathBuf,
@@ -24,13 +26,17 @@ pub enum StoreError {
         cause: String,
     },
     /// Another program's.
-    #[error("{path} is not a coordinator's database; choose another data directory, or move the file away")]
+    #[error(
+        "{path} is not a coordinator's database; choose another data directory, or move the file away"
+    )]
     Foreign {
         /// The file.
         path: PathBuf,
     },
     /// Made by another release.
-    #[error("the database {path} cannot be brought up to date ({cause}); use the release that wrote it, or a newer one")]
+    #[error(
+        "the database {path} cannot be brought up to date ({cause}); use the release that wrote it, or a newer one"
+    )]
     Migration {
         /// The database.
         path: PathBuf,
@@ -38,7 +44,9 @@ pub enum StoreError {
         cause: String,
     },
     /// Another chain's, or another seed's.
-    #[error("the database {path} belongs to {found}, not to {expected}; use a data directory for each network and seed")]
+    #[error(
+        "the database {path} belongs to {found}, not to {expected}; use a data directory for each network and seed"
+    )]
     OtherOwner {
         /// The database.
         path: PathBuf,
@@ -48,7 +56,9 @@ pub enum StoreError {
         found: String,
     },
     /// A stored value cannot be read back.
-    #[error("the database holds a {what} that cannot be read: {cause}; it was damaged, or written by another release")]
+    #[error(
+        "the database holds a {what} that cannot be read: {cause}; it was damaged, or written by another release"
+    )]
     Value {
         /// What it is.
         what: &'static str,
@@ -80,11 +90,17 @@ impl StoreError {
             .and_then(|error| error.code())
             .and_then(|code| code.parse::<i32>().ok());
         match code {
-            Some(code) if code & 0xff == SQLITE_FULL || WRITE_FAILED.contains(&code) => Self::Full { path },
-            Some(code) if matches!(code & 0xff, SQLITE_CORRUPT | SQLITE_NOTADB) => {
-                Self::Corrupt { path, cause: error.to_string() }
+            Some(code) if code & 0xff == SQLITE_FULL || WRITE_FAILED.contains(&code) => {
+                Self::Full { path }
             }
-            _ => Self::Sql { path, source: error },
+            Some(code) if matches!(code & 0xff, SQLITE_CORRUPT | SQLITE_NOTADB) => Self::Corrupt {
+                path,
+                cause: error.to_string(),
+            },
+            _ => Self::Sql {
+                path,
+                source: error,
+            },
         }
     }
 
@@ -97,13 +113,19 @@ impl StoreError {
 
     /// A stored value that cannot be read back.
     pub(crate) fn value(what: &'static str, cause: impl ToString) -> Self {
-        Self::Value { what, cause: cause.to_string() }
+        Self::Value {
+            what,
+            cause: cause.to_string(),
+        }
     }
 }
 
 impl From<sqlx::Error> for StoreError {
     /// The file is filled in where the transaction ends.
     fn from(source: sqlx::Error) -> Self {
-        Self::Sql { path: PathBuf::new(), source }
+        Self::Sql {
+            path: PathBuf::new(),
+            source,
+        }
     }
 }

@@ -91,9 +91,13 @@ const COLUMNS: &str = "SELECT f.factory, f.ceremony, f.attempt, f.state, f.fundi
 /// # Errors
 /// Those of the database.
 pub async fn propose(conn: &mut Conn, new: NewFactory<'_>) -> Result<()> {
-    let spec = serde_json::to_vec(new.spec).map_err(|error| StoreError::value("specification", error))?;
+    let spec =
+        serde_json::to_vec(new.spec).map_err(|error| StoreError::value("specification", error))?;
     let members = &new.spec.members;
-    let capacity: u64 = members.iter().map(|member| member.capacity.to_sat()).fold(0, u64::saturating_add);
+    let capacity: u64 = members
+        .iter()
+        .map(|member| member.capacity.to_sat())
+        .fold(0, u64::saturating_add);
     let output = new.funding_tx.output.get(new.vout as usize);
     let sat = output.map_or(0, |output| output.value.to_sat());
     sqlx::query(
@@ -118,13 +122,22 @@ pub async fn propose(conn: &mut Conn, new: NewFactory<'_>) -> Result<()> {
     .await?;
     let places: Vec<(u32, i64, &ClientId)> = (0u32..)
         .zip(members)
-        .map(|(position, member)| Ok((position, codec::int("amount", member.capacity.to_sat())?, &member.client)))
+        .map(|(position, member)| {
+            Ok((
+                position,
+                codec::int("amount", member.capacity.to_sat())?,
+                &member.client,
+            ))
+        })
         .collect::<Result<_>>()?;
     for chunk in places.chunks(1000) {
         let mut query: QueryBuilder<Sqlite> =
             QueryBuilder::new("INSERT INTO member (client, factory, position, capacity_sat) ");
         query.push_values(chunk, |mut row, (position, sat, client)| {
-            row.push_bind(client.0.as_slice()).push_bind(new.id.0.as_slice()).push_bind(*position).push_bind(*sat);
+            row.push_bind(client.0.as_slice())
+                .push_bind(new.id.0.as_slice())
+                .push_bind(*position)
+                .push_bind(*sat);
         });
         query.build().execute(&mut *conn).await?;
     }
@@ -135,7 +148,12 @@ pub async fn propose(conn: &mut Conn, new: NewFactory<'_>) -> Result<()> {
 ///
 /// # Errors
 /// Those of the database.
-pub async fn complete(conn: &mut Conn, round: Round, id: FactoryId, signatures: &Signatures) -> Result<()> {
+pub async fn complete(
+    conn: &mut Conn,
+    round: Round,
+    id: FactoryId,
+    signatures: &Signatures,
+) -> Result<()> {
     sqlx::query(
         "UPDATE factory SET state = 'completed', signatures = ?, client_channel_signatures = ?, lsp_channel_signatures = ? \
          WHERE factory = ?",
@@ -200,7 +218,10 @@ pub async fn funding_tx(conn: &mut Conn, id: FactoryId) -> Result<Option<(Transa
     let signed: Option<Vec<u8>> = row.try_get("signed_tx")?;
     match signed {
         Some(bytes) => Ok(Some((codec::transaction(&bytes)?, true))),
-        None => Ok(Some((codec::transaction(row.try_get("funding_tx")?)?, false))),
+        None => Ok(Some((
+            codec::transaction(row.try_get("funding_tx")?)?,
+            false,
+        ))),
     }
 }
 
@@ -213,7 +234,8 @@ pub async fn spec(conn: &mut Conn, id: FactoryId) -> Result<Option<FactorySpec>>
         .bind(id.0.as_slice())
         .fetch_optional(conn)
         .await?;
-    row.map(|spec| codec::from_json("specification", &spec)).transpose()
+    row.map(|spec| codec::from_json("specification", &spec))
+        .transpose()
 }
 
 /// A factory's signatures, once all are there.
@@ -242,8 +264,16 @@ pub async fn signatures(conn: &mut Conn, id: FactoryId) -> Result<Option<Signatu
 /// Those of the database.
 pub async fn get(conn: &mut Conn, id: FactoryId) -> Result<Option<FactoryRow>> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(COLUMNS);
-    query.push(" FROM factory f WHERE f.factory = ").push_bind(id.0.as_slice());
-    query.build().fetch_optional(conn).await?.as_ref().map(factory).transpose()
+    query
+        .push(" FROM factory f WHERE f.factory = ")
+        .push_bind(id.0.as_slice());
+    query
+        .build()
+        .fetch_optional(conn)
+        .await?
+        .as_ref()
+        .map(factory)
+        .transpose()
 }
 
 /// The newest factory of a ceremony.
@@ -252,9 +282,17 @@ pub async fn get(conn: &mut Conn, id: FactoryId) -> Result<Option<FactoryRow>> {
 /// Those of the database.
 pub async fn of_ceremony(conn: &mut Conn, id: CeremonyId) -> Result<Option<FactoryRow>> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(COLUMNS);
-    query.push(" FROM factory f WHERE f.ceremony = ").push_bind(id.0.as_slice());
+    query
+        .push(" FROM factory f WHERE f.ceremony = ")
+        .push_bind(id.0.as_slice());
     query.push(" ORDER BY f.number DESC LIMIT 1");
-    query.build().fetch_optional(conn).await?.as_ref().map(factory).transpose()
+    query
+        .build()
+        .fetch_optional(conn)
+        .await?
+        .as_ref()
+        .map(factory)
+        .transpose()
 }
 
 /// Factories that are, or may be, funded; oldest first.
@@ -264,7 +302,13 @@ pub async fn of_ceremony(conn: &mut Conn, id: CeremonyId) -> Result<Option<Facto
 pub async fn funded(conn: &mut Conn) -> Result<Vec<FactoryRow>> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(COLUMNS);
     query.push(" FROM factory f WHERE f.state = 'funding_signed' ORDER BY f.number");
-    query.build().fetch_all(conn).await?.iter().map(factory).collect()
+    query
+        .build()
+        .fetch_all(conn)
+        .await?
+        .iter()
+        .map(factory)
+        .collect()
 }
 
 /// All factories, newest first.
@@ -274,7 +318,13 @@ pub async fn funded(conn: &mut Conn) -> Result<Vec<FactoryRow>> {
 pub async fn list(conn: &mut Conn) -> Result<Vec<FactoryRow>> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(COLUMNS);
     query.push(" FROM factory f ORDER BY f.number DESC");
-    query.build().fetch_all(conn).await?.iter().map(factory).collect()
+    query
+        .build()
+        .fetch_all(conn)
+        .await?
+        .iter()
+        .map(factory)
+        .collect()
 }
 
 /// The factories a client is in, newest first.
@@ -284,12 +334,17 @@ pub async fn list(conn: &mut Conn) -> Result<Vec<FactoryRow>> {
 pub async fn of_client(conn: &mut Conn, client: ClientId) -> Result<Vec<MembershipRow>> {
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(COLUMNS);
     query.push(", m.capacity_sat AS own_sat FROM member m JOIN factory f USING (factory) WHERE m.client = ");
-    query.push_bind(client.0.as_slice()).push(" ORDER BY f.number DESC LIMIT 1000");
+    query
+        .push_bind(client.0.as_slice())
+        .push(" ORDER BY f.number DESC LIMIT 1000");
     let rows = query.build().fetch_all(conn).await?;
     rows.iter()
         .map(|row| {
             let capacity = Amount::from_sat(codec::number("amount", row.try_get("own_sat")?)?);
-            Ok(MembershipRow { factory: factory(row)?, capacity })
+            Ok(MembershipRow {
+                factory: factory(row)?,
+                capacity,
+            })
         })
         .collect()
 }
@@ -299,10 +354,11 @@ pub async fn of_client(conn: &mut Conn, client: ClientId) -> Result<Vec<Membersh
 /// # Errors
 /// Those of the database.
 pub async fn clients(conn: &mut Conn, id: FactoryId) -> Result<Vec<ClientId>> {
-    let rows: Vec<Vec<u8>> = sqlx::query_scalar("SELECT client FROM member WHERE factory = ? ORDER BY position")
-        .bind(id.0.as_slice())
-        .fetch_all(conn)
-        .await?;
+    let rows: Vec<Vec<u8>> =
+        sqlx::query_scalar("SELECT client FROM member WHERE factory = ? ORDER BY position")
+            .bind(id.0.as_slice())
+            .fetch_all(conn)
+            .await?;
     rows.iter().map(|row| codec::client(row)).collect()
 }
 
@@ -310,7 +366,12 @@ pub async fn clients(conn: &mut Conn, id: FactoryId) -> Result<Vec<ClientId>> {
 ///
 /// # Errors
 /// Those of the database.
-pub async fn set_confirmed(conn: &mut Conn, id: FactoryId, height: Option<u32>, usable: bool) -> Result<()> {
+pub async fn set_confirmed(
+    conn: &mut Conn,
+    id: FactoryId,
+    height: Option<u32>,
+    usable: bool,
+) -> Result<()> {
     sqlx::query("UPDATE factory SET confirmed_height = ?, usable = ? WHERE factory = ?")
         .bind(height)
         .bind(usable)
@@ -321,7 +382,12 @@ pub async fn set_confirmed(conn: &mut Conn, id: FactoryId, height: Option<u32>, 
 }
 
 fn factory(row: &SqliteRow) -> Result<FactoryRow> {
-    let sat = |name| -> Result<Amount> { Ok(Amount::from_sat(codec::number("amount", row.try_get(name)?)?)) };
+    let sat = |name| -> Result<Amount> {
+        Ok(Amount::from_sat(codec::number(
+            "amount",
+            row.try_get(name)?,
+        )?))
+    };
     let height = |name| -> Result<u32> { codec::number("height", row.try_get(name)?) };
     Ok(FactoryRow {
         id: codec::factory(row.try_get("factory")?)?,

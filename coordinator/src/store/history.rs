@@ -29,8 +29,9 @@ pub struct HistoryRow {
 /// Those of the database.
 pub async fn add(conn: &mut Conn, clients: &[ClientId], entry: &HistoryRow) -> Result<()> {
     for chunk in clients.chunks(1000) {
-        let mut query: QueryBuilder<Sqlite> =
-            QueryBuilder::new("INSERT INTO history (client, height, kind, ceremony, attempt, factory, text) ");
+        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+            "INSERT INTO history (client, height, kind, ceremony, attempt, factory, text) ",
+        );
         query.push_values(chunk, |mut row, client| {
             row.push_bind(client.0.as_slice())
                 .push_bind(entry.height)
@@ -70,8 +71,17 @@ pub async fn add_to_members(conn: &mut Conn, factory: FactoryId, entry: &History
 ///
 /// # Errors
 /// Those of the database.
-pub async fn list(conn: &mut Conn, client: ClientId, before: u64, limit: u32) -> Result<Vec<HistoryRow>> {
-    let before = if before == 0 { i64::MAX } else { codec::int("number", before)? };
+pub async fn list(
+    conn: &mut Conn,
+    client: ClientId,
+    before: u64,
+    limit: u32,
+) -> Result<Vec<HistoryRow>> {
+    let before = if before == 0 {
+        i64::MAX
+    } else {
+        codec::int("number", before)?
+    };
     let rows = sqlx::query(
         "SELECT number, height, kind, ceremony, attempt, factory, text FROM history \
          WHERE client = ? AND number < ? ORDER BY number DESC LIMIT ?",
@@ -87,9 +97,10 @@ pub async fn list(conn: &mut Conn, client: ClientId, before: u64, limit: u32) ->
             let attempt: Option<i64> = row.try_get("attempt")?;
             let factory: Option<Vec<u8>> = row.try_get("factory")?;
             let round = match (ceremony, attempt) {
-                (Some(ceremony), Some(attempt)) => {
-                    Some(Round { ceremony: codec::ceremony(&ceremony)?, attempt: codec::attempt(attempt)? })
-                }
+                (Some(ceremony), Some(attempt)) => Some(Round {
+                    ceremony: codec::ceremony(&ceremony)?,
+                    attempt: codec::attempt(attempt)?,
+                }),
                 _ => None,
             };
             Ok(HistoryRow {
@@ -97,7 +108,9 @@ pub async fn list(conn: &mut Conn, client: ClientId, before: u64, limit: u32) ->
                 height: codec::number("height", row.try_get("height")?)?,
                 kind: row.try_get("kind")?,
                 round,
-                factory: factory.map(|factory| codec::factory(&factory)).transpose()?,
+                factory: factory
+                    .map(|factory| codec::factory(&factory))
+                    .transpose()?,
                 text: row.try_get("text")?,
             })
         })

@@ -73,25 +73,45 @@ impl Store {
             writer,
         };
         store.check().await?;
-        MIGRATIONS.run(&store.writer).await.map_err(|error| StoreError::Migration {
-            path: path.to_owned(),
-            cause: error.to_string(),
-        })?;
-        sqlx::query("PRAGMA application_id = 0x5353636f").execute(&store.writer).await.map_err(failed)?;
+        MIGRATIONS
+            .run(&store.writer)
+            .await
+            .map_err(|error| StoreError::Migration {
+                path: path.to_owned(),
+                cause: error.to_string(),
+            })?;
+        sqlx::query("PRAGMA application_id = 0x5353636f")
+            .execute(&store.writer)
+            .await
+            .map_err(failed)?;
         Ok(store)
     }
 
     /// Whether the file is ours, and whole.
     async fn check(&self) -> Result<()> {
         let failed = |error| StoreError::at(&self.path, error);
-        let id: i64 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&self.writer).await.map_err(failed)?;
-        let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&self.writer).await.map_err(failed)?;
+        let id: i64 = sqlx::query_scalar("PRAGMA application_id")
+            .fetch_one(&self.writer)
+            .await
+            .map_err(failed)?;
+        let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema")
+            .fetch_one(&self.writer)
+            .await
+            .map_err(failed)?;
         if id != APPLICATION_ID && (id != 0 || tables != 0) {
-            return Err(StoreError::Foreign { path: self.path.clone() });
+            return Err(StoreError::Foreign {
+                path: self.path.clone(),
+            });
         }
-        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&self.writer).await.map_err(failed)?;
+        let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)")
+            .fetch_one(&self.writer)
+            .await
+            .map_err(failed)?;
         if verdict != "ok" {
-            return Err(StoreError::Corrupt { path: self.path.clone(), cause: verdict });
+            return Err(StoreError::Corrupt {
+                path: self.path.clone(),
+                cause: verdict,
+            });
         }
         Ok(())
     }
@@ -104,8 +124,14 @@ impl Store {
     where
         F: AsyncFnOnce(&mut Conn) -> Result<T>,
     {
-        let mut tx = self.readers.begin().await.map_err(|error| StoreError::at(&self.path, error))?;
-        queries(&mut tx).await.map_err(|error| error.in_file(&self.path))
+        let mut tx = self
+            .readers
+            .begin()
+            .await
+            .map_err(|error| StoreError::at(&self.path, error))?;
+        queries(&mut tx)
+            .await
+            .map_err(|error| error.in_file(&self.path))
     }
 
     /// Runs `queries` in a transaction, which is durable when this returns `Ok`.
@@ -117,8 +143,14 @@ impl Store {
         F: AsyncFnOnce(&mut Conn) -> Result<T>,
     {
         let failed = |error| StoreError::at(&self.path, error);
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await.map_err(failed)?;
-        let value = queries(&mut tx).await.map_err(|error| error.in_file(&self.path))?;
+        let mut tx = self
+            .writer
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(failed)?;
+        let value = queries(&mut tx)
+            .await
+            .map_err(|error| error.in_file(&self.path))?;
         tx.commit().await.map_err(failed)?;
         Ok(value)
     }

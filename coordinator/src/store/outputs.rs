@@ -62,9 +62,14 @@ fn kind(name: &str) -> Result<SpentKind> {
 /// # Errors
 /// Those of the database.
 pub async fn block_at(conn: &mut Conn, height: u32) -> Result<Option<BlockHash>> {
-    let row: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT hash FROM block WHERE height = ?").bind(height).fetch_optional(conn).await?;
-    row.map(|hash| BlockHash::from_slice(&hash).map_err(|error| StoreError::value("block hash", error))).transpose()
+    let row: Option<Vec<u8>> = sqlx::query_scalar("SELECT hash FROM block WHERE height = ?")
+        .bind(height)
+        .fetch_optional(conn)
+        .await?;
+    row.map(|hash| {
+        BlockHash::from_slice(&hash).map_err(|error| StoreError::value("block hash", error))
+    })
+    .transpose()
 }
 
 /// The height of the newest block that was taken into account.
@@ -72,7 +77,9 @@ pub async fn block_at(conn: &mut Conn, height: u32) -> Result<Option<BlockHash>>
 /// # Errors
 /// Those of the database.
 pub async fn tip(conn: &mut Conn) -> Result<Option<u32>> {
-    let tip: Option<i64> = sqlx::query_scalar("SELECT max(height) FROM block").fetch_one(conn).await?;
+    let tip: Option<i64> = sqlx::query_scalar("SELECT max(height) FROM block")
+        .fetch_one(conn)
+        .await?;
     codec::optional("height", tip)
 }
 
@@ -88,7 +95,10 @@ pub async fn connect(conn: &mut Conn, height: u32, hash: BlockHash) -> Result<()
         .await?;
     if height.is_multiple_of(100) {
         let oldest = height.saturating_sub(KEPT_BLOCKS);
-        sqlx::query("DELETE FROM block WHERE height < ?").bind(oldest).execute(conn).await?;
+        sqlx::query("DELETE FROM block WHERE height < ?")
+            .bind(oldest)
+            .execute(conn)
+            .await?;
     }
     Ok(())
 }

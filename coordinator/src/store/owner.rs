@@ -18,7 +18,9 @@ pub async fn claim(conn: &mut Conn, network: Network, node_id: &[u8; 33]) -> Res
         .bind(node_id.as_slice())
         .execute(&mut *conn)
         .await?;
-    let row = sqlx::query("SELECT network, node_id FROM owner WHERE id = 1").fetch_one(conn).await?;
+    let row = sqlx::query("SELECT network, node_id FROM owner WHERE id = 1")
+        .fetch_one(conn)
+        .await?;
     let (stored_network, stored_node): (String, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
     let describe = |network: &str, node: &[u8]| {
         let node = ClientId::try_from(node).map_or_else(|_| "?".to_owned(), |id| id.to_string());
@@ -27,7 +29,11 @@ pub async fn claim(conn: &mut Conn, network: Network, node_id: &[u8; 33]) -> Res
     let expected = describe(&network.to_string(), node_id);
     let found = describe(&stored_network, &stored_node);
     if expected != found {
-        return Err(StoreError::OtherOwner { path: PathBuf::new(), expected, found });
+        return Err(StoreError::OtherOwner {
+            path: PathBuf::new(),
+            expected,
+            found,
+        });
     }
     Ok(())
 }

@@ -25,14 +25,16 @@ pub struct SweepRow {
 /// # Errors
 /// Those of the database.
 pub async fn insert(conn: &mut Conn, sweep: &SweepRow) -> Result<()> {
-    sqlx::query("INSERT INTO sweep (txid, factory, tx, sat, created_height) VALUES (?, ?, ?, ?, ?)")
-        .bind(codec::bytes_of(&sweep.tx.compute_txid()))
-        .bind(sweep.factory.0.as_slice())
-        .bind(encode::serialize(&sweep.tx))
-        .bind(codec::int("amount", sweep.amount.to_sat())?)
-        .bind(sweep.created_height)
-        .execute(conn)
-        .await?;
+    sqlx::query(
+        "INSERT INTO sweep (txid, factory, tx, sat, created_height) VALUES (?, ?, ?, ?, ?)",
+    )
+    .bind(codec::bytes_of(&sweep.tx.compute_txid()))
+    .bind(sweep.factory.0.as_slice())
+    .bind(encode::serialize(&sweep.tx))
+    .bind(codec::int("amount", sweep.amount.to_sat())?)
+    .bind(sweep.created_height)
+    .execute(conn)
+    .await?;
     Ok(())
 }
 
@@ -62,12 +64,18 @@ pub async fn pending(conn: &mut Conn) -> Result<Vec<SweepRow>> {
 ///
 /// # Errors
 /// Those of the database.
-pub async fn confirm(conn: &mut Conn, txid: &Txid, height: u32) -> Result<Option<(FactoryId, Amount)>> {
-    let row = sqlx::query("UPDATE sweep SET confirmed_height = ?, dead = 0 WHERE txid = ? RETURNING factory, sat")
-        .bind(height)
-        .bind(codec::bytes_of(txid))
-        .fetch_optional(conn)
-        .await?;
+pub async fn confirm(
+    conn: &mut Conn,
+    txid: &Txid,
+    height: u32,
+) -> Result<Option<(FactoryId, Amount)>> {
+    let row = sqlx::query(
+        "UPDATE sweep SET confirmed_height = ?, dead = 0 WHERE txid = ? RETURNING factory, sat",
+    )
+    .bind(height)
+    .bind(codec::bytes_of(txid))
+    .fetch_optional(conn)
+    .await?;
     let Some(row) = row else { return Ok(None) };
     let amount = Amount::from_sat(codec::number("amount", row.try_get(1)?)?);
     Ok(Some((codec::factory(row.try_get(0)?)?, amount)))
@@ -78,6 +86,9 @@ pub async fn confirm(conn: &mut Conn, txid: &Txid, height: u32) -> Result<Option
 /// # Errors
 /// Those of the database.
 pub async fn give_up(conn: &mut Conn, txid: &Txid) -> Result<()> {
-    sqlx::query("UPDATE sweep SET dead = 1 WHERE txid = ?").bind(codec::bytes_of(txid)).execute(conn).await?;
+    sqlx::query("UPDATE sweep SET dead = 1 WHERE txid = ?")
+        .bind(codec::bytes_of(txid))
+        .execute(conn)
+        .await?;
     Ok(())
 }

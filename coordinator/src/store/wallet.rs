@@ -14,7 +14,10 @@ impl ChangeSetStore for Store {
     async fn append(&self, change: &ChangeSet) -> Result<(), WalletStoreError> {
         let change = codec::json("wallet change", change)?;
         self.write(async |tx| {
-            sqlx::query("INSERT INTO wallet_change (change) VALUES (?)").bind(change.into_bytes()).execute(tx).await?;
+            sqlx::query("INSERT INTO wallet_change (change) VALUES (?)")
+                .bind(change.into_bytes())
+                .execute(tx)
+                .await?;
             Ok(())
         })
         .await?;
@@ -27,7 +30,9 @@ impl Store {
     async fn load_wallet(&self) -> Result<Option<ChangeSet>> {
         self.write(async |tx| {
             let rows: Vec<Vec<u8>> =
-                sqlx::query_scalar("SELECT change FROM wallet_change ORDER BY id").fetch_all(&mut *tx).await?;
+                sqlx::query_scalar("SELECT change FROM wallet_change ORDER BY id")
+                    .fetch_all(&mut *tx)
+                    .await?;
             let mut sum: Option<ChangeSet> = None;
             for row in &rows {
                 let change: ChangeSet = codec::from_json("wallet change", row)?;
@@ -37,9 +42,15 @@ impl Store {
                 }
             }
             if let Some(sum) = sum.as_ref().filter(|_| rows.len() > 1) {
-                let text = serde_json::to_vec(sum).map_err(|error| StoreError::value("wallet", error))?;
-                sqlx::query("DELETE FROM wallet_change").execute(&mut *tx).await?;
-                sqlx::query("INSERT INTO wallet_change (change) VALUES (?)").bind(text).execute(&mut *tx).await?;
+                let text =
+                    serde_json::to_vec(sum).map_err(|error| StoreError::value("wallet", error))?;
+                sqlx::query("DELETE FROM wallet_change")
+                    .execute(&mut *tx)
+                    .await?;
+                sqlx::query("INSERT INTO wallet_change (change) VALUES (?)")
+                    .bind(text)
+                    .execute(&mut *tx)
+                    .await?;
             }
             Ok(sum)
         })

@@ -50,6 +50,12 @@ pub struct InfoResponse {
     /// The ceremony that runs now (16 bytes), if any.
     #[prost(bytes = "bytes", optional, tag = "15")]
     pub ceremony: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Bytes that came in from clients since the start, at the sockets.
+    #[prost(uint64, tag = "16")]
+    pub bytes_received: u64,
+    /// Bytes that went out to clients since the start, at the sockets.
+    #[prost(uint64, tag = "17")]
+    pub bytes_sent: u64,
 }
 /// Nothing to say.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

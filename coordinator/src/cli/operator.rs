@@ -1,0 +1,244 @@
+//! The commands that talk to the running coordinator.
+
+use anyhow::anyhow;
+use hyper_util::rt::TokioIo;
+use proto::admin::admin_client::AdminClient;
+use proto::admin::*;
+use proto::session::ServiceError;
+use proto::v1::{self, ErrorCode};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+use super::args::{Args, ClientCommand, Command, CreateArgs, FactoryCommand, WalletCommand};
+use super::{Exit, Failure, output, progress};
+use crate::config::Expiry;
+use crate::datadir::DataDir;
+use crate::params;
+
+pub fn call(args: &Args, command: &Command) -> Result<(), Failure> {
+    let data = DataDir::new(args.data_dir.clone())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut admin = connect(&data).await?;
+        dispatch(&mut admin, args.json, command).await
+    })
+}
+
+async fn connect(data: &DataDir) -> Result<AdminClient<Channel>, Failure> {
+    let path = data.admin_socket();
+    let not_running = |error: &dyn std::fmt::Display| {
+        let path = data.path().display();
+        let text = format!(
+            "no coordinator is running in {path} ({error}); start it with `coordinator --data-dir {path} run`"
+        );
+        Failure::new(Exit::Unreachable, anyhow!(text))
+    };
+    // Tried here first, as tonic hides the system's words.
+    UnixStream::connect(&path)
+        .await
+        .map_err(|error| not_running(&error))?;
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://admin")
+        .connect_with_connector(connector)
+        .await;
+    let channel = channel.map_err(|error| not_running(&error))?;
+    Ok(AdminClient::new(channel).max_decoding_message_size(usize::MAX))
+}
+
+/// The one place where an answer's error becomes an exit code.
+pub(super) fn failure(error: &ServiceError) -> Failure {
+    let exit = match error.code {
+        ErrorCode::Unreachable | ErrorCode::ShuttingDown => Exit::Unreachable,
+        ErrorCode::InvalidArgument => Exit::Usage,
+        ErrorCode::Refused
+        | ErrorCode::NoFunds
+        | ErrorCode::Capacity
+        | ErrorCode::FeeCoins
+        | ErrorCode::TooManySessions
+        | ErrorCode::RateLimited => Exit::Refused,
+        _ => Exit::Failed,
+    };
+    Failure::new(exit, anyhow!(error.message.clone()))
+}
+
+fn refused(status: Status) -> Failure {
+    failure(&ServiceError::from_status(&status))
+}
+
+async fn dispatch(
+    admin: &mut AdminClient<Channel>,
+    json: bool,
+    command: &Command,
+) -> Result<(), Failure> {
+    match command {
+        Command::Init(_) | Command::Run(_) => Ok(()),
+        Command::Info => {
+            let info = admin
+                .info(InfoRequest {})
+                .await
+                .map_err(refused)?
+                .into_inner();
+            output::info(json, &info);
+            Ok(())
+        }
+        Command::Wallet(WalletCommand::Address) => {
+            let answer = admin
+                .wallet_address(WalletAddressRequest {})
+                .await
+                .map_err(refused)?
+                .into_inner();
+            output::address(json, &answer);
+            Ok(())
+        }
+        Command::Wallet(WalletCommand::Balance) => {
+            let answer = admin
+                .wallet_balance(WalletBalanceRequest {})
+                .await
+                .map_err(refused)?
+                .into_inner();
+            output::balance(json, &answer);
+            Ok(())
+        }
+        Command::Client(ClientCommand::List { connected }) => {
+            let request = ClientListRequest {
+                connected_only: *connected,
+            };
+            let answer = admin
+                .client_list(request)
+                .await
+                .map_err(refused)?
+                .into_inner();
+            output::clients(json, &answer.clients);
+            Ok(())
+        }
+        Command::Factory(command) => factory(admin, json, command).await,
+    }
+}
+
+async fn factory(
+    admin: &mut AdminClient<Channel>,
+    json: bool,
+    command: &FactoryCommand,
+) -> Result<(), Failure> {
+    match command {
+        FactoryCommand::Create(args) => {
+            let request = Request::new(create_request(args)?);
+            let events = admin
+                .factory_create(request)
+                .await
+                .map_err(refused)?
+                .into_inner();
+            progress::follow(json, args.wait, events).await
+        }
+        FactoryCommand::List { live } => {
+            let request = FactoryListRequest { live_only: *live };
+            let answer = admin
+                .factory_list(request)
+                .await
+                .map_err(refused)?
+                .into_inner();
+            output::factories(json, &answer.factories);
+            Ok(())
+        }
+        FactoryCommand::Show { id } => {
+            let request = FactoryShowRequest { id: parse_id(id)? };
+            let answer = admin
+                .factory_show(request)
+                .await
+                .map_err(refused)?
+                .into_inner();
+            output::show(json, &answer);
+            Ok(())
+        }
+        FactoryCommand::Export { id } => {
+            let request = FactoryExportRequest { id: parse_id(id)? };
+            let answer = admin
+                .factory_export(request)
+                .await
+                .map_err(refused)?
+                .into_inner();
+            println!("{}", answer.json);
+            Ok(())
+        }
+        FactoryCommand::Cancel { id } => {
+            let request = FactoryCancelRequest { id: parse_id(id)? };
+            let answer = admin
+                .factory_cancel(request)
+                .await
+                .map_err(refused)?
+                .into_inner();
+            output::cancelled(json, &answer);
+            Ok(())
+        }
+    }
+}
+
+fn usage(text: String) -> Failure {
+    Failure::new(Exit::Usage, anyhow!(text))
+}
+
+fn parse_id(text: &str) -> Result<prost::bytes::Bytes, Failure> {
+    let wrong = || {
+        usage(format!(
+            "{text:?} is no id: a factory's has 64 hex digits, a ceremony's 32"
+        ))
+    };
+    let bytes = hex::decode(text).map_err(|_| wrong())?;
+    if bytes.len() == 32 || bytes.len() == 16 {
+        Ok(bytes.into())
+    } else {
+        Err(wrong())
+    }
+}
+
+fn create_request(args: &CreateArgs) -> Result<FactoryCreateRequest, Failure> {
+    let profile = match args.profile.as_deref() {
+        Some("lite") => v1::Profile::Lite,
+        Some("standard") => v1::Profile::Standard,
+        Some("deep") => v1::Profile::Deep,
+        _ => v1::Profile::Unspecified,
+    };
+    let expiry = match args.expiry {
+        Some(Expiry::ClientRefund) => v1::ExpiryPolicy::ClientRefund,
+        Some(Expiry::LspReclaim) => v1::ExpiryPolicy::LspReclaim,
+        None => v1::ExpiryPolicy::Unspecified,
+    };
+    let shorthands = [
+        args.k.map(|k| format!("k={k}")),
+        args.static_arities
+            .as_ref()
+            .map(|arities| format!("static_arities={arities}")),
+    ];
+    let mut settings = Vec::new();
+    for text in shorthands.iter().flatten().chain(&args.set) {
+        let (name, value) = params::parse(text)
+            .ok_or_else(|| usage(format!("--set {text:?}: write it like active=144")))?;
+        settings.push(Setting {
+            name,
+            value: value.to_string(),
+        });
+    }
+    let feerate = args.feerate.map(|rate| {
+        // sat/vB to sat per 1000 weight units; a factory's funding costs at least the relay fee.
+        let known = rate.is_finite() && (1.0..=100_000.0).contains(&rate);
+        known
+            .then_some((rate * 250.0).round() as u64)
+            .ok_or_else(|| usage(format!("--feerate {rate}: use 1 to 100000")))
+    });
+    Ok(FactoryCreateRequest {
+        profile: profile.into(),
+        expiry_policy: expiry.into(),
+        clients: args.clients,
+        min_clients: args.min_clients,
+        capacity_sat: args.capacity,
+        feerate_sat_per_kwu: feerate.transpose()?,
+        settings,
+        wait: args.wait,
+    })
+}

@@ -1,0 +1,394 @@
+//! Answers as text or JSON.
+
+use bitcoin::hashes::Hash;
+use bitcoin::{OutPoint, Txid};
+use factory_tree::params::FactoryParams;
+use proto::admin::*;
+use proto::v1::{self, ExpiryPolicy, FactoryState, Phase};
+use proto::wire::network_from_wire;
+use serde_json::{Value, json};
+
+/// Prints a table with its columns aligned.
+fn table(head: &[&str], rows: &[Vec<String>]) {
+    let mut widths: Vec<usize> = head.iter().map(|name| name.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let print = |cells: &[String]| {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}", width = *width))
+            .collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    print(
+        &head
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>(),
+    );
+    rows.iter().for_each(|row| print(row));
+}
+
+/// Prints names and values, aligned.
+fn pairs(pairs: &[(&str, String)]) {
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (name, value) in pairs {
+        println!("{name:width$}  {value}");
+    }
+}
+
+fn yes(flag: bool) -> String {
+    if flag { "yes" } else { "no" }.to_owned()
+}
+
+fn network(value: i32) -> String {
+    network_from_wire("network", value)
+        .map_or_else(|_| "?".to_owned(), |network| network.to_string())
+}
+
+fn outpoint(wire: Option<&v1::OutPoint>) -> Option<OutPoint> {
+    let wire = wire?;
+    Some(OutPoint::new(Txid::from_slice(&wire.txid).ok()?, wire.vout))
+}
+
+/// A phase in words.
+pub fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Unspecified => "gathering",
+        Phase::Joining => "joining",
+        Phase::Confirming => "confirming",
+        Phase::Signing => "signing",
+        Phase::Finalizing => "acknowledging",
+        Phase::Funding => "funding",
+        Phase::Done => "done",
+        Phase::Failed => "failed",
+    }
+}
+
+fn state(state: FactoryState) -> &'static str {
+    match state {
+        FactoryState::Unspecified => "none",
+        FactoryState::Proposed => "proposed",
+        FactoryState::Unconfirmed => "unconfirmed",
+        FactoryState::Confirmed => "confirmed",
+        FactoryState::Usable => "usable",
+        FactoryState::Spent => "spent",
+        FactoryState::Failed => "failed",
+    }
+}
+
+fn expiry(policy: ExpiryPolicy) -> &'static str {
+    match policy {
+        ExpiryPolicy::LspReclaim => "lsp_reclaim",
+        ExpiryPolicy::ClientRefund | ExpiryPolicy::Unspecified => "client_refund",
+    }
+}
+
+pub fn info(as_json: bool, info: &InfoResponse) {
+    let node = hex::encode(&info.node_id);
+    let ceremony = info.ceremony.as_ref().map(hex::encode);
+    if as_json {
+        let value = json!({
+            "node_id": node, "connection": info.connection, "network": network(info.network),
+            "protocol_version": info.protocol_version, "software": info.software, "tip_height": info.tip_height,
+            "chain_ready": info.chain_ready, "chain_problem": info.chain_problem, "listen": info.listen,
+            "data_dir": info.data_dir, "uptime_seconds": info.uptime_seconds,
+            "clients_connected": info.clients_connected, "clients_interested": info.clients_interested,
+            "factories_live": info.factories_live, "ceremony": ceremony,
+            "bytes_received": info.bytes_received, "bytes_sent": info.bytes_sent,
+        });
+        println!("{value}");
+        return;
+    }
+    let chain = if info.chain_ready {
+        format!("in sync at {}", info.tip_height)
+    } else {
+        info.chain_problem.clone()
+    };
+    pairs(&[
+        ("node id", node),
+        ("connection", info.connection.clone()),
+        ("network", network(info.network)),
+        ("chain", chain),
+        ("listen", info.listen.clone()),
+        ("data", info.data_dir.clone()),
+        ("software", info.software.clone()),
+        ("running for", format!("{} s", info.uptime_seconds)),
+        (
+            "clients",
+            format!(
+                "{} connected, {} interested",
+                info.clients_connected, info.clients_interested
+            ),
+        ),
+        ("factories", format!("{} live", info.factories_live)),
+        ("ceremony", ceremony.unwrap_or_else(|| "none".to_owned())),
+        (
+            "traffic",
+            format!("{} bytes in, {} out", info.bytes_received, info.bytes_sent),
+        ),
+    ]);
+}
+
+pub fn address(as_json: bool, answer: &WalletAddressResponse) {
+    if as_json {
+        println!("{}", json!({ "address": answer.address }));
+    } else {
+        println!("{}", answer.address);
+    }
+}
+
+pub fn balance(as_json: bool, answer: &WalletBalanceResponse) {
+    if as_json {
+        let value = json!({
+            "confirmed_sat": answer.confirmed_sat, "unconfirmed_sat": answer.unconfirmed_sat, "pinned_sat": answer.pinned_sat,
+        });
+        println!("{value}");
+        return;
+    }
+    pairs(&[
+        ("confirmed", format!("{} sat", answer.confirmed_sat)),
+        ("unconfirmed", format!("{} sat", answer.unconfirmed_sat)),
+        ("pinned", format!("{} sat", answer.pinned_sat)),
+    ]);
+}
+
+pub fn clients(as_json: bool, clients: &[Client]) {
+    if as_json {
+        let all: Vec<Value> = clients
+            .iter()
+            .map(|client| {
+                let interest = client.interest.as_ref();
+                json!({
+                    "client": hex::encode(&client.id), "connected": client.connected,
+                    "interested": interest.is_some(), "capacity_sat": interest.map(|interest| interest.capacity_sat),
+                    "has_fee_coins": interest.map(|interest| interest.has_fee_coins), "software": client.software,
+                    "factories": client.factories, "silent": client.silent, "guilty": client.guilty,
+                    "score": client.score, "last_seen_height": client.last_seen_height,
+                })
+            })
+            .collect();
+        println!("{}", json!({ "clients": all }));
+        return;
+    }
+    let rows: Vec<Vec<String>> = clients
+        .iter()
+        .map(|client| {
+            let wants = client
+                .interest
+                .as_ref()
+                .map(|interest| format!("{} sat", interest.capacity_sat));
+            vec![
+                hex::encode(&client.id),
+                yes(client.connected),
+                wants.unwrap_or_else(|| "-".to_owned()),
+                client.factories.to_string(),
+                format!("{:.2}", client.score),
+                client.silent.to_string(),
+                client.guilty.to_string(),
+                client.last_seen_height.to_string(),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "client",
+            "connected",
+            "wants",
+            "factories",
+            "score",
+            "silent",
+            "guilty",
+            "last seen",
+        ],
+        &rows,
+    );
+}
+
+fn factory_json(factory: &Factory) -> Value {
+    let funding = outpoint(factory.funding.as_ref());
+    let round = factory.round.as_ref();
+    json!({
+        "ceremony": round.map(|round| hex::encode(&round.ceremony)), "attempt": round.map(|round| round.attempt),
+        "factory": factory.id.as_ref().map(hex::encode), "state": state(factory.state()), "phase": phase(factory.phase()),
+        "clients": factory.clients, "capacity_sat": factory.capacity_sat,
+        "funding_txid": funding.map(|funding| funding.txid), "funding_vout": funding.map(|funding| funding.vout),
+        "funding_sat": factory.funding_sat, "expiry_policy": expiry(factory.expiry_policy()),
+        "birth_height": factory.birth_height, "expiry_height": factory.expiry_height,
+        "confirmed_height": factory.confirmed_height, "problem": factory.problem,
+    })
+}
+
+fn factory_pairs(factory: &Factory) -> Vec<(&'static str, String)> {
+    let round = factory.round.as_ref();
+    let funding = outpoint(factory.funding.as_ref());
+    let mut all = vec![
+        (
+            "factory",
+            factory
+                .id
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), hex::encode),
+        ),
+        (
+            "ceremony",
+            round
+                .map(|round| hex::encode(&round.ceremony))
+                .unwrap_or_default(),
+        ),
+        (
+            "attempt",
+            round.map_or(0, |round| round.attempt).to_string(),
+        ),
+        ("state", state(factory.state()).to_owned()),
+        ("phase", phase(factory.phase()).to_owned()),
+        ("clients", factory.clients.to_string()),
+        ("capacity", format!("{} sat", factory.capacity_sat)),
+        (
+            "funding",
+            funding.map_or_else(|| "-".to_owned(), |funding| funding.to_string()),
+        ),
+        ("holds", format!("{} sat", factory.funding_sat)),
+        (
+            "expiry",
+            format!(
+                "height {} ({})",
+                factory.expiry_height,
+                expiry(factory.expiry_policy())
+            ),
+        ),
+        (
+            "confirmed",
+            factory
+                .confirmed_height
+                .map_or_else(|| "no".to_owned(), |height| format!("height {height}")),
+        ),
+    ];
+    if !factory.problem.is_empty() {
+        all.push(("problem", factory.problem.clone()));
+    }
+    all
+}
+
+pub fn factories(as_json: bool, factories: &[Factory]) {
+    if as_json {
+        let all: Vec<Value> = factories.iter().map(factory_json).collect();
+        println!("{}", json!({ "factories": all }));
+        return;
+    }
+    let rows: Vec<Vec<String>> = factories
+        .iter()
+        .map(|factory| {
+            let ceremony = factory
+                .round
+                .as_ref()
+                .map(|round| hex::encode(&round.ceremony));
+            vec![
+                ceremony.unwrap_or_default(),
+                factory
+                    .id
+                    .as_ref()
+                    .map_or_else(|| "-".to_owned(), hex::encode),
+                state(factory.state()).to_owned(),
+                phase(factory.phase()).to_owned(),
+                factory.clients.to_string(),
+                factory.funding_sat.to_string(),
+                factory.expiry_height.to_string(),
+                factory.problem.clone(),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "ceremony", "factory", "state", "phase", "clients", "sat", "expires", "problem",
+        ],
+        &rows,
+    );
+}
+
+pub fn created(as_json: bool, ceremony: &str, factory: &Factory) {
+    if as_json {
+        let mut value = factory_json(factory);
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("ceremony".to_owned(), json!(ceremony));
+        }
+        println!("{value}");
+    } else {
+        pairs(&factory_pairs(factory));
+    }
+}
+
+pub fn show(as_json: bool, answer: &FactoryShowResponse) {
+    let Some(factory) = &answer.factory else {
+        return;
+    };
+    let params = answer
+        .params
+        .clone()
+        .and_then(|params| FactoryParams::try_from(params).ok());
+    let params = params
+        .and_then(|params| serde_json::to_value(params).ok())
+        .unwrap_or_default();
+    if as_json {
+        let members: Vec<Value> = answer
+            .members
+            .iter()
+            .map(|member| {
+                json!({
+                    "client": hex::encode(&member.client), "factory_pubkey": hex::encode(&member.factory_key),
+                    "payout_script_pubkey": hex::encode(&member.payout_script), "capacity_sat": member.capacity_sat,
+                    "acked": member.acked,
+                })
+            })
+            .collect();
+        let mut value = factory_json(factory);
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert("params".to_owned(), params);
+            fields.insert("members".to_owned(), json!(members));
+            fields.insert("levels".to_owned(), json!(answer.levels));
+            fields.insert("transactions".to_owned(), json!(answer.transactions));
+        }
+        println!("{value}");
+        return;
+    }
+    pairs(&factory_pairs(factory));
+    println!(
+        "levels {}, transactions {}",
+        answer.levels, answer.transactions
+    );
+    println!("params {params}\n");
+    let rows: Vec<Vec<String>> = answer
+        .members
+        .iter()
+        .map(|member| {
+            vec![
+                hex::encode(&member.client),
+                member.capacity_sat.to_string(),
+                yes(member.acked),
+            ]
+        })
+        .collect();
+    table(&["client", "capacity", "acked"], &rows);
+}
+
+pub fn cancelled(as_json: bool, answer: &FactoryCancelResponse) {
+    let ceremony = hex::encode(&answer.ceremony);
+    let released: Vec<String> = answer
+        .released
+        .iter()
+        .filter_map(|pin| outpoint(Some(pin)))
+        .map(|pin| pin.to_string())
+        .collect();
+    if as_json {
+        println!("{}", json!({ "ceremony": ceremony, "released": released }));
+    } else {
+        println!(
+            "ceremony {ceremony} is given up; {} coins are free again",
+            released.len()
+        );
+    }
+}
