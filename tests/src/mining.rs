@@ -64,8 +64,6 @@ impl World {
     fn serve(&self, event: &Event) -> Result<()> {
         match event.number("until_height") {
             Some(height) => self.node.mine_until(u32::try_from(height)?),
-            // It waits for a confirmation: whoever published gets that block.
-            None if event.is("exit_waiting") => Ok(()),
             None if self.node.mempool()?.is_empty() => Ok(()),
             None => self.mine(1),
         }

@@ -68,7 +68,9 @@ impl Stream {
 
     async fn next(&mut self) -> Result<FromServer, ServiceError> {
         match self.back.message().await {
-            Ok(Some(message)) => FromServer::parse(message, Network::Regtest).map_err(ServiceError::from),
+            Ok(Some(message)) => {
+                FromServer::parse(message, Network::Regtest).map_err(ServiceError::from)
+            }
             Ok(None) => Err(ServiceError::new(
                 ErrorCode::Unspecified,
                 "the stream ended without a word",

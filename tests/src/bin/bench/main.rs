@@ -1,7 +1,9 @@
 //! `bin/bench`: what building a factory costs, as one JSON object.
 
+mod ceremony;
 mod cpu;
 mod signing;
+mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -16,29 +18,46 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// A whole construction: a coordinator and wallets as processes, gRPC over TLS, databases on disk.
+    Ceremony(Size),
     /// The arithmetic alone, in one process on one core.
-    Signing {
-        /// Clients of the factory.
-        #[arg(long, default_value_t = 128)]
-        clients: u32,
-        /// One JSON object instead of a table.
-        #[arg(long)]
-        json: bool,
-    },
+    Signing(Size),
+    /// Wallets of a `ceremony`, in a process of theirs.
+    #[command(hide = true)]
+    Worker(worker::Orders),
+}
+
+#[derive(Debug, clap::Args)]
+struct Size {
+    /// Clients of the factory.
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(2..=4096))]
+    clients: u32,
+    /// One JSON object instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().what {
-        What::Signing { clients, json } => {
-            let cost = signing::run(clients)?;
-            if json {
+        What::Ceremony(size) => {
+            let cost = ceremony::run(size.clients)?;
+            if size.json {
+                println!("{}", serde_json::to_string(&cost)?);
+                return Ok(());
+            }
+            cost.show()
+        }
+        What::Signing(size) => {
+            let cost = signing::run(size.clients)?;
+            if size.json {
                 println!("{}", serde_json::to_string(&cost)?);
             } else {
                 println!("{} clients, one core, no network, no disk", cost.clients);
                 println!("  coordinator  {:8.3} s", cost.coordinator_cpu_s);
                 println!("  one client   {:8.3} s", cost.one_client_cpu_s);
             }
+            Ok(())
         }
+        What::Worker(orders) => worker::run(&orders),
     }
-    Ok(())
 }
