@@ -107,6 +107,13 @@ impl StoreError {
     pub(super) fn in_file(self, path: &Path) -> Self {
         match self {
             Self::Sql { source, .. } => Self::at(path, source),
+            Self::OtherOwner {
+                expected, found, ..
+            } => Self::OtherOwner {
+                path: path.to_owned(),
+                expected,
+                found,
+            },
             other => other,
         }
     }

@@ -1,0 +1,159 @@
+-- What all migrations together make. A test compares it; SUPERSCALAR_BLESS=1 rewrites it.
+
+CREATE TABLE attempt (
+    ceremony BLOB NOT NULL REFERENCES ceremony (ceremony),
+    attempt INTEGER NOT NULL,
+    fresh BLOB NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('drawn', 'invited', 'proposed', 'completed', 'acked', 'funding_signed', 'failed')),
+    invited TEXT, -- JSON: clients and capacities
+    left_out TEXT, -- JSON: clients and why
+    reason TEXT,
+    PRIMARY KEY (ceremony, attempt)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE blame (
+    number INTEGER PRIMARY KEY,
+    ceremony BLOB NOT NULL,
+    attempt INTEGER NOT NULL,
+    client BLOB NOT NULL,
+    height INTEGER NOT NULL,
+    evidence TEXT NOT NULL, -- JSON
+    signature BLOB NOT NULL -- BIP-340, by the node key
+) STRICT;
+
+CREATE TABLE block (
+    height INTEGER PRIMARY KEY,
+    hash BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE ceremony (
+    number INTEGER PRIMARY KEY,
+    ceremony BLOB NOT NULL UNIQUE,
+    created_height INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('gathering', 'running', 'complete', 'failed')),
+    wish TEXT NOT NULL,
+    terms TEXT,
+    reason TEXT
+) STRICT;
+
+CREATE TABLE client (
+    client BLOB PRIMARY KEY,
+    software TEXT NOT NULL,
+    first_seen INTEGER NOT NULL,
+    last_seen INTEGER NOT NULL,
+    silent INTEGER NOT NULL DEFAULT 0,
+    guilty INTEGER NOT NULL DEFAULT 0,
+    score REAL NOT NULL DEFAULT 0,
+    score_height INTEGER NOT NULL DEFAULT 0
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE factory (
+    number INTEGER PRIMARY KEY,
+    factory BLOB NOT NULL UNIQUE,
+    ceremony BLOB NOT NULL,
+    attempt INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('proposed', 'completed', 'acked', 'funding_signed', 'failed')),
+    spec BLOB NOT NULL, -- JSON
+    funding_tx BLOB NOT NULL, -- unsigned
+    funding_txid BLOB NOT NULL,
+    funding_vout INTEGER NOT NULL,
+    funding_sat INTEGER NOT NULL,
+    clients INTEGER NOT NULL,
+    capacity_sat INTEGER NOT NULL,
+    birth_height INTEGER NOT NULL,
+    expiry_height INTEGER NOT NULL,
+    confirmations INTEGER NOT NULL,
+    signatures BLOB, -- 64 bytes each, in the order of the tree's transactions
+    client_channel_signatures BLOB, -- 64 bytes each, leaf order
+    lsp_channel_signatures BLOB,
+    signed_tx BLOB, -- the funding transaction, once it is signed
+    confirmed_height INTEGER,
+    usable INTEGER NOT NULL DEFAULT 0, -- whether it is buried as deep as agreed
+    FOREIGN KEY (ceremony, attempt) REFERENCES attempt (ceremony, attempt)
+) STRICT;
+
+CREATE INDEX factory_round ON factory (ceremony, attempt);
+
+CREATE INDEX factory_state ON factory (state);
+
+CREATE TABLE history (
+    number INTEGER PRIMARY KEY,
+    client BLOB NOT NULL,
+    height INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    ceremony BLOB,
+    attempt INTEGER,
+    factory BLOB,
+    text TEXT NOT NULL
+) STRICT;
+
+CREATE INDEX history_client ON history (client, number);
+
+CREATE TABLE member (
+    client BLOB NOT NULL,
+    factory BLOB NOT NULL REFERENCES factory (factory),
+    position INTEGER NOT NULL,
+    capacity_sat INTEGER NOT NULL,
+    PRIMARY KEY (client, factory)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE output (
+    txid BLOB NOT NULL,
+    vout INTEGER NOT NULL,
+    factory BLOB NOT NULL REFERENCES factory (factory),
+    kind TEXT NOT NULL,
+    sat INTEGER NOT NULL,
+    confirmed_height INTEGER NOT NULL,
+    spent_height INTEGER,
+    spent_by BLOB,
+    PRIMARY KEY (txid, vout)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX output_confirmed ON output (confirmed_height);
+
+CREATE INDEX output_factory ON output (factory);
+
+CREATE INDEX output_spent ON output (spent_height);
+
+CREATE TABLE owner (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    network TEXT NOT NULL,
+    node_id BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE pin (
+    txid BLOB NOT NULL,
+    vout INTEGER NOT NULL,
+    ceremony BLOB NOT NULL REFERENCES ceremony (ceremony),
+    place INTEGER NOT NULL, -- place 0 is common to all attempts
+    sat INTEGER NOT NULL,
+    script BLOB NOT NULL,
+    PRIMARY KEY (txid, vout)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX pin_ceremony ON pin (ceremony);
+
+CREATE TABLE sweep (
+    number INTEGER PRIMARY KEY,
+    txid BLOB NOT NULL UNIQUE,
+    factory BLOB NOT NULL REFERENCES factory (factory),
+    tx BLOB NOT NULL,
+    sat INTEGER NOT NULL, -- what arrives in the wallet
+    created_height INTEGER NOT NULL,
+    confirmed_height INTEGER,
+    dead INTEGER NOT NULL DEFAULT 0 -- an input was spent otherwise
+) STRICT;
+
+CREATE TABLE used (
+    leaf_id BLOB PRIMARY KEY,
+    factory_key BLOB NOT NULL UNIQUE,
+    channel_key BLOB NOT NULL UNIQUE,
+    payout_script BLOB NOT NULL UNIQUE,
+    ceremony BLOB NOT NULL,
+    attempt INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE wallet_change (
+    id INTEGER PRIMARY KEY,
+    change BLOB NOT NULL
+) STRICT;
