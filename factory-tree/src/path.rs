@@ -423,24 +423,10 @@ impl Builder<'_> {
 
     /// The proposal's outputs with the roles the shape gives them.
     fn roled(self, node: &ShapeNode, level: &Level) -> Result<Vec<RoledOutput>, PathError> {
-        let mut roles: Vec<(OutputRole, ClientRange)> = Vec::new();
-        for child in node
-            .children
-            .iter()
-            .filter_map(|c| self.shape.nodes().get(*c))
-        {
-            roles.push((OutputRole::Branch, child.clients.clone()));
-        }
-        if node.kind == NodeKind::Leaf {
-            let lone = |client: u32| client..client.saturating_add(1);
-            roles.extend(node.clients.clone().map(|c| (OutputRole::Channel, lone(c))));
-            let stocks = node.subfactories.iter().filter(|sub| {
-                let stock = self.book.stock(sub);
-                stock.is_some_and(|(amount, _)| amount > Amount::ZERO)
-            });
-            roles.extend(stocks.map(|sub| (OutputRole::Stock, sub.clone())));
-        }
-        roles.push((OutputRole::Anchor, 0..0));
+        let roles = plan::output_roles(self.shape, node, |sub| {
+            let stock = self.book.stock(sub);
+            stock.is_some_and(|(amount, _)| amount > Amount::ZERO)
+        });
         count("outputs", level.outputs.len(), roles.len())?;
         let outputs = roles.into_iter().zip(&level.outputs);
         Ok(outputs

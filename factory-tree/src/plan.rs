@@ -10,7 +10,7 @@ use crate::factory::{FactoryTx, Spent, SpentKind};
 use crate::keys::OutputKey;
 use crate::output::{OutputRole, ScriptLeaf};
 use crate::params::{ExpiryPolicy, FactoryParams, Schedule};
-use crate::shape::{ClientRange, Shape, ShapeNode, len};
+use crate::shape::{ClientRange, NodeKind, Shape, ShapeNode, len};
 use crate::tx::{Timelock, TxKind, checked_sum};
 use crate::units::Blocks;
 
@@ -44,8 +44,7 @@ pub const fn script_leaf(
 
 /// nSequence of a node's input at birth: states start at their highest slot.
 #[must_use]
-pub const fn birth_timelock(params: &FactoryParams, kind: crate::shape::NodeKind) -> Timelock {
-    use crate::shape::NodeKind;
+pub const fn birth_timelock(params: &FactoryParams, kind: NodeKind) -> Timelock {
     match kind {
         NodeKind::Static | NodeKind::Kickoff => Timelock::NONE,
         NodeKind::State | NodeKind::Leaf => Timelock {
@@ -233,6 +232,27 @@ pub fn spent(outpoint: OutPoint, kind: SpentKind, amount: Amount, key: Arc<Outpu
         clients: key.owners.clients(),
         key: Some(key),
     }
+}
+
+/// What the outputs of `node` are for and whose they are, in order; `has_stock` says whether a
+/// sub-factory has a stock.
+pub fn output_roles(
+    shape: &Shape,
+    node: &ShapeNode,
+    has_stock: impl Fn(&ClientRange) -> bool,
+) -> Vec<(OutputRole, ClientRange)> {
+    let children = node.children.iter().filter_map(|c| shape.nodes().get(*c));
+    let mut roles: Vec<_> = children
+        .map(|child| (OutputRole::Branch, child.clients.clone()))
+        .collect();
+    if node.kind == NodeKind::Leaf {
+        let lone = |client: u32| client..client.saturating_add(1);
+        roles.extend(node.clients.clone().map(|c| (OutputRole::Channel, lone(c))));
+        let stocks = node.subfactories.iter().filter(|sub| has_stock(sub));
+        roles.extend(stocks.map(|sub| (OutputRole::Stock, sub.clone())));
+    }
+    roles.push((OutputRole::Anchor, 0..0));
+    roles
 }
 
 /// What `node` spends: the funding output, or a branch of its parent.

@@ -6,7 +6,7 @@ use bitcoin::hashes::Hash;
 use bitcoin::key::TapTweak;
 use bitcoin::secp256k1::{Message, PublicKey, Secp256k1, VerifyOnly, XOnlyPublicKey, schnorr};
 use bitcoin::sighash::{EcdsaSighashType, Prevouts, SighashCache, TapSighashType};
-use bitcoin::{OutPoint, TxOut, Txid};
+use bitcoin::{Amount, OutPoint, TxOut, Txid};
 
 use super::{ExitKit, KIT_VERSION, KitTx};
 use crate::exit::{self, RehearsalError};
@@ -15,8 +15,9 @@ use crate::ids::FactoryId;
 use crate::output::{OutputRole, RoledOutput, channel_witness_script};
 use crate::params::{ParamsError, Schedule};
 use crate::plan;
-use crate::shape::Shape;
-use crate::tx::{RelayError, Timelock, TxKind, check_relay};
+use crate::shape::{ClientRange, Shape, ShapeNode, len};
+use crate::tree::tx_kind;
+use crate::tx::{RelayError, Timelock, TxKind, check_relay, checked_sum};
 
 /// What is wrong with an exit kit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -135,6 +136,7 @@ impl ExitKit {
             before.extend(outputs.map(|(vout, _)| OutPoint::new(txid, vout)));
         }
         self.check_path(&shape)?;
+        self.check_form(&shape)?;
         self.check_timeouts()?;
         Ok(exit::rehearse(self)?)
     }
@@ -206,6 +208,41 @@ impl ExitKit {
         }
     }
 
+    /// Every transaction of the path is its node of the shape, and has all of that node's outputs:
+    /// what is not there, a stock say, needs no timeout and would not be missed.
+    fn check_form(&self, shape: &Shape) -> Result<(), KitError> {
+        for (index, tx) in shape.path(self.position).into_iter().zip(self.path()) {
+            let node = shape.nodes().get(index).ok_or(malformed(tx, "node"))?;
+            if tx.kind != tx_kind(node.kind) || tx.spends.kind != plan::spent_kind(shape, node) {
+                return Err(malformed(tx, "place in the tree"));
+            }
+            if tx.spends.clients != node.clients || !tx.spends.with_lsp {
+                return Err(malformed(tx, "owner"));
+            }
+            let due = plan::output_roles(shape, node, |sub| self.stock(node, tx, sub).is_some());
+            let found = tx.outputs.iter().map(|o| (o.role, o.clients.clone()));
+            if !found.eq(due) {
+                return Err(malformed(tx, "outputs"));
+            }
+            for (output, txout) in tx.outputs.iter().zip(&tx.tx.output) {
+                let stock = output.role == OutputRole::Stock;
+                if stock && self.stock(node, tx, &output.clients) != Some(txout.value) {
+                    return Err(malformed(tx, "stock"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The stock that `leaf` has for the sub-factory `sub`, by the capacities of its channels, which
+    /// come first and in leaf order.
+    fn stock(&self, node: &ShapeNode, leaf: &KitTx, sub: &ClientRange) -> Option<Amount> {
+        let channels = node.clients.clone().zip(&leaf.tx.output);
+        let capacities = channels.filter(|(client, _)| sub.contains(client));
+        let capacities = checked_sum(capacities.map(|(_, channel)| channel.value))?;
+        plan::stock_amount(&self.params, capacities, len(sub))
+    }
+
     /// Every output on the way has exactly one timeout where the policy has timeouts, the channel
     /// has one under both, and each ends in a payout to the client.
     fn check_timeouts(&self) -> Result<(), KitError> {
@@ -219,22 +256,25 @@ impl ExitKit {
         let mut needed = Vec::new();
         for tx in &self.txs {
             if tx.is_path() && every {
-                needed.push((tx.spends.outpoint, tx.spends.kind));
+                needed.push((tx.spends.outpoint, tx.spends.kind, &tx.spends.clients));
             }
             for (outpoint, output, _) in self.own_outputs(tx) {
-                match (output.role, tx.kind) {
-                    (OutputRole::Channel, _) => needed.push((outpoint, SpentKind::Channel)),
-                    (OutputRole::Stock, _) if every => needed.push((outpoint, SpentKind::Stock)),
-                    (OutputRole::Branch, TxKind::Timeout) => {
-                        needed.push((outpoint, SpentKind::FirstStage));
-                    }
-                    _ => {}
-                }
+                let kind = match (output.role, tx.kind) {
+                    (OutputRole::Channel, _) => SpentKind::Channel,
+                    (OutputRole::Stock, _) if every => SpentKind::Stock,
+                    (OutputRole::Branch, TxKind::Timeout) => SpentKind::FirstStage,
+                    _ => continue,
+                };
+                needed.push((outpoint, kind, &output.clients));
             }
         }
-        for (outpoint, kind) in needed {
+        for (outpoint, kind, clients) in needed {
             let timeout = timeouts.remove(&outpoint);
-            let timeout = timeout.filter(|timeout| timeout.spends.kind == kind);
+            let with_lsp = kind != SpentKind::FirstStage;
+            let timeout = timeout.filter(|timeout| {
+                let spends = &timeout.spends;
+                spends.kind == kind && spends.clients == *clients && spends.with_lsp == with_lsp
+            });
             self.check_payout(timeout.ok_or(KitError::NoTimeout { outpoint, kind })?)?;
         }
         match timeouts.into_values().next() {
@@ -248,8 +288,10 @@ impl ExitKit {
         let (_, output, txout) = own.next().ok_or(KitError::Unpaid {
             txid: timeout.txid(),
         })?;
+        let alone = self.position..self.position.saturating_add(1);
+        let ours = output.clients == alone && txout.script_pubkey == self.payout_script;
         match output.role {
-            OutputRole::Payout if txout.script_pubkey == self.payout_script => Ok(()),
+            OutputRole::Payout if ours => Ok(()),
             // Its second stage is judged by itself.
             OutputRole::Branch => Ok(()),
             _ => Err(KitError::Unpaid {

@@ -170,3 +170,110 @@ fn channel_witness_is_in_bolt3_order() {
         assert_eq!(witness[3], script.as_bytes());
     }
 }
+
+/// Every place in `value`, as a JSON pointer.
+fn places(value: &serde_json::Value, at: &str, all: &mut Vec<String>) {
+    use serde_json::Value;
+    all.push(at.to_owned());
+    match value {
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                places(item, &format!("{at}/{index}"), all);
+            }
+        }
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                places(field, &format!("{at}/{name}"), all);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// One thing in `value` changed.
+fn spoil(value: &mut serde_json::Value) {
+    use serde_json::Value;
+    match value {
+        Value::Null => *value = Value::from(1),
+        Value::Bool(held) => *held = !*held,
+        Value::Number(held) => *value = Value::from(held.as_u64().unwrap() ^ 1),
+        Value::String(text) => {
+            let last = text.pop().unwrap_or('0');
+            text.push(if last == '0' { '1' } else { '0' });
+        }
+        Value::Array(items) => drop(items.pop()),
+        Value::Object(fields) => {
+            let first = fields.keys().next().cloned().unwrap();
+            fields.remove(&first);
+        }
+    }
+}
+
+/// What no transaction of this kit depends on: the join's name, the others' keys and payouts, rules
+/// of payments and of sales.
+fn is_free(kit: &ExitKit, at: &str) -> bool {
+    const FREE: [&str; 11] = [
+        "/ceremony",
+        "/attempt",
+        "/join_nonce",
+        "/leaf_id",
+        "/params/inner_arity",
+        "/params/late_margin",
+        "/params/p_base",
+        "/params/p_step",
+        "/params/route_budget",
+        // One part per million more rounds to the same stock.
+        "/params/stock_share_ppm",
+        "/params/timeout_feerate",
+    ];
+    let parts: Vec<&str> = at.split('/').collect();
+    match parts.as_slice() {
+        ["", "keys", at] => *at != kit.position.to_string(),
+        // A lock that is not there is one that is absent.
+        ["", "txs", _, "timelock"] => true,
+        ["", "txs", tx, "outputs", output, "clients", _] => {
+            let tx = &kit.txs[tx.parse::<usize>().unwrap()];
+            let clients = &tx.outputs[output.parse::<usize>().unwrap()].clients;
+            tx.kind == TxKind::Timeout && !clients.contains(&kit.position)
+        }
+        _ => FREE.contains(&at),
+    }
+}
+
+#[test]
+fn whatever_is_changed_on_disk_is_found() {
+    let kit = refund().kit(2);
+    let honest: serde_json::Value = serde_json::from_str(&kit.to_json().unwrap()).unwrap();
+    let mut all = Vec::new();
+    places(&honest, "", &mut all);
+    let spoiled = all.iter().filter(|at| !is_free(&kit, at));
+    let accepted: Vec<&String> = spoiled
+        .filter(|at| {
+            let mut changed = honest.clone();
+            spoil(changed.pointer_mut(at).unwrap());
+            let kit = ExitKit::from_json(&changed.to_string());
+            kit.is_ok_and(|kit| kit.verify().is_ok())
+        })
+        .collect();
+    assert!(accepted.is_empty(), "{accepted:#?}");
+}
+
+/// A stock that is said to be others' needs no timeout of ours, unless the shape is asked.
+#[test]
+fn a_stock_and_its_timeout_are_missed() {
+    let mut kit = refund().kit(2);
+    kit.txs.retain(|tx| tx.spends.kind != SpentKind::Stock);
+    let leaf = kit.txs.iter_mut().find(|tx| tx.kind == TxKind::Leaf);
+    for output in &mut leaf.unwrap().outputs {
+        if output.role == OutputRole::Stock {
+            output.clients = 0..0;
+        }
+    }
+    let error = kit.verify().unwrap_err();
+    let expected = KitError::Malformed {
+        txid: kit.path().last().unwrap().txid(),
+        kind: TxKind::Leaf,
+        what: "outputs",
+    };
+    assert_eq!(error, expected);
+}
