@@ -12,7 +12,9 @@ pub enum DataDirError {
     #[error("there is no home directory; name a data directory with --data-dir")]
     NoHome,
     /// Another process has it.
-    #[error("another coordinator is using {path}; stop it first, or use another --data-dir")]
+    #[error(
+        "another coordinator is using {path} already; stop it first, or use another --data-dir"
+    )]
     InUse {
         /// The directory.
         path: PathBuf,

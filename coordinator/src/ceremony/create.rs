@@ -59,7 +59,7 @@ pub enum CreateError {
         clients: Option<u32>,
     },
     /// A capacity outside the policy.
-    #[error("a capacity of {capacity} is outside the policy ({min} to {max})")]
+    #[error("a capacity of {} sat is outside the policy ({} to {} sat)", .capacity.to_sat(), .min.to_sat(), .max.to_sat())]
     Capacity {
         /// Asked for.
         capacity: Amount,
@@ -73,7 +73,8 @@ pub enum CreateError {
     Params(#[from] ParamsError),
     /// The wallet has less.
     #[error(
-        "about {needed} are needed, and the wallet has {available} confirmed and free; send it coins (`coordinator wallet address`)"
+        "about {} sat are needed, and the wallet has {} sat confirmed and free; send it coins (`coordinator wallet address`)",
+        .needed.to_sat(), .available.to_sat()
     )]
     NoFunds {
         /// Estimate.
@@ -120,7 +121,7 @@ pub async fn create(
     ctx.store
         .write(async |tx| ceremonies::insert(tx, id, height, &wish).await)
         .await?;
-    driver::spawn(Arc::clone(ctx), id, shutdown);
+    driver::spawn(Arc::clone(ctx), id, driver::Origin::Operator, shutdown);
     Ok(id)
 }
 
@@ -191,7 +192,8 @@ pub async fn resume_all(
     let (open, pins) = read_open(&ctx.store).await?;
     ctx.wallet.reserve(pins).await;
     for id in open {
-        driver::spawn(Arc::clone(ctx), id, shutdown.clone());
+        let origin = driver::Origin::Restart;
+        driver::spawn(Arc::clone(ctx), id, origin, shutdown.clone());
     }
     Ok(())
 }

@@ -39,6 +39,15 @@ pub(super) enum Stop {
     Shutdown,
 }
 
+/// Who starts a driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The operator: the ceremony is new.
+    Operator,
+    /// A restart: the ceremony was under way.
+    Restart,
+}
+
 /// One ceremony's driver.
 #[derive(Debug)]
 pub(super) struct Driver {
@@ -67,10 +76,15 @@ pub(super) enum Work {
 }
 
 /// Starts a ceremony's driver; what it does depends on what is stored.
-pub(super) fn spawn(ctx: Arc<Context>, id: CeremonyId, shutdown: watch::Receiver<bool>) {
+pub(super) fn spawn(
+    ctx: Arc<Context>,
+    id: CeremonyId,
+    origin: Origin,
+    shutdown: watch::Receiver<bool>,
+) {
     let (mailbox, status) = ctx.ceremonies.register(id);
     tokio::spawn(async move {
-        let reason = run(&ctx, id, mailbox, status, shutdown).await;
+        let reason = run(&ctx, id, origin, mailbox, status, shutdown).await;
         if let Some(reason) = reason {
             give_up(&ctx, id, &reason).await;
         }
@@ -127,6 +141,7 @@ async fn give_up(ctx: &Context, id: CeremonyId, reason: &AbortReason) {
 async fn run(
     ctx: &Arc<Context>,
     id: CeremonyId,
+    origin: Origin,
     mut mailbox: mpsc::Receiver<Mail>,
     status: watch::Sender<Status>,
     mut shutdown: watch::Receiver<bool>,
@@ -150,7 +165,7 @@ async fn run(
         _ = shutdown.wait_for(|stop| *stop) => return None,
         _ = chain.wait_for(|state| state.height().is_some()) => {}
     }
-    let result = begin(ctx, row, &mut mailbox, &mut shutdown).await;
+    let result = begin(ctx, row, origin, &mut mailbox, &mut shutdown).await;
     let (terms, feerate, first, invited) = match result {
         Ok(Beginning::Attempt {
             terms,
@@ -195,6 +210,7 @@ enum Beginning {
 async fn begin(
     ctx: &Arc<Context>,
     row: CeremonyRow,
+    origin: Origin,
     mailbox: &mut mpsc::Receiver<Mail>,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<Beginning, GatherEnd> {
@@ -247,6 +263,10 @@ async fn begin(
             first,
             invited: claimed,
         });
+    }
+    if origin == Origin::Restart && row.wish.clients.is_none() {
+        // It was for those who were interested at that moment, and that has passed.
+        return Err(GatherEnd::Failed(AbortReason::Restarted));
     }
     let invited = gather::gather(ctx, id, &row.wish, mailbox, shutdown).await?;
     let terms = match row.terms {

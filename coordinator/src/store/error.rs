@@ -79,8 +79,8 @@ pub enum StoreError {
 const SQLITE_CORRUPT: i32 = 11;
 const SQLITE_FULL: i32 = 13;
 const SQLITE_NOTADB: i32 = 26;
-/// `SQLITE_IOERR_WRITE` and `SQLITE_IOERR_FSYNC`: what some file systems say when full.
-const WRITE_FAILED: [i32; 2] = [778, 1034];
+/// `SQLITE_IOERR_WRITE`, `SQLITE_IOERR_FSYNC` and `SQLITE_IOERR_SHMSIZE`: what some file systems say when full.
+const WRITE_FAILED: [i32; 3] = [778, 1034, 4874];
 
 impl StoreError {
     pub(super) fn at(path: &Path, error: sqlx::Error) -> Self {

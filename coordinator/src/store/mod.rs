@@ -57,6 +57,8 @@ impl Store {
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
+            // Keeps the log beside the database at about a megabyte.
+            .pragma("wal_autocheckpoint", "250")
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
         let failed = |error| StoreError::at(path, error);
