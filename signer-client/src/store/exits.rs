@@ -117,13 +117,13 @@ pub trait ExitStore {
     /// Every exit asked for.
     async fn exits(&self) -> Result<Vec<ExitRow>>;
 
-    /// Notes that a transaction is handed to the node, before it is; the first time counts.
+    /// Notes that the node has taken a transaction; the first time counts.
     async fn record_published(&self, row: &PublishedRow) -> Result<()>;
 
     /// What was published for a factory, in order.
     async fn published(&self, factory: FactoryId) -> Result<Vec<PublishedRow>>;
 
-    /// Notes a child before it is handed to the node.
+    /// Notes a child that the node has taken.
     async fn record_child(&self, row: &FeeChildRow) -> Result<()>;
 
     /// All children of everything published for a factory, oldest first.
