@@ -142,11 +142,13 @@ pub enum Event {
         factory: FactoryId,
         txid: Txid,
         sat: u64,
+        outputs: usize,
     },
     Swept {
         factory: FactoryId,
         txid: Txid,
         sat: u64,
+        outputs: usize,
     },
     BlockConnected {
         height: u32,

@@ -152,9 +152,9 @@ pub async fn broadcast(ctx: &Context, factory: FactoryId) -> Result<(), FundingE
 /// # Errors
 /// [`StoreError`], [`WalletError`].
 pub async fn rebroadcast(ctx: &Context) -> Result<(), crate::chain_task::ChainTaskError> {
-    let funded = ctx
+    let (funded, pinned) = ctx
         .store
-        .read(async |tx| factories::funded(tx).await)
+        .read(async |tx| Ok((factories::funded(tx).await?, ceremonies::pinned(tx).await?)))
         .await?;
     for row in funded {
         if row.confirmed_height.is_none() {
@@ -182,7 +182,7 @@ pub async fn rebroadcast(ctx: &Context) -> Result<(), crate::chain_task::ChainTa
                 Err(error @ ChainError::Rejected { .. }) => refused(row.id, &error),
                 Err(error) => return Err(error.into()),
             }
-        } else if row.usable {
+        } else if row.usable && pinned.contains(&row.round.ceremony) {
             release(ctx, row.round.ceremony).await?;
         }
     }

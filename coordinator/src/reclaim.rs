@@ -161,6 +161,7 @@ async fn publish(ctx: &Context, factory: FactoryId, tx: Transaction) -> Result<(
             factory,
             txid,
             sat: amount.to_sat(),
+            outputs: row.tx.input.len(),
         });
     }
     Ok(())

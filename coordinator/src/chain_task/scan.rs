@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use bitcoin::{Amount, Block, BlockHash, OutPoint, Transaction, Txid};
+use bitcoin::{Block, BlockHash, OutPoint, Transaction, Txid};
 use chain::ChainEvent;
 use factory_tree::factory::SpentKind;
 use factory_tree::ids::FactoryId;
@@ -15,14 +15,15 @@ use crate::notify;
 use crate::store::factories::FactoryRow;
 use crate::store::history::{self, HistoryRow};
 use crate::store::outputs::{self, OutputRow};
-use crate::store::{self, Conn, factories, sweeps};
+use crate::store::sweeps::{self, SweepRow};
+use crate::store::{self, Conn, factories};
 
 /// What is watched for, and what was found.
 #[derive(Debug)]
 pub(super) struct Scan {
     fundings: HashMap<Txid, FactoryRow>,
     outputs: HashMap<OutPoint, OutputRow>,
-    sweeps: HashMap<Txid, (FactoryId, Amount)>,
+    sweeps: HashMap<Txid, SweepRow>,
     stored_tip: Option<u32>,
     found: Vec<Found>,
     events: Vec<(u32, Event)>,
@@ -52,9 +53,7 @@ impl Scan {
             Ok(Self {
                 fundings: fundings.collect(),
                 outputs: outputs.collect(),
-                sweeps: sweeps
-                    .map(|row| (row.tx.compute_txid(), (row.factory, row.amount)))
-                    .collect(),
+                sweeps: sweeps.map(|row| (row.tx.compute_txid(), row)).collect(),
                 stored_tip: outputs::tip(tx).await?,
                 found: Vec::new(),
                 events: Vec::new(),
@@ -180,16 +179,15 @@ impl Scan {
             ));
             self.watch(output);
         }
-        if let Some((factory, amount)) = self.sweeps.remove(&txid) {
+        if let Some(row) = self.sweeps.remove(&txid) {
             self.found.push(Found::Sweep(txid, height));
-            self.events.push((
-                height,
-                Event::Swept {
-                    factory,
-                    txid,
-                    sat: amount.to_sat(),
-                },
-            ));
+            let event = Event::Swept {
+                factory: row.factory,
+                txid,
+                sat: row.amount.to_sat(),
+                outputs: row.tx.input.len(),
+            };
+            self.events.push((height, event));
         }
     }
 

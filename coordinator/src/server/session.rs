@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use bitcoin::Amount;
+use factory_tree::ceremony::message::ToCoordinator;
 use factory_tree::ids::ClientId;
 use proto::session::{HEARTBEATS_MISSED, ServiceError, SessionToken};
 use proto::v1::server_message::Body;
@@ -191,11 +192,14 @@ async fn handle(
         }
         FromClient::Ceremony(message) => {
             let round = message.round();
+            // The last ack ends the ceremony: the same ack again finds none, and is harmless.
+            let repeatable = matches!(message, ToCoordinator::Ack { .. });
             if front
                 .ctx
                 .ceremonies
                 .deliver(round.ceremony, Mail::Client { client, message })
                 .await
+                || repeatable
             {
                 return Ok(());
             }

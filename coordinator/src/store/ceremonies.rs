@@ -152,6 +152,17 @@ pub async fn pins(conn: &mut Conn, id: CeremonyId) -> Result<Vec<Pin>> {
     rows.iter().map(pin).collect()
 }
 
+/// Ceremonies that have pins.
+///
+/// # Errors
+/// Those of the database.
+pub async fn pinned(conn: &mut Conn) -> Result<Vec<CeremonyId>> {
+    let rows: Vec<Vec<u8>> = sqlx::query_scalar("SELECT DISTINCT ceremony FROM pin")
+        .fetch_all(conn)
+        .await?;
+    rows.iter().map(|row| codec::ceremony(row)).collect()
+}
+
 /// Every pinned coin.
 ///
 /// # Errors
