@@ -175,12 +175,21 @@ impl World {
         Ok(true)
     }
 
-    /// How many outputs of a factory the coordinator has swept.
-    pub fn swept(&self, created: &Created) -> Result<usize> {
-        let events = self.coordinator.events()?;
-        let swept = events.iter().filter(|event| event.is("swept"));
-        Ok(swept
-            .filter(|event| event.text("factory") == created.factory)
-            .count())
+    /// How many outputs of a factory that several must sign for are still unspent.
+    pub fn left_in(&self, export: &Export) -> Result<usize> {
+        let mut watched = vec![export.funding_outpoint()];
+        for tx in &export.transactions {
+            for role in ["branch", "channel", "stock"] {
+                watched.extend(tx.outputs_of(role).map(|(outpoint, _)| outpoint));
+            }
+        }
+        let mut left = 0;
+        for outpoint in watched {
+            let coin = self
+                .node
+                .rpc("gettxout", json!([outpoint.txid, outpoint.vout, false]))?;
+            left += usize::from(!coin.is_null());
+        }
+        Ok(left)
     }
 }

@@ -264,23 +264,17 @@ impl World {
     /// Waits until the coordinator has followed the chain to a height.
     pub fn coordinator_sees(&self, height: u32) -> Result<()> {
         let seen = |event: &Event| {
-            event.is("block_connected") && event.number("height") >= Some(height.into())
-        };
-        self.coordinator
-            .wait(&format!("block {height}"), seen)
-            .map(drop)
-    }
-
-    /// Waits until the coordinator has followed the chain to its tip.
-    pub fn coordinator_sees_tip(&self) -> Result<()> {
-        let height = self.node.height()?;
-        let seen = |event: &Event| {
             let at = event.number("height").max(event.number("at_height"));
             at >= Some(height.into())
         };
         self.coordinator
             .wait(&format!("height {height}"), seen)
             .map(drop)
+    }
+
+    /// Waits until the coordinator has followed the chain to its tip.
+    pub fn coordinator_sees_tip(&self) -> Result<()> {
+        self.coordinator_sees(self.node.height()?)
     }
 
     /// Waits until a wallet has followed the chain to a height.

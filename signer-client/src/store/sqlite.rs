@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use sqlx::{ConnectOptions, Connection, Sqlite, SqlitePool, Transaction};
 
 use super::{Result, StoreError};
 
@@ -35,7 +35,14 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             // The log is folded into the database often, so that a small disk is enough for both.
             .pragma("wal_autocheckpoint", "128");
-        let store = Self::connect(options, path.as_ref().display().to_string(), 2).await?;
+        let name = path.as_ref().display().to_string();
+        // A new file is switched to the write-ahead log by one connection alone: SQLite does not
+        // wait for another that is at it too, and the pool opens more than one.
+        let first = options.connect().await;
+        let first = first.map_err(|error| StoreError::from_sqlx(&name, error))?;
+        let closed = first.close().await;
+        closed.map_err(|error| StoreError::from_sqlx(&name, error))?;
+        let store = Self::connect(options, name, 2).await?;
         store.quick_check().await?;
         Ok(store)
     }

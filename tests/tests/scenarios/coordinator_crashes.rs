@@ -24,14 +24,26 @@ fn killed_at(point: &str) -> Result<()> {
     }
     world.coordinator.wait_until_ended()?;
     world.coordinator.start()?;
+    world.coordinator.wait_for("ready")?;
+    if point == "pins_stored" {
+        // Nobody was invited yet and the operator got no answer: the pins are free, it is for him to ask again.
+        world.coordinator.wait_for("ceremony_failed")?;
+        world.join(&CLIENTS)?;
+        world.begin(&[])?;
+    }
     let created = match point {
-        "confirmed_stored" => created(&world)?,
-        _ => {
-            let created = world.funded_after(0)?;
-            world.confirm(&created)?;
-            created
-        }
+        // Broadcast or even confirmed before: only the clients tell which factory it is.
+        "funding_broadcast" | "confirmed_stored" => created(&world)?,
+        _ => world.funded_after(0)?,
     };
+    if point == "confirmed_stored" {
+        let shown = world
+            .coordinator
+            .json(&["factory", "show", &created.factory])?;
+        ensure!(shown["state"] == "usable", "{shown}");
+    } else {
+        world.confirm(&created)?;
+    }
     world.usable_for(&created, &CLIENTS)?;
     let export = world.export(&created)?;
     ensure!(
@@ -43,7 +55,7 @@ fn killed_at(point: &str) -> Result<()> {
     money::funded(&world, &[export], COORDINATOR_COINS)
 }
 
-/// The factory, when its funding was confirmed before the crash.
+/// The factory whose kit a client holds.
 fn created(world: &World) -> Result<Created> {
     let kit = world.client(0)?.wait_for("kit_stored")?;
     let factory = kit.text("factory").to_owned();

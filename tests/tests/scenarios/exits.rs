@@ -95,7 +95,7 @@ fn all_leave_and_are_paid_at_expiry() -> Result<()> {
     world.node.mine_until(export.expiry_height)?;
     // The stocks wait for `q` after their leaf, the channels for T.
     world.mine_until(&export, |world| {
-        Ok(world.all_done(&created, &everybody)? && world.swept(&created)? == 2)
+        Ok(world.all_done(&created, &everybody)? && world.left_in(&export)? == 0)
     })?;
     let ledger = money::settled(&world, std::slice::from_ref(&export))?;
     for index in &everybody {

@@ -44,22 +44,10 @@ fn clients_leave_and_the_coordinator_sweeps() -> Result<()> {
     for index in leaving {
         world.drive(index, 0, |event| event.is("leaf_confirmed"), |_| {})?;
     }
-    let leaves: Vec<_> = export
-        .transactions
-        .iter()
-        .filter(|tx| tx.kind == "leaf")
-        .collect();
-    let on_chain = world.heights(leaves.iter().map(|leaf| leaf.txid).collect())?;
-    let stocks: usize = leaves
-        .iter()
-        .filter(|leaf| on_chain.contains_key(&leaf.txid))
-        .map(|leaf| leaf.outputs_of("stock").count())
-        .sum();
-    let unpublished = leaves.len() - on_chain.len();
     world.mine_until(&export, |world| {
-        Ok(world.all_done(&created, &leaving)? && world.swept(&created)? == stocks + unpublished)
+        Ok(world.all_done(&created, &leaving)? && world.left_in(&export)? == 0)
     })?;
-    let ledger = money::sheet(&world, std::slice::from_ref(&export))?;
+    let ledger = money::settled(&world, std::slice::from_ref(&export))?;
     for index in leaving {
         let name = format!("client-{index}");
         let fees: u64 = ledger

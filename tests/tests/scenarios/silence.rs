@@ -8,7 +8,7 @@ use crate::money;
 /// Seconds to answer: what these tests wait for at most.
 const SECONDS: i64 = 5;
 
-fn left_out(name: &str, misbehaviour: &str, phase: &str) -> Result<()> {
+fn left_out(name: &str, misbehaviour: &str, phase: &str, reason: &str) -> Result<()> {
     let mut world = World::start_with(name, |coordinator| {
         coordinator.configure("ceremony.join_seconds", SECONDS)?;
         coordinator.configure("ceremony.step_seconds", SECONDS)
@@ -21,7 +21,7 @@ fn left_out(name: &str, misbehaviour: &str, phase: &str) -> Result<()> {
     let event = world.coordinator.wait_for("client_left_out")?;
     ensure!(event.text("client") == id, "{event}");
     ensure!(
-        event.text("reason") == "silent" && event.text("phase") == phase,
+        event.text("reason") == reason && event.text("phase") == phase,
         "{event}"
     );
     let all = world.coordinator.events()?;
@@ -50,17 +50,32 @@ fn left_out(name: &str, misbehaviour: &str, phase: &str) -> Result<()> {
 
 #[test]
 fn before_nonces() -> Result<()> {
-    left_out("silent_before_nonces", "silent_before_join", "joining")
+    left_out(
+        "silent_before_nonces",
+        "silent_before_join",
+        "joining",
+        "left",
+    )
 }
 
 #[test]
 fn during_nonces() -> Result<()> {
-    left_out("silent_during_nonces", "silent_after_join", "confirming")
+    left_out(
+        "silent_during_nonces",
+        "silent_after_join",
+        "confirming",
+        "left",
+    )
 }
 
 #[test]
 fn after_nonces() -> Result<()> {
-    left_out("silent_after_nonces", "silent_after_proposal", "signing")
+    left_out(
+        "silent_after_nonces",
+        "silent_after_proposal",
+        "signing",
+        "silent",
+    )
 }
 
 /// With too few left there is no factory, and the coins are free again.
@@ -75,10 +90,10 @@ fn too_few_left() -> Result<()> {
     world.begin(&[])?;
     let failed = world.coordinator.wait_for("ceremony_failed")?;
     ensure!(failed.text("reason") == "too_few_clients", "{failed}");
-    // Nothing is pinned any more: the next one may use every coin.
+    // Nothing is pinned any more: the next one may use every coin. The silent one is invited again, in vain.
     world.add_clients(1)?;
     world.join(&[0, 2])?;
-    let created = world.create(&["--clients", "2"])?;
+    let created = world.create(&["--clients", "3"])?;
     world.usable_for(&created, &[0, 2])?;
     let export = world.export(&created)?;
     money::funded(&world, &[export], COORDINATOR_COINS)

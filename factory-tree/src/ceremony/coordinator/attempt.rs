@@ -180,11 +180,11 @@ impl Ceremony {
         let reason = match self.seat(client) {
             _ if round != current => Some(RefuseReason::UnknownRound),
             None => Some(RefuseReason::NotInvited),
-            Some(_) if !joining => Some(RefuseReason::OutOfTurn),
             Some(seat) => match seat.join() {
                 // The same bytes again are harmless, another join of this attempt is not.
                 Some(held) if *held == join => return,
                 Some(_) => Some(RefuseReason::OutOfTurn),
+                None if !joining => Some(RefuseReason::OutOfTurn),
                 None => malformed(&join, seat.capacity, max_sessions).map(RefuseReason::Malformed),
             },
         };

@@ -216,7 +216,15 @@ impl Ceremony {
 
     fn message(&mut self, client: ClientId, message: ToCoordinator, effects: &mut Vec<Effect>) {
         let round = message.round();
-        if round != self.round() || matches!(self.state, State::Finished) {
+        let finished = matches!(self.state, State::Finished);
+        let acked = self
+            .seats
+            .iter()
+            .any(|seat| seat.client == client && seat.acked);
+        if finished && acked && matches!(message, ToCoordinator::Ack { .. }) {
+            return;
+        }
+        if round != self.round() || finished {
             return effects.push(refuse(client, round, RefuseReason::UnknownRound));
         }
         if !self

@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use anyhow::Result;
 use scenarios::event::Event;
 
-use crate::Expiry;
 use crate::build::Factory;
 use crate::screen::{Screen, grouped, short};
 use crate::stage::Stage;
@@ -105,24 +104,12 @@ fn narrate(screen: &mut Screen, name: &str, event: &Event) {
 fn paid(stage: &mut Stage, factory: &Factory) -> Result<()> {
     let everybody = stage.everybody();
     let screen = RefCell::new(&mut stage.screen);
-    let reclaims = stage.expiry == Expiry::LspReclaim;
     stage.world.mine_until(&factory.export, |world| {
         let height = world.node.height()?;
         screen.borrow_mut().progress(&format!("height {height}"));
-        let swept = !reclaims || world.swept(&factory.created)? == stocks(factory);
-        Ok(swept && world.all_done(&factory.created, &everybody)?)
+        Ok(world.all_done(&factory.created, &everybody)? && world.left_in(&factory.export)? == 0)
     })?;
     report(stage, factory)
-}
-
-/// How many stocks the factory's leaves have.
-fn stocks(factory: &Factory) -> usize {
-    let leaves = factory
-        .export
-        .transactions
-        .iter()
-        .filter(|tx| tx.kind == "leaf");
-    leaves.map(|leaf| leaf.outputs_of("stock").count()).sum()
 }
 
 fn report(stage: &mut Stage, factory: &Factory) -> Result<()> {
