@@ -84,6 +84,9 @@ pub struct NodeInfo {
     pub initial_block_download: bool,
 }
 
+/// Headers come before their blocks: a node so few blocks behind is not syncing, a block is just being connected.
+const ABOUT_TO_CONNECT: u32 = 3;
+
 impl NodeInfo {
     /// Checks that this node can serve us now.
     ///
@@ -104,7 +107,7 @@ impl NodeInfo {
         }
         // A regtest node calls itself behind whenever nobody has mined for a day.
         let behind = self.initial_block_download && self.network != Network::Regtest;
-        if behind || self.blocks < self.headers {
+        if behind || self.blocks.saturating_add(ABOUT_TO_CONNECT) < self.headers {
             return Err(ChainError::Syncing {
                 blocks: self.blocks,
                 headers: self.headers,
@@ -188,13 +191,21 @@ mod tests {
         );
         assert_eq!(
             NodeInfo {
-                headers: 9,
+                headers: 10,
+                ..ready()
+            }
+            .require_ready(Network::Signet),
+            Ok(())
+        );
+        assert_eq!(
+            NodeInfo {
+                headers: 11,
                 ..ready()
             }
             .require_ready(Network::Signet),
             Err(ChainError::Syncing {
                 blocks: 7,
-                headers: 9
+                headers: 11
             })
         );
         let downloading = NodeInfo {

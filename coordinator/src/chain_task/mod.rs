@@ -6,9 +6,8 @@ mod scan;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitcoin::Network;
 use chain::wallet::WalletError;
-use chain::{ChainError, ChainEvent, Follower, NodeInfo};
+use chain::{ChainError, ChainEvent, Follower};
 use tokio::sync::watch;
 
 use crate::context::{ChainState, Context};
@@ -20,8 +19,6 @@ use scan::Scan;
 
 /// Blocks that are stored together while catching up.
 const BATCH: usize = 64;
-/// Headers that a node in sync may be ahead of its blocks for a moment.
-const HEADERS_AHEAD: u32 = 2;
 /// The longest pause between two tries to reach the node.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -92,7 +89,8 @@ fn ready(ctx: &Context, height: u32) {
 async fn follow(ctx: &Arc<Context>, pause: &mut Duration) -> Result<(), ChainTaskError> {
     let mut follower = Follower::new(Arc::clone(&ctx.source), ctx.wallet.checkpoints().await)?;
     loop {
-        check_node(&ctx.source.node_info().await?, ctx.config.network)?;
+        let node = ctx.source.node_info().await?;
+        node.require_ready(ctx.config.network)?;
         catch_up(ctx, &mut follower).await?;
         let height = follower.position().height;
         ctx.events.set_height(height);
@@ -100,18 +98,6 @@ async fn follow(ctx: &Arc<Context>, pause: &mut Duration) -> Result<(), ChainTas
         *pause = ctx.config.poll();
         at_tip(ctx).await?;
         follower.wait_for_change(ctx.config.poll()).await?;
-    }
-}
-
-/// A node that has a header or two more than blocks is taking in a block this very moment.
-fn check_node(node: &NodeInfo, network: Network) -> Result<(), ChainError> {
-    match node.require_ready(network) {
-        Err(ChainError::Syncing { blocks, headers })
-            if !node.initial_block_download && headers.saturating_sub(blocks) <= HEADERS_AHEAD =>
-        {
-            Ok(())
-        }
-        other => other,
     }
 }
 
@@ -151,25 +137,5 @@ const fn height_after(event: &ChainEvent) -> u32 {
     match event {
         ChainEvent::Connected { height, .. } => *height,
         ChainEvent::Disconnected(gone) => gone.height.saturating_sub(1),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_in_the_middle_of_a_block_is_in_sync() {
-        let node = |blocks, initial_block_download| NodeInfo {
-            network: Network::Signet,
-            version: 300_000,
-            blocks,
-            headers: 100,
-            initial_block_download,
-        };
-        assert!(check_node(&node(99, false), Network::Signet).is_ok());
-        assert!(check_node(&node(97, false), Network::Signet).is_err());
-        assert!(check_node(&node(99, true), Network::Signet).is_err());
-        assert!(check_node(&node(100, false), Network::Bitcoin).is_err());
     }
 }
