@@ -160,10 +160,10 @@ fn explain(quote: &Quote) -> String {
         "  It takes {} blocks at least, {} at worst, until the channel is on the chain; its timeout is valid at height {}.\n",
         quote.least_delay_blocks, quote.worst_delay_blocks, quote.expiry_height
     ));
-    if quote.coverage_away_sat > 0 {
+    if quote.coverage_sat > 0 {
         text.push_str(&format!(
             "  If you stay away instead, you are paid at least {} sat after height {}, and it costs you nothing.",
-            grouped(quote.coverage_away_sat.min(quote.coverage_channel_sat)),
+            grouped(quote.coverage_sat),
             quote.expiry_height
         ));
     } else {

@@ -152,10 +152,10 @@ fn quote_text(quote: &Quote) -> String {
             suffice.to_owned(),
         ]);
     }
-    let away = if quote.coverage_away_sat > 0 {
+    let away = if quote.coverage_sat > 0 {
         format!(
             "Staying away instead pays at least {} sat after height {}, and costs nothing.",
-            grouped(quote.coverage_away_sat.min(quote.coverage_channel_sat)),
+            grouped(quote.coverage_sat),
             quote.expiry_height
         )
     } else {

@@ -121,7 +121,9 @@ pub struct Quote {
     pub least_delay_blocks: u32,
     /// Blocks until the channel's money is out, at worst.
     pub worst_delay_blocks: u32,
-    /// What the timeouts pay who stays away, net of their fees.
+    /// The least that the timeouts pay, whatever the others do, net of their fees.
+    pub coverage_sat: u64,
+    /// The least that a timeout on the path pays who stays away, net of its fee.
     pub coverage_away_sat: u64,
     /// What the channel's timeout pays once the leaf is published.
     pub coverage_channel_sat: u64,
@@ -289,6 +291,7 @@ pub async fn quote(
         forced_siblings: plan.forced_siblings,
         least_delay_blocks: plan.least_delay.0,
         worst_delay_blocks: plan.worst_delay.0,
+        coverage_sat: plan.coverage.least().to_sat(),
         coverage_away_sat: plan.coverage.away.to_sat(),
         coverage_channel_sat: plan.coverage.channel.to_sat(),
         coverage_stock_sat: plan.coverage.stock.to_sat(),

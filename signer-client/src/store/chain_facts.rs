@@ -153,6 +153,17 @@ impl ChainFactStore for SqliteStore {
         let mut tx = self.write().await?;
         let above = i64::from(height.0).saturating_add(1);
         self.delete_from(&mut tx, above).await?;
+        // What was found to be over by then may not be.
+        for statement in [
+            "UPDATE factories SET closed_height = NULL WHERE closed_height >= ?",
+            "UPDATE exits SET done_height = NULL WHERE done_height >= ?",
+        ] {
+            sqlx::query(statement)
+                .bind(above)
+                .execute(&mut *tx)
+                .await
+                .map_err(|error| self.error(error))?;
+        }
         self.commit(tx).await
     }
 

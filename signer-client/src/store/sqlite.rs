@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Sqlite, SqlitePool, Transaction};
+use sqlx::{Sqlite, SqlitePool, Transaction};
 
 use super::{Result, StoreError};
 
 static MIGRATOR: Migrator = sqlx::migrate!("../migrations/client");
 
+/// How often and how long to wait for another process at opening.
+const LOOKS: u32 = 100;
+const LOOK: Duration = Duration::from_millis(50);
 /// How long a writer waits for another process.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -35,14 +38,19 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             // The log is folded into the database often, so that a small disk is enough for both.
             .pragma("wal_autocheckpoint", "128");
-        let name = path.as_ref().display().to_string();
-        // A new file is switched to the write-ahead log by one connection alone: SQLite does not
-        // wait for another that is at it too, and the pool opens more than one.
-        let first = options.connect().await;
-        let first = first.map_err(|error| StoreError::from_sqlx(&name, error))?;
-        let closed = first.close().await;
-        closed.map_err(|error| StoreError::from_sqlx(&name, error))?;
-        let store = Self::connect(options, name, 2).await?;
+        let path = path.as_ref().display().to_string();
+        let mut looks = LOOKS;
+        let store = loop {
+            match Self::connect(options.clone(), path.clone()).await {
+                // SQLite does not wait by itself while another process, a command that ends just
+                // now for example, changes the journal.
+                Err(StoreError::Busy { .. }) if looks > 0 => {
+                    looks = looks.saturating_sub(1);
+                    tokio::time::sleep(LOOK).await;
+                }
+                other => break other?,
+            }
+        };
         store.quick_check().await?;
         Ok(store)
     }
@@ -55,17 +63,14 @@ impl SqliteStore {
         let path = "(in memory)".to_owned();
         let options = SqliteConnectOptions::from_str("sqlite::memory:")
             .map_err(|error| StoreError::from_sqlx(&path, error))?;
-        Self::connect(options, path, 1).await
+        Self::connect(options, path).await
     }
 
-    async fn connect(
-        options: SqliteConnectOptions,
-        path: String,
-        connections: u32,
-    ) -> Result<Self> {
+    /// One connection: a wallet's statements are short, and one alone never waits for itself.
+    async fn connect(options: SqliteConnectOptions, path: String) -> Result<Self> {
         let options = options.foreign_keys(true).busy_timeout(PATIENCE);
         let pool = SqlitePoolOptions::new()
-            .max_connections(connections)
+            .max_connections(1)
             // A connection in memory is the database: it must neither idle out nor be recycled.
             .idle_timeout(None)
             .max_lifetime(None)
