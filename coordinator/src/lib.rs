@@ -20,3 +20,6 @@ pub mod server;
 pub mod sessions;
 pub mod store;
 pub mod trees;
+
+#[cfg(test)]
+mod testing;

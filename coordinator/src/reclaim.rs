@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use bitcoin::key::Keypair;
 use bitcoin::secp256k1::Secp256k1;
-use bitcoin::{FeeRate, OutPoint, ScriptBuf, Transaction};
+use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 use chain::ChainError;
 use factory_tree::factory::SpentKind;
 use factory_tree::ids::FactoryId;
@@ -13,6 +13,7 @@ use factory_tree::keys::Owners;
 use factory_tree::output::ScriptLeaf;
 use factory_tree::plan;
 use factory_tree::sweep::{self, SweepError, SweepInput, Unlock};
+use factory_tree::tx::checked_sum;
 
 use crate::chain_task::ChainTaskError;
 use crate::context::Context;
@@ -22,6 +23,10 @@ use crate::store::sweeps::{self, SweepRow};
 use crate::store::{attempts, factories};
 use crate::trees::KnownTree;
 
+/// Blocks after which a sweep that pays too little is replaced.
+const PATIENCE: u32 = 12;
+/// Blocks between two tries after the node refused one.
+const PAUSE: u32 = 6;
 /// Inputs of one sweep: a script-path input is about 60 vB, so this stays well under what nodes relay.
 const MOST_INPUTS: usize = 500;
 
@@ -38,8 +43,11 @@ pub async fn run(ctx: &Context) -> Result<(), ChainTaskError> {
         return Ok(());
     }
     let mut swept = HashSet::new();
+    let feerate = ctx.feerate().await;
     for row in pending {
-        if again(ctx, &row).await? {
+        if is_stuck(&row, &unspent, ctx.height(), feerate) {
+            give_up(ctx, row.tx.compute_txid()).await?;
+        } else if again(ctx, &row).await? {
             swept.extend(row.tx.input.iter().map(|input| input.previous_output));
         }
     }
@@ -79,14 +87,41 @@ async fn again(ctx: &Context, row: &SweepRow) -> Result<bool, ChainTaskError> {
         Err(ChainError::Rejected { txid, reason }) => {
             // Something else spent an input, or the lock counts again after a reorg: what is left is swept anew when due.
             tracing::warn!(%txid, ?reason, "a sweep was not accepted");
-            ctx.store
-                .write(async |tx| sweeps::give_up(tx, &txid).await)
-                .await?;
-            ctx.wallet.forget_unconfirmed([txid]).await?;
+            give_up(ctx, txid).await?;
             Ok(false)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+async fn give_up(ctx: &Context, txid: Txid) -> Result<(), ChainTaskError> {
+    ctx.store
+        .write(async |tx| sweeps::give_up(tx, &txid).await)
+        .await?;
+    Ok(ctx.wallet.forget_unconfirmed([txid]).await?)
+}
+
+/// Whether a sweep waits for long and pays clearly less than it should now: then another one replaces it.
+fn is_stuck(row: &SweepRow, unspent: &[OutputRow], height: u32, feerate: FeeRate) -> bool {
+    if height < row.created_height.saturating_add(PATIENCE) {
+        return false;
+    }
+    let amount_of = |outpoint: OutPoint| {
+        let found = unspent.iter().find(|output| output.outpoint == outpoint);
+        found.map(|output| output.amount)
+    };
+    let inputs = row
+        .tx
+        .input
+        .iter()
+        .map(|input| amount_of(input.previous_output));
+    let Some(inputs) = inputs.collect::<Option<Vec<_>>>().and_then(checked_sum) else {
+        return false;
+    };
+    let paid = inputs.checked_sub(row.amount).unwrap_or_default();
+    let due = feerate.fee_vb(row.tx.vsize() as u64).unwrap_or(Amount::MAX);
+    // A quarter more is enough to replace it (BIP-125 asks for 1 sat/vB more).
+    due.to_sat() > paid.to_sat().saturating_add(paid.to_sat() / 4)
 }
 
 async fn sweep_factory(
@@ -105,6 +140,13 @@ async fn sweep_factory(
         return Ok(());
     }
     let Some(row) = row else { return Ok(()) };
+    let last = ctx
+        .store
+        .read(async |tx| sweeps::last_refused(tx, factory).await)
+        .await?;
+    if last.is_some_and(|last| height < last.saturating_add(PAUSE)) {
+        return Ok(());
+    }
     let known = ctx.trees.get(&ctx.store, factory).await?;
     let due: Vec<(OutputRow, ScriptLeaf)> = outputs
         .into_iter()
@@ -152,6 +194,7 @@ async fn publish(ctx: &Context, factory: FactoryId, tx: Transaction) -> Result<(
         tx,
         amount,
         created_height: ctx.height(),
+        dead: false,
     };
     ctx.store
         .write(async |conn| sweeps::insert(conn, &row).await)
@@ -240,5 +283,48 @@ mod tests {
         assert!(!is_due(unpublished, 100, 699));
         assert!(is_due(unpublished, 100, 700));
         assert!(!is_due(ScriptLeaf::None, 1, 1_000_000));
+    }
+
+    #[test]
+    fn a_sweep_that_pays_too_little_is_replaced_in_time() {
+        use bitcoin::{Sequence, TxIn, TxOut, absolute, hashes::Hash, transaction};
+        let outpoint = OutPoint::new(Txid::from_byte_array([1; 32]), 0);
+        let factory = FactoryId([2; 32]);
+        let output = OutputRow {
+            outpoint,
+            factory,
+            kind: SpentKind::Stock,
+            amount: Amount::from_sat(100_000),
+            confirmed_height: 10,
+            spent_height: None,
+            spent_by: None,
+        };
+        let tx = Transaction {
+            version: transaction::Version::TWO,
+            lock_time: absolute::LockTime::ZERO,
+            input: vec![TxIn {
+                previous_output: outpoint,
+                sequence: Sequence::from_height(504),
+                ..TxIn::default()
+            }],
+            output: vec![TxOut {
+                value: Amount::from_sat(99_000),
+                script_pubkey: ScriptBuf::new(),
+            }],
+        };
+        let (size, amount) = (tx.vsize() as u64, Amount::from_sat(99_000));
+        let row = SweepRow {
+            factory,
+            tx,
+            amount,
+            created_height: 600,
+            dead: false,
+        };
+        let rate = |fee: u64| FeeRate::from_sat_per_vb(fee / size).unwrap();
+        let stuck = |height, fee| is_stuck(&row, std::slice::from_ref(&output), height, rate(fee));
+        assert!(stuck(612, 2_000));
+        assert!(!stuck(611, 2_000), "not yet");
+        assert!(!stuck(612, 1_000), "it pays enough");
+        assert!(!is_stuck(&row, &[], 612, rate(2_000)), "its input is spent");
     }
 }

@@ -68,6 +68,8 @@ struct Session {
 pub struct SessionHandle {
     /// Which one of this client's.
     pub number: u64,
+    /// Whether it replaced an older one.
+    pub replaced: bool,
     /// Resolves when somebody else ends it.
     pub ended: oneshot::Receiver<ServiceError>,
 }
@@ -119,12 +121,18 @@ impl Sessions {
             refusals: 0,
         };
         open.by_token.insert(token, client);
-        if let Some(mut older) = open.by_client.insert(client, session) {
+        let older = open.by_client.insert(client, session);
+        let replaced = older.is_some();
+        if let Some(mut older) = older {
             open.by_token.remove(&older.token);
             let text = "the same client opened another session; this one ends";
             older.stop(ServiceError::new(ErrorCode::SessionReplaced, text));
         }
-        Ok(SessionHandle { number, ended })
+        Ok(SessionHandle {
+            number,
+            replaced,
+            ended,
+        })
     }
 
     /// Closes a session; false if a newer one of this client has replaced it.

@@ -67,7 +67,12 @@ fn away(ctx: &Context, error: &ChainTaskError) {
         changed
     });
     if changed {
-        ctx.events.emit(Event::ChainUnavailable { problem });
+        ctx.events.emit(match error {
+            ChainTaskError::Store(_) | ChainTaskError::Wallet(WalletError::Store(_)) => {
+                Event::StoreFailed { problem }
+            }
+            _ => Event::ChainUnavailable { problem },
+        });
     }
 }
 
@@ -139,3 +144,6 @@ const fn height_after(event: &ChainEvent) -> u32 {
         ChainEvent::Disconnected(gone) => gone.height.saturating_sub(1),
     }
 }
+
+#[cfg(test)]
+mod tests;

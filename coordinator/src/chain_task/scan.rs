@@ -49,7 +49,7 @@ impl Scan {
                 .await?
                 .into_iter()
                 .map(|row| (row.outpoint, row));
-            let sweeps = sweeps::pending(tx).await?.into_iter();
+            let sweeps = sweeps::unconfirmed(tx).await?.into_iter();
             Ok(Self {
                 fundings: fundings.collect(),
                 outputs: outputs.collect(),

@@ -17,7 +17,7 @@ use crate::keys::random;
 use crate::sessions::Outgoing;
 
 /// What our own clients call themselves; other software sets its own pace.
-const OWN_CLIENT: &str = "superscalar-signer-client/";
+const OWN_CLIENT: &str = "signer-client ";
 
 /// Authenticates a stream: the client's account and the name of its software.
 ///
@@ -85,8 +85,8 @@ mod tests {
 
     #[test]
     fn only_our_own_old_software_is_refused() {
-        assert!(check_version("superscalar-signer-client/0.0.9", "0.1.0").is_err());
-        assert!(check_version("superscalar-signer-client/0.10.0", "0.9.0").is_ok());
-        assert!(check_version("somebody-else/0.0.1", "0.1.0").is_ok());
+        assert!(check_version("signer-client 0.0.9", "0.1.0").is_err());
+        assert!(check_version("signer-client 0.10.0", "0.9.0").is_ok());
+        assert!(check_version("somebody-else 0.0.1", "0.1.0").is_ok());
     }
 }

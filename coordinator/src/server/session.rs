@@ -96,6 +96,10 @@ async fn run(
     front.ctx.events.emit(Event::ClientConnected { client });
     // A full queue only means that this client is written down as seen next time.
     let _ = front.seen.try_send((client, software));
+    if handle.replaced {
+        // As if the older stream had been seen to close: the client may have been restarted since.
+        front.ctx.ceremonies.gone(client).await;
+    }
     front.ctx.ceremonies.connected(client).await;
     let reason = serve(&front, client, &mut incoming, &out, &mut handle.ended).await;
     if front.ctx.sessions.stop(&client, handle.number) {

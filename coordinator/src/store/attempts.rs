@@ -226,7 +226,7 @@ pub struct BlameRow {
     pub round: Round,
     /// What it did.
     pub blame: Blame,
-    /// Over [`crate::blame::digest`], by the node key.
+    /// Over [`crate::keys::blame_digest`], by the node key.
     pub signature: [u8; 64],
 }
 

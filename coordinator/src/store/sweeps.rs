@@ -18,6 +18,8 @@ pub struct SweepRow {
     pub amount: Amount,
     /// When it was made.
     pub created_height: u32,
+    /// Whether it was given up: refused by the node, or replaced.
+    pub dead: bool,
 }
 
 /// Keeps a sweep, before it is broadcast.
@@ -43,8 +45,20 @@ pub async fn insert(conn: &mut Conn, sweep: &SweepRow) -> Result<()> {
 /// # Errors
 /// Those of the database.
 pub async fn pending(conn: &mut Conn) -> Result<Vec<SweepRow>> {
+    Ok(unconfirmed(conn)
+        .await?
+        .into_iter()
+        .filter(|row| !row.dead)
+        .collect())
+}
+
+/// Sweeps that are not in the chain; even one that was replaced may still get there.
+///
+/// # Errors
+/// Those of the database.
+pub async fn unconfirmed(conn: &mut Conn) -> Result<Vec<SweepRow>> {
     let rows = sqlx::query(
-        "SELECT factory, tx, sat, created_height FROM sweep WHERE confirmed_height IS NULL AND dead = 0 ORDER BY number",
+        "SELECT factory, tx, sat, created_height, dead FROM sweep WHERE confirmed_height IS NULL ORDER BY number",
     )
     .fetch_all(conn)
     .await?;
@@ -55,6 +69,7 @@ pub async fn pending(conn: &mut Conn) -> Result<Vec<SweepRow>> {
                 tx: codec::transaction(row.try_get("tx")?)?,
                 amount: Amount::from_sat(codec::number("amount", row.try_get("sat")?)?),
                 created_height: codec::number("height", row.try_get("created_height")?)?,
+                dead: row.try_get("dead")?,
             })
         })
         .collect()
@@ -91,4 +106,17 @@ pub async fn give_up(conn: &mut Conn, txid: &Txid) -> Result<()> {
         .execute(conn)
         .await?;
     Ok(())
+}
+
+/// When the newest sweep of a factory was made that was given up and is not in the chain.
+///
+/// # Errors
+/// Those of the database.
+pub async fn last_refused(conn: &mut Conn, factory: FactoryId) -> Result<Option<u32>> {
+    let query = "SELECT max(created_height) FROM sweep WHERE factory = ? AND dead = 1 AND confirmed_height IS NULL";
+    let height: Option<i64> = sqlx::query_scalar(query)
+        .bind(factory.0.as_slice())
+        .fetch_one(conn)
+        .await?;
+    codec::optional("height", height)
 }

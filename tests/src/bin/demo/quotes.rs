@@ -38,7 +38,7 @@ pub(crate) fn show(stage: &mut Stage, factory: &Factory) -> Result<()> {
     stage.screen.table(&rows);
     let note = match stage.expiry {
         crate::Expiry::ClientRefund => {
-            "coverage: what the timeouts pay at T, net, to a client that does nothing at all"
+            "coverage: the least that the timeouts pay, net of their own fees, to a client that never publishes anything"
         }
         crate::Expiry::LspReclaim => {
             "coverage: what its channel's timeout pays at T, once it has published its leaf; a client that stays away loses it"
@@ -68,6 +68,14 @@ fn row(name: &str, quote: &Value) -> Result<Vec<String>> {
         row.push(grouped(number(at(feerate)?, "cost_sat")?));
     }
     row.push(format!("{} blocks", number(quote, "worst_delay_blocks")?));
-    row.push(grouped(number(quote, "coverage_away_sat")?));
+    row.push(grouped(coverage(quote)?));
     Ok(row)
+}
+
+/// The least that the timeouts pay: that of an output further up, or those of the leaf's outputs
+/// once somebody has published it.
+fn coverage(quote: &Value) -> Result<u64> {
+    let above = number(quote, "coverage_away_sat")?;
+    let below = number(quote, "coverage_channel_sat")? + number(quote, "coverage_stock_sat")?;
+    Ok(above.min(below))
 }

@@ -1,0 +1,244 @@
+//! What happens, as typed events: one stream for the log, the event file, the operator's progress and the tests.
+
+mod sink;
+mod words;
+
+use bitcoin::Txid;
+use factory_tree::ceremony::coordinator::{self as machine, Phase};
+use factory_tree::ceremony::message::Round;
+use factory_tree::ids::{CeremonyId, ClientId, FactoryId};
+use serde::Serialize;
+
+pub use sink::Events;
+pub use words::{abort_name, abort_text, decline_text, left_out_name};
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// It serves, and its chain is in sync.
+    Ready {
+        listen: String,
+        node_id: String,
+        connection: String,
+    },
+    /// A client authenticated.
+    ClientConnected { client: ClientId },
+    /// A client's session ended.
+    ClientDisconnected { client: ClientId, reason: String },
+    /// A client wants to be in the next factory.
+    ClientInterested { client: ClientId, capacity_sat: u64 },
+    /// Somebody did not authenticate.
+    AuthRefused { reason: String, from: String },
+    /// A client's message was refused.
+    MessageRefused {
+        client: ClientId,
+        code: String,
+        message: String,
+    },
+    /// Coins are pinned, and so many clients will be invited.
+    CeremonyStarted { ceremony: CeremonyId, invited: u32 },
+    /// Invitations go out.
+    AttemptStarted {
+        #[serde(flatten)]
+        round: Round,
+        invited: u32,
+    },
+    /// A client joined.
+    Joined {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+    },
+    /// Proposals go out.
+    ProposalSent {
+        #[serde(flatten)]
+        round: Round,
+        factory: FactoryId,
+        clients: u32,
+    },
+    /// A client's partial signatures came.
+    PartialsReceived {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+    },
+    /// Final signatures go out.
+    FinalsSent {
+        #[serde(flatten)]
+        round: Round,
+        factory: FactoryId,
+    },
+    /// A client holds its exit kit.
+    Acked {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+    },
+    /// A client declined.
+    Declined {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+        reason: String,
+    },
+    /// A client is not in the next attempt: silent, guilty, declined or left.
+    ClientLeftOut {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+        reason: &'static str,
+        phase: Phase,
+    },
+    /// A client sent an invalid signature.
+    Blamed {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+    },
+    /// An attempt failed.
+    AttemptFailed {
+        #[serde(flatten)]
+        round: Round,
+        reason: &'static str,
+        detail: String,
+    },
+    /// A ceremony was given up.
+    CeremonyFailed {
+        ceremony: CeremonyId,
+        reason: &'static str,
+        detail: String,
+    },
+    /// Every client of a factory holds its exit kit.
+    CeremonyComplete {
+        #[serde(flatten)]
+        round: Round,
+        factory: FactoryId,
+    },
+    /// A factory's funding is on its way.
+    FundingBroadcast { factory: FactoryId, txid: Txid },
+    /// A factory's funding is in the chain.
+    FactoryConfirmed { factory: FactoryId, height: u32 },
+    /// A factory's funding left the chain.
+    FactoryUnconfirmed { factory: FactoryId },
+    /// A factory's funding is as deep as agreed.
+    FactoryUsable { factory: FactoryId },
+    /// A factory's transaction is in the chain.
+    TreePublished {
+        factory: FactoryId,
+        txid: Txid,
+        kind: String,
+        height: u32,
+    },
+    /// What is ours of a factory is on its way back.
+    SweepBroadcast {
+        factory: FactoryId,
+        txid: Txid,
+        sat: u64,
+        outputs: usize,
+    },
+    /// What is ours of a factory came back.
+    Swept {
+        factory: FactoryId,
+        txid: Txid,
+        sat: u64,
+        outputs: usize,
+    },
+    /// A block was taken into account.
+    BlockConnected { height: u32 },
+    /// A block left the chain.
+    BlockDisconnected { height: u32 },
+    /// The Bitcoin node does not serve us.
+    ChainUnavailable { problem: String },
+    /// The Bitcoin node serves us (again).
+    ChainAvailable { height: u32 },
+    /// The database failed; what waits is tried again.
+    StoreFailed { problem: String },
+    /// It stopped.
+    Shutdown,
+}
+
+impl From<machine::Event> for Event {
+    fn from(event: machine::Event) -> Self {
+        use machine::Event as E;
+        match event {
+            E::AttemptStarted { round, invited } => Self::AttemptStarted { round, invited },
+            E::Joined { round, client } => Self::Joined { round, client },
+            E::ProposalSent {
+                round,
+                factory,
+                clients,
+            } => Self::ProposalSent {
+                round,
+                factory,
+                clients,
+            },
+            E::PartialsReceived { round, client } => Self::PartialsReceived { round, client },
+            E::FinalsSent { round, factory } => Self::FinalsSent { round, factory },
+            E::Acked { round, client } => Self::Acked { round, client },
+            E::Declined {
+                round,
+                client,
+                reason,
+            } => Self::Declined {
+                round,
+                client,
+                reason: decline_text(&reason),
+            },
+            E::ClientLeftOut {
+                round,
+                client,
+                reason,
+                phase,
+            } => Self::ClientLeftOut {
+                round,
+                client,
+                reason: left_out_name(reason),
+                phase,
+            },
+            E::Blamed { round, client } => Self::Blamed { round, client },
+            E::AttemptFailed { round, reason } => Self::AttemptFailed {
+                round,
+                reason: abort_name(&reason),
+                detail: abort_text(&reason),
+            },
+            E::CeremonyFailed { ceremony, reason } => Self::CeremonyFailed {
+                ceremony,
+                reason: abort_name(&reason),
+                detail: abort_text(&reason),
+            },
+            E::CeremonyComplete { round, factory } => Self::CeremonyComplete { round, factory },
+        }
+    }
+}
+
+impl Event {
+    /// One of many of its kind (one per client or block): logged at the level debug.
+    pub(super) const fn is_frequent(&self) -> bool {
+        matches!(
+            self,
+            Self::ClientConnected { .. }
+                | Self::ClientDisconnected { .. }
+                | Self::ClientInterested { .. }
+                | Self::Joined { .. }
+                | Self::PartialsReceived { .. }
+                | Self::Acked { .. }
+                | Self::BlockConnected { .. }
+        )
+    }
+
+    pub(super) const fn is_warning(&self) -> bool {
+        matches!(
+            self,
+            Self::AuthRefused { .. }
+                | Self::MessageRefused { .. }
+                | Self::ClientLeftOut { .. }
+                | Self::Blamed { .. }
+                | Self::AttemptFailed { .. }
+                | Self::CeremonyFailed { .. }
+                | Self::FactoryUnconfirmed { .. }
+                | Self::ChainUnavailable { .. }
+                | Self::StoreFailed { .. }
+        )
+    }
+}
