@@ -88,7 +88,8 @@ pub trait FactoryStore {
     /// The coordinator gave up this attempt.
     async fn set_failed(&self, round: Round) -> Result<()>;
 
-    /// What the chain says of the funding.
+    /// What the chain says of the funding. The wish for a factory ends, in the same step, with one
+    /// that becomes usable: a crash in between would build another one.
     async fn set_confirmed(
         &self,
         factory: FactoryId,
@@ -189,14 +190,25 @@ impl FactoryStore for SqliteStore {
         confirmed: Option<Height>,
         usable: bool,
     ) -> Result<()> {
+        let mut tx = self.write().await?;
+        if usable {
+            sqlx::query(
+                "DELETE FROM interest WHERE EXISTS
+                 (SELECT 1 FROM factories WHERE factory_id = ? AND usable = 0)",
+            )
+            .bind(factory.0.as_slice())
+            .execute(&mut *tx)
+            .await
+            .map_err(|error| self.error(error))?;
+        }
         sqlx::query("UPDATE factories SET confirmed_height = ?, usable = ? WHERE factory_id = ?")
             .bind(confirmed.map(|height| i64::from(height.0)))
             .bind(i64::from(usable))
             .bind(factory.0.as_slice())
-            .execute(self.pool())
+            .execute(&mut *tx)
             .await
             .map_err(|error| self.error(error))?;
-        Ok(())
+        self.commit(tx).await
     }
 
     async fn set_abandoned(&self, factory: FactoryId, since: Option<Height>) -> Result<()> {

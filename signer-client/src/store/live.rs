@@ -72,6 +72,9 @@ pub trait LiveStore {
     /// Sets or removes it.
     async fn set_interest(&self, interest: Option<&Interest>) -> Result<()>;
 
+    /// Says what became of it, unless it is gone.
+    async fn note_interest(&self, note: &str) -> Result<()>;
+
     /// What the running process said last.
     async fn live(&self) -> Result<Live>;
 
@@ -81,7 +84,8 @@ pub trait LiveStore {
     /// Asks something; returns the question's number.
     async fn ask(&self, request: &Request) -> Result<i64>;
 
-    /// What is not answered yet, oldest first.
+    /// What is not answered yet, oldest first. What another release asks in words unknown here is
+    /// answered with that.
     async fn asked(&self) -> Result<Vec<(i64, Request)>>;
 
     /// Answers.
@@ -129,6 +133,15 @@ impl LiveStore for SqliteStore {
         Ok(())
     }
 
+    async fn note_interest(&self, note: &str) -> Result<()> {
+        sqlx::query("UPDATE interest SET note = ?")
+            .bind(note)
+            .execute(self.pool())
+            .await
+            .map_err(|error| self.error(error))?;
+        Ok(())
+    }
+
     async fn live(&self) -> Result<Live> {
         let state: Option<String> = sqlx::query_scalar("SELECT state FROM live WHERE id = 1")
             .fetch_optional(self.pool())
@@ -168,12 +181,19 @@ impl LiveStore for SqliteStore {
                 .fetch_all(self.pool())
                 .await
                 .map_err(|error| self.error(error))?;
-        rows.into_iter()
-            .map(|(id, text)| {
-                let request = serde_json::from_str(&text).map_err(|_| unreadable("request"))?;
-                Ok((id, request))
-            })
-            .collect()
+        let mut asked = Vec::with_capacity(rows.len());
+        for (id, text) in rows {
+            match serde_json::from_str(&text) {
+                Ok(request) => asked.push((id, request)),
+                Err(error) => {
+                    let why = format!(
+                        "the running signer-client does not know this ({error}); use one release for both"
+                    );
+                    self.answer(id, &Answer::Failed(why)).await?;
+                }
+            }
+        }
+        Ok(asked)
     }
 
     async fn answer(&self, id: i64, answer: &Answer) -> Result<()> {

@@ -1,5 +1,7 @@
 //! The SQLite implementation: the file, its settings, its transactions.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
@@ -25,6 +27,16 @@ pub struct SqliteStore {
     path: String,
 }
 
+/// Creates the file for its owner only; the journals take its mode over. If that fails, opening it
+/// says why.
+fn make_private(path: &Path) {
+    let _ = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+}
+
 impl SqliteStore {
     /// Opens the file, or creates it.
     ///
@@ -38,6 +50,7 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             // The log is folded into the database often, so that a small disk is enough for both.
             .pragma("wal_autocheckpoint", "128");
+        make_private(path.as_ref());
         let path = path.as_ref().display().to_string();
         let mut looks = LOOKS;
         let store = loop {

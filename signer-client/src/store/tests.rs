@@ -273,6 +273,55 @@ async fn questions_are_answered_once() {
 }
 
 #[tokio::test]
+async fn a_wish_ends_with_the_factory_that_fulfils_it() {
+    let (_dir, store) = open().await;
+    store.record_join(&join(1)).await.unwrap();
+    store.store_kit(&factory(1), b"kit").await.unwrap();
+    let wish = Interest {
+        capacity: Amount::ZERO,
+        note: String::new(),
+    };
+    store.set_interest(Some(&wish)).await.unwrap();
+    let id = FactoryId([1; 32]);
+    let height = Some(Height(100));
+    store.set_confirmed(id, height, false).await.unwrap();
+    assert!(store.interest().await.unwrap().is_some());
+    store.set_confirmed(id, height, true).await.unwrap();
+    assert_eq!(store.interest().await.unwrap(), None);
+    // A wish of later is another one; and one that is gone does not come back with a remark.
+    store.set_interest(Some(&wish)).await.unwrap();
+    store.set_confirmed(id, height, true).await.unwrap();
+    assert!(store.interest().await.unwrap().is_some());
+    store.set_interest(None).await.unwrap();
+    store.note_interest("too late").await.unwrap();
+    assert_eq!(store.interest().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_question_of_another_release_is_refused_and_harms_nobody() {
+    let (_dir, store) = open().await;
+    sqlx::query("INSERT INTO requests (id, request) VALUES (7, '\"fly\"')")
+        .execute(store.pool())
+        .await
+        .unwrap();
+    let id = store.ask(&Request::Balance).await.unwrap();
+    assert_eq!(store.asked().await.unwrap(), [(id, Request::Balance)]);
+    let answer = store.take_answer(7).await.unwrap();
+    assert!(matches!(answer, Some(Answer::Failed(why)) if why.contains("fly")));
+}
+
+#[tokio::test]
+async fn a_wallet_is_not_for_others_to_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, _store) = open().await;
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{:?}", entry.file_name());
+    }
+}
+
+#[tokio::test]
 async fn wallet_changes_are_merged_when_there_are_many() {
     use chain::wallet::ChangeSetStore;
     let (_dir, store) = open().await;
