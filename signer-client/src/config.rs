@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -284,14 +284,21 @@ impl Config {
                 source,
             },
         };
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
+        // Whole or not at all: a directory with this file counts as complete.
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let dir = dir.unwrap_or(Path::new("."));
+        let mut file = tempfile::Builder::new()
+            .prefix(".client-")
+            .permissions(fs::Permissions::from_mode(0o600))
+            .tempfile_in(dir)
             .map_err(failed)?;
         file.write_all(self.render().as_bytes()).map_err(failed)?;
-        file.sync_all().map_err(failed)
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist_noclobber(path)
+            .map_err(|error| failed(error.error))?;
+        fs::File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(failed)
     }
 
     /// The shipped file with the values that `init` sets.

@@ -26,6 +26,11 @@ const DUST: Amount = Amount::from_sat(330);
 /// Witness bytes of a key-path input: count, length, signature.
 const KEY_PATH_WITNESS: [u8; 64] = [0; 64];
 
+/// Size of a key-path input, rounded up.
+const INPUT_VBYTES: u64 = 58;
+/// Inputs of one sweep: a larger transaction would not relay. The rest is for the next.
+const MOST_INPUTS: usize = 1000;
+
 /// A sweep of payouts into the wallet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Swept {
@@ -87,7 +92,7 @@ async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::V
     })
 }
 
-/// Moves every confirmed payout into the on-chain wallet, in one transaction.
+/// Moves every confirmed payout that is worth it into the on-chain wallet, in one transaction.
 ///
 /// # Errors
 /// [`Error::NothingToSweep`]; the node's refusal.
@@ -97,15 +102,21 @@ pub async fn sweep(client: &SignerClient, feerate: Option<FeeRate>) -> Result<Sw
         Some(feerate) => feerate,
         None => inner.chain.fee_rate(6).await?,
     };
+    // Anybody can pay dust to a script that was seen: what costs more than it brings is left.
+    let cost = feerate.fee_vb(INPUT_VBYTES).unwrap_or(Amount::MAX);
+    let known = inner.store.payouts().await?;
+    let known = known
+        .into_iter()
+        .filter(|payout| payout.spent_by.is_none() && payout.amount > cost);
     let mut payouts = Vec::new();
-    for payout in inner.store.payouts().await? {
+    for payout in known.take(MOST_INPUTS) {
         // One that a fee child of ours spends is on its way already.
         let taken = inner
             .chain
             .mempool_spender(payout.outpoint)
             .await?
             .is_some();
-        if payout.spent_by.is_none() && !taken {
+        if !taken {
             payouts.push(payout);
         }
     }
@@ -135,7 +146,10 @@ fn build(
     to: ScriptBuf,
     feerate: FeeRate,
 ) -> Result<(Transaction, Amount)> {
-    let total: Amount = payouts.iter().map(|payout| payout.amount).sum();
+    let amounts = payouts.iter().map(|payout| payout.amount);
+    let total = amounts.fold(Amount::ZERO, |sum, amount| {
+        sum.checked_add(amount).unwrap_or(Amount::MAX_MONEY)
+    });
     let mut transaction = draft(payouts.iter().map(|payout| payout.outpoint), to, total);
     let fee = feerate
         .fee_vb(transaction.vsize() as u64)

@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::store::FeeChildRow;
 
 /// Confirmation wished for while there is time, in blocks.
-const RELAXED_TARGET: u32 = 6;
+pub(crate) const RELAXED_TARGET: u16 = 6;
 /// After how many blocks without a confirmation the feerate is raised by a quarter.
 const PATIENCE: u32 = 2;
 /// Most such steps: about 86 times the estimate, if the budget allows.
@@ -41,7 +41,7 @@ pub(super) fn target(kit: &ExitKit, tx: &KitTx, tip: Height) -> u16 {
     let left = deadline(kit, tx).since(tip).0;
     let spare = left.saturating_sub(delays);
     let each = spare.checked_div(levels.max(1)).unwrap_or(0);
-    u16::try_from(each.clamp(1, RELAXED_TARGET)).unwrap_or(1)
+    u16::try_from(each.clamp(1, RELAXED_TARGET.into())).unwrap_or(1)
 }
 
 /// The feerate for a transaction that has been waiting for `waited` blocks.
@@ -55,8 +55,13 @@ pub(super) fn escalated(base: FeeRate, waited: u32) -> FeeRate {
 }
 
 /// What is left of `max_fee` for a child of `parent`: the children of all other transactions are
-/// taken at what they pay now.
-pub(super) fn budget(max_fee: Amount, children: &[FeeChildRow], parent: Txid) -> Amount {
+/// taken at what they pay now. Never more than `worth`, where that is known.
+pub(super) fn budget(
+    max_fee: Amount,
+    children: &[FeeChildRow],
+    parent: Txid,
+    worth: Option<Amount>,
+) -> Amount {
     let mut newest: HashMap<Txid, Amount> = HashMap::new();
     for child in children.iter().filter(|child| child.parent != parent) {
         newest.insert(child.parent, child.fee);
@@ -64,7 +69,8 @@ pub(super) fn budget(max_fee: Amount, children: &[FeeChildRow], parent: Txid) ->
     let spent = newest.values().fold(Amount::ZERO, |sum, fee| {
         sum.checked_add(*fee).unwrap_or(Amount::MAX)
     });
-    max_fee.checked_sub(spent).unwrap_or(Amount::ZERO)
+    let left = max_fee.checked_sub(spent).unwrap_or(Amount::ZERO);
+    worth.map_or(left, |worth| left.min(worth))
 }
 
 /// The feerate a package of this size reaches when its child pays `budget`.
@@ -123,11 +129,16 @@ mod tests {
         // The second child of 1 replaced the first.
         let children = [child(1, 100), child(1, 300), child(2, 50)];
         let max = Amount::from_sat(1000);
-        assert_eq!(budget(max, &children, parent(2)), Amount::from_sat(700));
-        assert_eq!(budget(max, &children, parent(1)), Amount::from_sat(950));
-        assert_eq!(budget(max, &children, parent(3)), Amount::from_sat(650));
-        let little = Amount::from_sat(10);
-        assert_eq!(budget(little, &children, parent(3)), Amount::ZERO);
+        let left = |max, of, worth: Option<u64>| {
+            budget(max, &children, parent(of), worth.map(Amount::from_sat)).to_sat()
+        };
+        assert_eq!(left(max, 2, None), 700);
+        assert_eq!(left(max, 1, None), 950);
+        assert_eq!(left(max, 3, None), 650);
+        assert_eq!(left(Amount::from_sat(10), 3, None), 0);
+        // What the others cost is not taken off what a timeout pays.
+        assert_eq!(left(max, 3, Some(300)), 300);
+        assert_eq!(left(max, 3, Some(900)), 650);
     }
 
     #[test]

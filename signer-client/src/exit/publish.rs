@@ -62,8 +62,7 @@ impl<'a> Publisher<'a> {
         let chain = self.client.chain.as_ref();
         let base = fees::base(chain, self.exit.feerate, target).await?;
         let feerate = fees::escalated(base, waited);
-        let max_fee = self.exit.max_fee.unwrap_or_else(|| self.default_budget(tx));
-        let budget = fees::budget(max_fee, &self.children, tx.txid());
+        let budget = self.budget(tx);
         match self.at(tx, feerate, budget).await {
             Err(WalletError::FeeOverBudget { needed, budget }) => {
                 let over = WalletError::FeeOverBudget { needed, budget };
@@ -105,10 +104,13 @@ impl<'a> Publisher<'a> {
     }
 
     /// What an exit may cost where nobody said: as configured; a timeout at most what it pays us.
-    fn default_budget(&self, tx: &KitTx) -> Amount {
+    fn budget(&self, tx: &KitTx) -> Amount {
         let configured = Amount::from_sat(self.client.config.exit.max_fee_sat);
-        let paid = self.own_payout(tx).map(|(_, amount)| amount);
-        paid.map_or(configured, |paid| configured.min(paid))
+        let (max_fee, worth) = match self.exit.max_fee {
+            Some(asked) => (asked, None),
+            None => (configured, self.own_payout(tx).map(|(_, amount)| amount)),
+        };
+        fees::budget(max_fee, &self.children, tx.txid(), worth)
     }
 
     async fn at(
