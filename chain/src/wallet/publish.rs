@@ -8,7 +8,7 @@ use super::coins::sum;
 use super::fee_child::INCREMENTAL;
 use super::select::fee_at;
 use super::{FeeChild, FeeChildRequest, OnchainWallet, Result, WalletError};
-use crate::{ChainSource, MempoolEntry};
+use crate::{ChainError, ChainSource, MempoolEntry, RejectKind};
 
 /// How a parent stands after [`OnchainWallet::publish`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,8 +39,13 @@ impl OnchainWallet {
         let parent = request.parent.compute_txid();
         let alone = fee_at(request.feerate, vsize(request)?)?;
         if request.parent_fee >= alone {
-            source.broadcast(request.parent).await?;
-            return Ok(Published::Paid);
+            match source.broadcast(request.parent).await {
+                Ok(_) => return Ok(Published::Paid),
+                // Something that pays less per byte but more in all is in its way: only a child can outbid that.
+                Err(ChainError::Rejected { reason, .. })
+                    if reason.kind == RejectKind::ReplacementTooCheap => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         let outbid = match source.mempool_entry(parent).await? {
             Some(entry) if pays(&entry, request)? => return Ok(Published::Paid),

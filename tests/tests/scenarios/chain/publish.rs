@@ -167,6 +167,42 @@ async fn a_parent_that_pays_enough_itself_goes_alone() -> Result<()> {
     Ok(())
 }
 
+/// A timeout carries a fee of its own; a package with a large child can pay more in all, and yet too
+/// little to be mined. It must not stand in the way for as long as it likes.
+#[tokio::test]
+async fn a_rival_that_is_only_large_is_outbid_by_a_child() -> Result<()> {
+    let setup = Setup::with_coins(&[90_000, 90_000]).await?;
+    let coin = setup.node.fund(&payout_script(2), sat(20_000))?;
+    let outputs = |n, paid, anchor_sat| {
+        let anchor = TxOut {
+            value: sat(anchor_sat),
+            ..anchor()
+        };
+        let payout = TxOut {
+            value: sat(paid),
+            script_pubkey: foreign_script(n),
+        };
+        [payout, anchor]
+    };
+    let rival = spend(2, coin, sat(20_000), &outputs(1, 20_000, 0), Sequence::ZERO)?;
+    let timeout = outputs(2, 18_260, 240);
+    let timeout = spend(2, coin, sat(20_000), &timeout, Sequence::ZERO)?;
+    let none = HashSet::new();
+    setup
+        .wallet
+        .publish(setup.source.as_ref(), &child_of(&rival, rate(8), &none))
+        .await?;
+    let asked = FeeChildRequest {
+        parent_fee: sat(1_500),
+        ..child_of(&timeout, rate(6), &none)
+    };
+    let ours = setup.wallet.publish(setup.source.as_ref(), &asked).await?;
+    assert!(fee(&ours) > sat(0));
+    let mempool = setup.node.mempool()?;
+    assert!(mempool.contains(&timeout.compute_txid()) && mempool.len() == 2);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_rival_of_the_parent_itself_is_outbid_whole() -> Result<()> {
     let setup = Setup::with_coins(&[90_000, 90_000]).await?;
