@@ -58,6 +58,7 @@ pub fn create_error(error: &CreateError) -> ServiceError {
         CreateError::TooMany { .. }
         | CreateError::TooFewClients { .. }
         | CreateError::TooManyClients { .. }
+        | CreateError::Feerate { .. }
         | CreateError::Params(_)
         | CreateError::Overflow
         | CreateError::Over { .. } => ErrorCode::Refused,

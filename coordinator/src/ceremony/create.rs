@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bitcoin::{Amount, OutPoint};
+use bitcoin::{Amount, FeeRate, OutPoint};
 use factory_tree::ids::CeremonyId;
 use factory_tree::params::ParamsError;
 use factory_tree::shape::Shape;
@@ -67,6 +67,16 @@ pub enum CreateError {
         min: Amount,
         /// Largest.
         max: Amount,
+    },
+    /// A feerate that is not paid.
+    #[error(
+        "a feerate of {wanted} sat/vB is outside of what is paid (1 to {max} sat/vB); lower it, or raise chain.max_feerate"
+    )]
+    Feerate {
+        /// Asked for, rounded up.
+        wanted: u64,
+        /// `chain.max_feerate`.
+        max: u32,
     },
     /// The shape.
     #[error(transparent)]
@@ -162,6 +172,14 @@ async fn check(ctx: &Context, wish: &Wish) -> Result<(), CreateError> {
             min: Amount::from_sat(min),
             max: Amount::from_sat(max),
         });
+    }
+    let max = ctx.config.chain.max_feerate;
+    let paid = FeeRate::BROADCAST_MIN..=FeeRate::from_sat_per_vb_u32(max);
+    if let Some(rate) = wish.feerate_sat_per_kwu.map(FeeRate::from_sat_per_kwu)
+        && !paid.contains(&rate)
+    {
+        let wanted = rate.to_sat_per_vb_ceil();
+        return Err(CreateError::Feerate { wanted, max });
     }
     let shape = Shape::new(&wish.params, most)?;
     wish.params.schedule(Height(height), shape.levels())?;

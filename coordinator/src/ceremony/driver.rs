@@ -24,7 +24,7 @@ use crate::event::{Event, abort_name, abort_text};
 use crate::keys::CeremonySigner;
 use crate::store::attempts::{self, AttemptState};
 use crate::store::ceremonies::{self, CeremonyRow};
-use crate::store::factories;
+use crate::store::{StoreError, factories};
 use crate::{fault, funding};
 
 /// Messages taken from the mailbox at once.
@@ -103,24 +103,21 @@ pub(super) async fn wait_until_over(ctx: &Context, id: CeremonyId) {
         give_up(ctx, id, &AbortReason::Cancelled).await;
         return;
     }
-    let mut count = ctx.ceremonies.count.subscribe();
-    let gone = |_: &usize| !ctx.ceremonies.open().running.contains_key(&id);
-    let _ = count.wait_for(gone).await;
+    ctx.ceremonies.over(id).await;
 }
 
 /// Stores that a ceremony came to nothing before its machine was there to say so.
 async fn give_up(ctx: &Context, id: CeremonyId, reason: &AbortReason) {
-    let pins = ctx
+    let given_up = ctx
         .store
-        .read(async |tx| ceremonies::pins(tx, id).await)
-        .await
-        .unwrap_or_default();
-    match ctx
-        .store
-        .write(async |tx| ceremonies::fail(tx, id, &abort_text(reason)).await)
-        .await
-    {
-        Ok(()) => {
+        .write(async |tx| {
+            let pins = ceremonies::pins(tx, id).await?;
+            let free = ceremonies::fail(tx, id, &abort_text(reason)).await?;
+            Ok(free.then_some(pins))
+        })
+        .await;
+    match given_up {
+        Ok(Some(pins)) => {
             ctx.wallet
                 .release(pins.into_iter().map(|pin| pin.outpoint))
                 .await;
@@ -131,10 +128,16 @@ async fn give_up(ctx: &Context, id: CeremonyId, reason: &AbortReason) {
                 detail,
             });
         }
-        Err(error) => ctx.events.emit(Event::StoreFailed {
-            problem: error.to_string(),
-        }),
+        // Its factory stands.
+        Ok(None) => {}
+        Err(error) => store_failed(ctx, &error),
     }
+}
+
+fn store_failed(ctx: &Context, error: &StoreError) {
+    ctx.events.emit(Event::StoreFailed {
+        problem: error.to_string(),
+    });
 }
 
 /// `Some`: the ceremony failed before it had a machine.
@@ -146,35 +149,26 @@ async fn run(
     status: watch::Sender<Status>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Option<AbortReason> {
-    let row = match ctx
-        .store
-        .read(async |tx| ceremonies::get(tx, id).await)
-        .await
-    {
-        Ok(row) => row.filter(|row| row.state.is_open())?,
-        Err(error) => {
-            ctx.events.emit(Event::StoreFailed {
-                problem: error.to_string(),
-            });
-            return None;
+    let (terms, feerate, first, invited) = loop {
+        match begin(ctx, id, origin, &mut mailbox, &mut shutdown).await {
+            Ok(Beginning::Attempt {
+                terms,
+                feerate,
+                first,
+                invited,
+            }) => break (*terms, feerate, first, invited),
+            Ok(Beginning::Over) | Err(GatherEnd::Stopped) => return None,
+            Err(GatherEnd::Failed(reason)) => return Some(reason),
+            // Nothing goes on without the database, and nothing is given up for it: everybody may have acked already.
+            Err(GatherEnd::Store(error)) => {
+                store_failed(ctx, &error);
+                ctx.ceremonies.unclaim(id, None);
+                tokio::select! {
+                    _ = shutdown.wait_for(|stop| *stop) => return None,
+                    () = tokio::time::sleep(STORE_PAUSE) => {}
+                }
+            }
         }
-    };
-    // The next attempt is born at the tip, so it has to be known.
-    let mut chain = ctx.chain.subscribe();
-    tokio::select! {
-        _ = shutdown.wait_for(|stop| *stop) => return None,
-        _ = chain.wait_for(|state| state.height().is_some()) => {}
-    }
-    let result = begin(ctx, row, origin, &mut mailbox, &mut shutdown).await;
-    let (terms, feerate, first, invited) = match result {
-        Ok(Beginning::Attempt {
-            terms,
-            feerate,
-            first,
-            invited,
-        }) => (*terms, feerate, first, invited),
-        Ok(Beginning::Funded) | Err(GatherEnd::Stopped) => return None,
-        Err(GatherEnd::Failed(reason)) => return Some(reason),
     };
     let driver = Driver {
         id,
@@ -203,45 +197,56 @@ enum Beginning {
         first: Attempt,
         invited: Vec<Invitee>,
     },
-    /// Nothing more: a factory stands.
-    Funded,
+    /// Nothing more: a factory stands, or the ceremony was given up.
+    Over,
 }
 
 async fn begin(
     ctx: &Arc<Context>,
-    row: CeremonyRow,
+    id: CeremonyId,
     origin: Origin,
     mailbox: &mut mpsc::Receiver<Mail>,
     shutdown: &mut watch::Receiver<bool>,
 ) -> Result<Beginning, GatherEnd> {
-    let id = row.id;
+    let read = ctx.store.read(async |tx| {
+        Ok((
+            ceremonies::get(tx, id).await?,
+            attempts::last(tx, id).await?,
+            ceremonies::pins(tx, id).await?,
+        ))
+    });
+    let (row, last, pins) = read.await?;
+    let Some(row) = row.filter(|row| row.state.is_open()) else {
+        return Ok(Beginning::Over);
+    };
+    ctx.wallet
+        .reserve(pins.into_iter().map(|pin| pin.outpoint))
+        .await;
+    if let Some(last) = &last
+        && matches!(
+            last.state,
+            AttemptState::Acked | AttemptState::FundingSigned
+        )
+    {
+        let round = Round {
+            ceremony: id,
+            attempt: last.attempt,
+        };
+        go_on_to_fund(ctx, round).await?;
+        return Ok(Beginning::Over);
+    }
+    wait_for_tip(ctx, mailbox, shutdown).await?;
     let feerate = match row.wish.feerate_sat_per_kwu {
         Some(rate) => FeeRate::from_sat_per_kwu(rate),
         None => ctx.feerate().await,
     };
-    let last = ctx
-        .store
-        .read(async |tx| attempts::last(tx, id).await)
-        .await
-        .map_err(|error| stop(ctx, error))?;
     if let (Some(last), Some(terms)) = (last, &row.terms) {
         let round = Round {
             ceremony: id,
             attempt: last.attempt,
         };
-        if matches!(
-            last.state,
-            AttemptState::Acked | AttemptState::FundingSigned
-        ) {
-            go_on_to_fund(ctx, round)
-                .await
-                .map_err(|error| stop(ctx, error))?;
-            return Ok(Beginning::Funded);
-        }
         if last.state != AttemptState::Failed {
-            restarted(ctx, round)
-                .await
-                .map_err(|error| stop(ctx, error))?;
+            restarted(ctx, round).await?;
         }
         let out = |invitee: &Invitee| {
             last.left_out
@@ -286,11 +291,25 @@ async fn begin(
     })
 }
 
-fn stop(ctx: &Context, error: crate::store::StoreError) -> GatherEnd {
-    ctx.events.emit(Event::StoreFailed {
-        problem: error.to_string(),
-    });
-    GatherEnd::Stopped
+/// The next attempt is born at the tip, so it has to be known. The operator may give up waiting.
+async fn wait_for_tip(
+    ctx: &Context,
+    mailbox: &mut mpsc::Receiver<Mail>,
+    shutdown: &mut watch::Receiver<bool>,
+) -> Result<(), GatherEnd> {
+    let mut chain = ctx.chain.subscribe();
+    loop {
+        tokio::select! {
+            biased;
+            _ = shutdown.wait_for(|stop| *stop) => return Err(GatherEnd::Stopped),
+            _ = chain.wait_for(|state| state.height().is_some()) => return Ok(()),
+            mail = mailbox.recv() => match mail {
+                Some(Mail::Cancel) => return Err(GatherEnd::Failed(AbortReason::Cancelled)),
+                Some(_) => {}
+                None => return Err(GatherEnd::Stopped),
+            },
+        }
+    }
 }
 
 /// Step 0: coins are pinned and stored before anybody is invited.
@@ -327,7 +346,7 @@ async fn pin(
         ctx.wallet
             .release(pins.iter().map(|pin| pin.outpoint))
             .await;
-        return Err(stop(ctx, error));
+        return Err(error.into());
     }
     fault::point("pins_stored");
     Ok(terms)

@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::reputation::Score;
 use crate::sessions::SessionInfo;
 use crate::store::ceremonies::Wish;
-use crate::store::{self, clients};
+use crate::store::{self, StoreError, clients};
 
 /// How gathering ended without clients.
 #[derive(Debug)]
@@ -25,6 +25,14 @@ pub(super) enum GatherEnd {
     Failed(AbortReason),
     /// The coordinator goes down.
     Stopped,
+    /// The database failed: to be begun again.
+    Store(StoreError),
+}
+
+impl From<StoreError> for GatherEnd {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 /// Clients that could be invited now, in the order of invitation: see [`crate::reputation`].
@@ -83,9 +91,12 @@ pub(super) async fn gather(
     let wanted = wish.clients.map_or(most, |clients| clients as usize);
     let deadline = Instant::now() + Duration::from_secs(ctx.config.ceremony.gather_seconds);
     let mut changes = ctx.sessions.changes();
+    // A ceremony that ends, or leaves somebody out, lets go of clients.
+    let mut freed = ctx.ceremonies.freed();
     let mut is_over = wish.clients.is_none();
     loop {
         changes.mark_unchanged();
+        freed.mark_unchanged();
         match candidates(ctx, wish).await {
             Ok(candidates) if candidates.len() >= wanted || is_over => {
                 let taken = ctx
@@ -103,7 +114,7 @@ pub(super) async fn gather(
                 }
             }
             Ok(_) => {}
-            Err(error) => tracing::error!(%error, "clients' scores cannot be read; trying again"),
+            Err(error) => return Err(GatherEnd::Store(error)),
         }
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => return Err(GatherEnd::Stopped),
@@ -113,6 +124,7 @@ pub(super) async fn gather(
                 None => return Err(GatherEnd::Stopped),
             },
             _ = changes.changed() => {}
+            _ = freed.changed() => {}
             () = tokio::time::sleep_until(deadline) => is_over = true,
         }
     }

@@ -57,7 +57,8 @@ struct Handle {
 #[derive(Debug)]
 pub struct Ceremonies {
     open: Mutex<Open>,
-    count: watch::Sender<usize>,
+    /// Counts changes of `open`. Never touched while `open` is locked: a waiter may look at `open` while it holds this.
+    changes: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +71,7 @@ impl Default for Ceremonies {
     fn default() -> Self {
         Self {
             open: Mutex::default(),
-            count: watch::Sender::new(0),
+            changes: watch::Sender::new(0),
         }
     }
 }
@@ -86,23 +87,27 @@ impl Ceremonies {
             round: None,
             phase: None,
         });
-        let mut open = self.open();
-        open.running.insert(
-            id,
-            Handle {
-                mail,
-                status: reader,
-            },
-        );
-        self.count.send_replace(open.running.len());
+        let handle = Handle {
+            mail,
+            status: reader,
+        };
+        self.open().running.insert(id, handle);
+        self.changed();
         (mailbox, status)
     }
 
     fn unregister(&self, id: CeremonyId) {
-        let mut open = self.open();
-        open.running.remove(&id);
-        open.claimed.retain(|_, of| *of != id);
-        self.count.send_replace(open.running.len());
+        {
+            let mut open = self.open();
+            open.running.remove(&id);
+            open.claimed.retain(|_, of| *of != id);
+        }
+        self.changed();
+    }
+
+    fn changed(&self) {
+        self.changes
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// Takes those of `wanted` that are in no other ceremony, at most `most` of them.
@@ -131,6 +136,17 @@ impl Ceremonies {
         self.open()
             .claimed
             .retain(|client, of| *of != id || only.is_some_and(|only| only != client));
+        self.changed();
+    }
+
+    /// Changes whenever clients may have come free.
+    fn freed(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Waits until a ceremony is not under way any more.
+    async fn over(&self, id: CeremonyId) {
+        self.until(|open| !open.running.contains_key(&id)).await;
     }
 
     /// Whether a client is in a ceremony.
@@ -186,8 +202,15 @@ impl Ceremonies {
 
     /// Waits until none is under way.
     pub async fn idle(&self) {
-        let mut count = self.count.subscribe();
+        self.until(|open| open.running.is_empty()).await;
+    }
+
+    async fn until(&self, condition: impl Fn(&Open) -> bool) {
+        let mut changes = self.changes.subscribe();
         // The sender is `self`: it is there as long as we are.
-        let _ = count.wait_for(|count| *count == 0).await;
+        while !condition(&self.open()) && changes.changed().await.is_ok() {}
     }
 }
+
+#[cfg(test)]
+mod tests;

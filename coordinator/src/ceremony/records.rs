@@ -132,8 +132,8 @@ impl Driver {
                     }
                     Record::CeremonyFailed { ceremony, reason } => {
                         let pins = ceremonies::pins(tx, *ceremony).await?;
-                        ceremonies::fail(tx, *ceremony, &abort_text(reason)).await?;
-                        return Ok(pins);
+                        let free = ceremonies::fail(tx, *ceremony, &abort_text(reason)).await?;
+                        return Ok(if free { pins } else { Vec::new() });
                     }
                 }
                 Ok(Vec::new())

@@ -187,32 +187,34 @@ fn pin(row: &SqliteRow) -> Result<Pin> {
     })
 }
 
-/// Gives a ceremony up: its pins are free, its factories will never be funded.
+/// Gives a ceremony up: its pins are free, its factories will never be funded. False, and nothing is changed, when a factory
+/// stands: its funding is signed from its pins, and they are free only when it is buried.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn fail(conn: &mut Conn, id: CeremonyId, reason: &str) -> Result<()> {
-    let id = id.0.as_slice();
-    sqlx::query("UPDATE ceremony SET state = 'failed', reason = ? WHERE ceremony = ? AND state != 'complete'")
-        .bind(reason)
-        .bind(id)
-        .execute(&mut *conn)
-        .await?;
+pub async fn fail(conn: &mut Conn, id: CeremonyId, reason: &str) -> Result<bool> {
+    let given_up = sqlx::query(
+        "UPDATE ceremony SET state = 'failed', reason = ? WHERE ceremony = ? AND state != 'complete'",
+    )
+    .bind(reason)
+    .bind(id.0.as_slice())
+    .execute(&mut *conn)
+    .await?;
+    if given_up.rows_affected() == 0 {
+        return Ok(false);
+    }
     for update in [
         "UPDATE attempt SET state = 'failed', reason = coalesce(reason, ?) WHERE ceremony = ? AND state NOT IN ('funding_signed', 'failed')",
         "UPDATE factory SET state = 'failed' WHERE ? IS NOT NULL AND ceremony = ? AND state != 'funding_signed'",
     ] {
         sqlx::query(update)
             .bind(reason)
-            .bind(id)
+            .bind(id.0.as_slice())
             .execute(&mut *conn)
             .await?;
     }
-    release(
-        conn,
-        CeremonyId::try_from(id).map_err(|error| StoreError::value("ceremony id", error))?,
-    )
-    .await
+    release(conn, id).await?;
+    Ok(true)
 }
 
 /// Frees a ceremony's pins.
