@@ -112,25 +112,38 @@ impl DataDir {
             .map_err(failed)
     }
 
-    /// Writes a file that only its owner reads, if it is not there.
+    /// Writes a file that only its owner reads, if it is not there. It is there whole or not at all, also after a power cut.
     ///
     /// # Errors
     /// [`DataDirError::Io`].
     pub fn write_new(&self, path: &Path, content: &[u8]) -> Result<(), DataDirError> {
-        let failed = |source| DataDirError::Io {
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let write = || {
+            match fs::remove_file(&part) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut options = OpenOptions::new();
+            let mut file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&part)?;
+            io::Write::write_all(&mut file, content)?;
+            file.sync_all()?;
+            // Unlike renaming, linking never replaces a file.
+            let linked = fs::hard_link(&part, path);
+            fs::remove_file(&part)?;
+            linked?;
+            File::open(&self.0)?.sync_all()
+        };
+        write().map_err(|source| DataDirError::Io {
             action: "write",
             path: path.to_owned(),
             source,
-        };
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(failed)?;
-        io::Write::write_all(&mut file, content)
-            .and_then(|()| file.sync_all())
-            .map_err(failed)
+        })
     }
 
     /// Takes the directory for this process, until the lock is dropped or the process ends, however it ends.
@@ -215,6 +228,11 @@ mod tests {
         let data = DataDir::new(Some(dir.path().into())).unwrap();
         data.write_new(&data.config(), b"a").unwrap();
         assert!(data.write_new(&data.config(), b"b").is_err());
+        assert_eq!(fs::read_dir(data.path()).unwrap().count(), 1);
+        // What an interrupted start left behind is in nobody's way.
+        fs::remove_file(data.config()).unwrap();
+        fs::write(dir.path().join("coordinator.toml.part"), "netw").unwrap();
+        data.write_new(&data.config(), b"a").unwrap();
         assert_eq!(fs::read(data.config()).unwrap(), b"a");
         assert_eq!(
             fs::metadata(data.config()).unwrap().permissions().mode() & 0o777,

@@ -485,3 +485,19 @@ async fn history_comes_newest_first_in_pages() {
     let heights = pages.map(|page| page.into_iter().map(|row| row.height).collect::<Vec<_>>());
     assert_eq!(heights, [vec![5, 4], vec![3, 2, 1]]);
 }
+
+/// A data directory that others may enter, made by the operator.
+#[tokio::test]
+async fn only_the_owner_reads_the_database() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("coordinator.sqlite");
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+    let store = Store::open(&path).await.unwrap();
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let entry = entry.unwrap();
+        let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{}", entry.path().display());
+    }
+    store.close().await;
+}

@@ -15,6 +15,8 @@ pub mod owner;
 pub mod sweeps;
 mod wallet;
 
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -52,6 +54,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`], which names the file and what to do.
     pub async fn open(path: &Path) -> Result<Self> {
+        owners_alone(path)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -162,6 +165,18 @@ impl Store {
         self.readers.close().await;
         self.writer.close().await;
     }
+}
+
+/// Makes the file its owner's alone, before there is anything in it; SQLite gives the log and the index beside it the same mode.
+fn owners_alone(path: &Path) -> Result<()> {
+    let restricted = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .and_then(|file| file.set_permissions(Permissions::from_mode(0o600)));
+    restricted.map_err(|error| StoreError::at(path, sqlx::Error::Io(error)))
 }
 
 #[cfg(test)]
