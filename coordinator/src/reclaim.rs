@@ -10,7 +10,7 @@ use chain::ChainError;
 use factory_tree::factory::SpentKind;
 use factory_tree::ids::FactoryId;
 use factory_tree::keys::Owners;
-use factory_tree::output::ScriptLeaf;
+use factory_tree::output::{self, ScriptLeaf};
 use factory_tree::plan;
 use factory_tree::sweep::{self, SweepError, SweepInput, Unlock};
 use factory_tree::tx::checked_sum;
@@ -167,8 +167,17 @@ async fn sweep_factory(
     let mut secret = ctx.keys.factory_secret(row.round, fresh);
     let keypair = Keypair::from_secret_key(&Secp256k1::new(), &secret);
     secret.non_secure_erase();
-    let destination = ctx.wallet.new_address().await?.script_pubkey();
-    let tx = match make(&known, &due, &keypair, destination, ctx.feerate().await) {
+    let feerate = ctx.feerate().await;
+    // First to a script of the same length: what is not worth it, block after block, takes no address of the wallet's.
+    let trial = output::taproot(keypair.x_only_public_key().0);
+    let made = match make(&known, &due, &keypair, trial, feerate) {
+        Ok(_) => {
+            let destination = ctx.wallet.new_address().await?.script_pubkey();
+            make(&known, &due, &keypair, destination, feerate)
+        }
+        error => error,
+    };
+    let tx = match made {
         Ok(tx) => tx,
         Err(error @ SweepError::TooLittle { .. }) => {
             tracing::info!(%error, %factory, "not worth sweeping at this feerate");

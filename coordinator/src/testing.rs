@@ -48,6 +48,7 @@ struct Blocks {
     all: HashMap<BlockHash, Block>,
     mempool: HashMap<Txid, Transaction>,
     refused: Vec<OutPoint>,
+    feerate: Option<FeeRate>,
     made: u32,
 }
 
@@ -139,6 +140,11 @@ impl FakeChain {
         self.blocks().mempool.clear();
     }
 
+    /// What the node estimates from now on; 2 sat/vB until then.
+    pub fn set_feerate(&self, rate: FeeRate) {
+        self.blocks().feerate = Some(rate);
+    }
+
     /// From now on no spend of `outpoint` is taken.
     pub fn refuse(&self, outpoint: OutPoint) {
         self.blocks().refused.push(outpoint);
@@ -192,7 +198,8 @@ impl ChainSource for FakeChain {
     }
 
     async fn fee_rate(&self, _: u16) -> Result<FeeRate> {
-        Ok(FeeRate::from_sat_per_vb_u32(2))
+        let set = self.blocks().feerate;
+        Ok(set.unwrap_or(FeeRate::from_sat_per_vb_u32(2)))
     }
 
     async fn broadcast(&self, tx: &Transaction) -> Result<Txid> {

@@ -262,3 +262,46 @@ async fn what_nobody_published_is_reclaimed_at_expiry() {
     assert_eq!(sweep.input[0].previous_output, tree.funding());
     assert_eq!(sweep.lock_time.to_consensus_u32(), expiry);
 }
+
+#[tokio::test]
+async fn what_is_not_worth_sweeping_takes_no_address() {
+    let mut world = TestWorld::new().await;
+    Arc::get_mut(&mut world.ctx)
+        .unwrap()
+        .config
+        .chain
+        .max_feerate = 100_000;
+    world
+        .chain
+        .set_feerate(bitcoin::FeeRate::from_sat_per_vb_u32(10_000));
+    let master = world.ctx.keys.wallet_master();
+    let twin = chain::wallet::OnchainWallet::open(
+        bitcoin::Network::Regtest,
+        &master,
+        Arc::new(chain::wallet::MemoryStore::default()),
+        None,
+    );
+    let twin = twin.await.unwrap();
+    world.chain.mine_to(10);
+    let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+    let funding = world.funding(&tree).await;
+    world.chain.mine(&[funding]);
+    let leaf_height = world.publish(&tree);
+    world.chain.mine_to(leaf_height + tree.spec().params.q);
+    for _ in 0..3 {
+        world.chain.mine(&[]);
+        world.follow().await;
+    }
+    assert!(world.chain.mempool().is_empty());
+    assert_eq!(
+        world.ctx.wallet.new_address().await.unwrap(),
+        twin.new_address().await.unwrap()
+    );
+    // Later it is.
+    world
+        .chain
+        .set_feerate(bitcoin::FeeRate::from_sat_per_vb_u32(2));
+    world.chain.mine(&[]);
+    world.follow().await;
+    assert_eq!(world.chain.mempool().len(), 1);
+}
