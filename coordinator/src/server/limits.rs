@@ -43,12 +43,12 @@ impl Limits {
     pub fn enter(self: &Arc<Self>, ip: IpAddr) -> Result<Unauthenticated, ServiceError> {
         let mut open = self.open();
         let total: usize = open.values().sum();
-        let own = open.entry(ip).or_default();
-        if total >= self.total || *own >= self.per_ip {
+        let own = open.get(&ip).copied().unwrap_or_default();
+        if total >= self.total || own >= self.per_ip {
             let text = "too many sessions are being opened at once; try again in some seconds";
             return Err(ServiceError::new(ErrorCode::RateLimited, text));
         }
-        *own = own.saturating_add(1);
+        open.insert(ip, own.saturating_add(1));
         Ok(Unauthenticated {
             limits: Arc::clone(self),
             ip,
@@ -87,6 +87,11 @@ mod tests {
         );
         let _other = limits.enter(ip(2)).unwrap();
         assert!(limits.enter(ip(3)).is_err(), "as many as allowed in all");
+        assert_eq!(
+            limits.open().len(),
+            2,
+            "whoever is refused leaves nothing behind"
+        );
         drop(first);
         limits.enter(ip(3)).unwrap();
     }
