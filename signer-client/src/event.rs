@@ -90,6 +90,24 @@ pub enum Event {
         /// The factory.
         factory: FactoryId,
     },
+    /// The funding came, or can only come, so late that the factory cannot be used: it should be
+    /// left by then.
+    FactoryLate {
+        /// The factory.
+        factory: FactoryId,
+        /// An exit should begin by this height.
+        leave_by_height: u32,
+    },
+    /// A factory without timeouts draws to its end: who has not begun to leave by then may lose
+    /// everything in it.
+    LeaveSoon {
+        /// The factory.
+        factory: FactoryId,
+        /// An exit must begin by this height.
+        leave_by_height: u32,
+        /// Whether the wallet's coins pay for it, at the feerate of now.
+        coins_suffice: bool,
+    },
     /// The funding can never confirm: its inputs are spent elsewhere, to depth.
     FactoryAbandoned {
         /// The factory.

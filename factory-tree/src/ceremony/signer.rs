@@ -286,6 +286,7 @@ impl Signer {
                     round: self.round(),
                     factory: FactoryId::of(path.funding),
                     coverage: verify::coverage(&path),
+                    path_vbytes: path.node_txs().map(FactoryTx::vbytes).collect(),
                 }));
                 effects.push(SignerEffect::LoadSigned(outpoints.collect()));
                 self.state = State::Checked(Box::new(Checked { path, proposal }), nonces);

@@ -1,6 +1,6 @@
 //! One client's part in one ceremony after the other.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use bitcoin::Amount;
@@ -23,6 +23,7 @@ use crate::client::Inner;
 use crate::connection::Outgoing;
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::exit::{RELAXED_TARGET, path_is_paid, would_be_late};
 use crate::fault;
 use crate::store::{FactoryRow, JoinRow, StoreError};
 
@@ -32,6 +33,8 @@ use crate::store::{FactoryRow, JoinRow, StoreError};
 pub(crate) struct Driver {
     client: Arc<Inner>,
     machine: Option<Attempt>,
+    /// The last attempt this process took part in: messages of it may still be on their way.
+    over: Option<Round>,
 }
 
 #[derive(Debug)]
@@ -49,15 +52,44 @@ impl Driver {
         Self {
             client,
             machine: None,
+            over: None,
         }
     }
 
     /// Whether a factory is on its way already, so that no other is wanted.
     pub(crate) async fn is_served(&self) -> Result<bool> {
-        let factories = self.client.store.factories().await?;
-        Ok(factories
-            .iter()
-            .any(|f| f.is_live() && f.acked && !f.failed && !f.usable))
+        let client = &self.client;
+        for row in client.store.factories().await? {
+            let awaited = row.is_live() && row.acked && !row.failed && !row.usable;
+            // One whose kit is no good, or that is funded too late to be used, serves nobody.
+            if awaited
+                && let Some(kit) = client.kits.sound(row.factory).await?
+                && !would_be_late(&row, &kit, client.next_block(&row))
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What the coordinator says is not on its way is not waited for: the word that an attempt
+    /// failed may have been missed. Its kit stays, and the chain still decides.
+    pub(crate) async fn only_awaited(
+        &self,
+        current: Option<Round>,
+        awaited: &HashSet<FactoryId>,
+    ) -> Result<()> {
+        for row in self.client.store.factories().await? {
+            let waiting = row.is_live() && row.acked && !row.failed && row.confirmed.is_none();
+            if waiting && current != Some(row.round) && !awaited.contains(&row.factory) {
+                self.client.store.set_failed(row.round).await?;
+                self.client.events.emit(Event::AttemptFailed {
+                    round: name(row.round),
+                    reason: "the coordinator does not fund it".to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// A session began; the coordinator has us in `round`. Goes on with what is under way, or
@@ -73,7 +105,7 @@ impl Driver {
                 }
             }
             (Some(_), _) => self.forget().await,
-            (None, Some(round)) => self.acknowledge_stored(round, out).await,
+            (None, Some(round)) => self.acknowledge_stored(round, out).await.map(drop),
             (None, None) => Ok(()),
         }
     }
@@ -82,6 +114,7 @@ impl Driver {
         // An acknowledged attempt needs us no more; whether it came to something the chain says.
         if let Some(attempt) = self.machine.take() {
             let round = attempt.signer.round();
+            self.over = Some(round);
             if !matches!(
                 attempt.signer.phase(),
                 SignerPhase::Acked | SignerPhase::Finished
@@ -98,21 +131,33 @@ impl Driver {
 
     /// This process died between storing a kit and acknowledging it: the kit is complete, so the
     /// attempt need not fail for us.
-    async fn acknowledge_stored(&self, round: Round, out: &Outgoing) -> Result<()> {
+    async fn acknowledge_stored(&self, round: Round, out: &Outgoing) -> Result<bool> {
         let factories = self.client.store.factories().await?;
         let Some(row) = factories.iter().find(|f| f.round == round && !f.failed) else {
-            return Ok(());
+            return Ok(false);
         };
         let factory = row.factory;
         self.client.kits.read(factory).await?;
         self.client.store.set_acked(factory).await?;
         out.ceremony(&ToCoordinator::Ack { round, factory }).await?;
         self.client.events.emit(Event::Acked { factory });
-        Ok(())
+        Ok(true)
     }
 
     /// A message of a ceremony came.
     pub(crate) async fn received(&mut self, message: ToClient, out: &Outgoing) -> Result<()> {
+        let needs_nonces = match &message {
+            ToClient::ConfirmPing(round) => Some(*round),
+            ToClient::Proposal(proposal) => Some(proposal.round),
+            ToClient::Finals(finals) => Some(finals.round),
+            ToClient::Invitation(_) | ToClient::Failed { .. } | ToClient::Factory(_) => None,
+        };
+        if let (None, Some(round)) = (&self.machine, needs_nonces) {
+            if self.acknowledge_stored(round, out).await? {
+                return Ok(());
+            }
+            return self.unknown(round, out).await;
+        }
         match message {
             ToClient::Invitation(invitation) => self.invited(*invitation, out).await,
             ToClient::ConfirmPing(round) => self.input(SignerInput::ConfirmPing(round), out).await,
@@ -182,10 +227,7 @@ impl Driver {
             .events
             .emit(Event::Invited { round: name(round) });
         if let Some(reason) = self.unwanted(&invitation).await? {
-            self.client.events.emit(refused(&reason));
-            return out
-                .ceremony(&ToCoordinator::Decline { round, reason })
-                .await;
+            return self.decline(round, reason, out).await;
         }
         let joins = self.client.store.joins_of(round.ceremony).await?;
         let earlier_pin = joins.first().map(|join| join.common_pin);
@@ -238,15 +280,35 @@ impl Driver {
     }
 
     async fn unable(&mut self, error: Error, out: &Outgoing) -> Result<()> {
+        self.leave(DeclineReason::Unable(error.to_string()), out)
+            .await
+    }
+
+    async fn leave(&mut self, reason: DeclineReason, out: &Outgoing) -> Result<()> {
         let Some(attempt) = self.machine.take() else {
             return Ok(());
         };
         let round = attempt.signer.round();
-        let reason = DeclineReason::Unable(error.to_string());
-        self.client.events.emit(refused(&reason));
+        self.over = Some(round);
         self.note(None).await;
+        self.decline(round, reason, out).await
+    }
+
+    async fn decline(&self, round: Round, reason: DeclineReason, out: &Outgoing) -> Result<()> {
+        self.client.events.emit(refused(&reason));
         out.ceremony(&ToCoordinator::Decline { round, reason })
             .await
+    }
+
+    /// A message of an attempt that this process knows nothing of: it was joined before a restart,
+    /// and its secret nonces are gone. Said at once, nobody has to wait for the deadline.
+    async fn unknown(&self, round: Round, out: &Outgoing) -> Result<()> {
+        if self.over == Some(round) {
+            return Ok(());
+        }
+        let text = "restarted since the join: the secret nonces are gone";
+        let reason = DeclineReason::Unable(text.to_owned());
+        self.decline(round, reason, out).await
     }
 
     async fn input(&mut self, input: SignerInput, out: &Outgoing) -> Result<()> {
@@ -256,7 +318,6 @@ impl Driver {
             last,
         }) = self.machine.take()
         else {
-            // Of an attempt that this process knows nothing of: the coordinator's deadline takes care.
             return Ok(());
         };
         let SignerStep { state, effects } = blocking(move || signer.step(input)).await?;
@@ -265,7 +326,42 @@ impl Driver {
             invitation,
             last,
         });
+        for effect in &effects {
+            let SignerEffect::Emit(SignerEvent::ProposalChecked { path_vbytes, .. }) = effect
+            else {
+                continue;
+            };
+            match self.unaffordable(path_vbytes).await {
+                Ok(None) => {}
+                Ok(Some(reason)) => return self.leave(reason, out).await,
+                Err(error) => return self.unable(error, out).await,
+            }
+        }
         self.execute(effects, out).await
+    }
+
+    /// Where only leaving in time gets the money out, the coins must pay for all of the path.
+    async fn unaffordable(&self, path_vbytes: &[u64]) -> Result<Option<DeclineReason>> {
+        let policy = self
+            .machine
+            .as_ref()
+            .map(|attempt| attempt.invitation.params.expiry_policy);
+        if policy != Some(ExpiryPolicy::LspReclaim) {
+            return Ok(None);
+        }
+        let client = &self.client;
+        let feerate = client.chain.fee_rate(RELAXED_TARGET).await?;
+        let coins = client.coin_values().await;
+        if path_is_paid(&coins, path_vbytes.iter().copied(), feerate) {
+            return Ok(None);
+        }
+        let text = format!(
+            "expiry policy lsp_reclaim needs coins that pay for the way out, {} transactions of {} vB at {} sat/vB; add one confirmed coin that does",
+            path_vbytes.len(),
+            path_vbytes.iter().sum::<u64>(),
+            feerate.to_sat_per_vb_ceil(),
+        );
+        Ok(Some(DeclineReason::Terms(text)))
     }
 
     async fn execute(&mut self, effects: Vec<SignerEffect>, out: &Outgoing) -> Result<()> {
@@ -287,8 +383,10 @@ impl Driver {
             (round, attempt.signer.phase())
         });
         let working = phase.filter(|(_, phase)| *phase != SignerPhase::Finished);
-        if working.is_none() {
-            self.machine = None;
+        if working.is_none()
+            && let Some(attempt) = self.machine.take()
+        {
+            self.over = Some(attempt.signer.round());
         }
         self.note(working).await;
         Ok(())

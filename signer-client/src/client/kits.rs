@@ -1,6 +1,6 @@
 //! Exit kits in memory, read from the store once, and verified when they are.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -9,7 +9,7 @@ use factory_tree::kit::{ExitKit, KitError};
 use tokio::sync::Mutex;
 
 use crate::error::{Error, Result};
-use crate::store::SharedStore;
+use crate::store::{SharedStore, StoreError};
 
 /// Kits by factory.
 #[derive(Debug)]
@@ -17,6 +17,8 @@ pub(crate) struct KitCache {
     store: SharedStore,
     kits: Mutex<HashMap<FactoryId, Arc<ExitKit>>>,
     version: AtomicU64,
+    /// Factories whose kit is no good, so that it is told once and not read again.
+    damaged: Mutex<HashSet<FactoryId>>,
 }
 
 impl KitCache {
@@ -25,6 +27,7 @@ impl KitCache {
             store,
             kits: Mutex::default(),
             version: AtomicU64::new(0),
+            damaged: Mutex::default(),
         }
     }
 
@@ -47,6 +50,23 @@ impl KitCache {
         let kit = Arc::new(self.read(factory).await?);
         kits.insert(factory, Arc::clone(&kit));
         Ok(kit)
+    }
+
+    /// The kit of a factory, or nothing if it is no good: whoever looks after all factories must
+    /// not stop at one.
+    pub(crate) async fn sound(&self, factory: FactoryId) -> Result<Option<Arc<ExitKit>>> {
+        if self.damaged.lock().await.contains(&factory) {
+            return Ok(None);
+        }
+        match self.get(factory).await {
+            Ok(kit) => Ok(Some(kit)),
+            Err(error @ (Error::Kit { .. } | Error::Store(StoreError::NoFactory(_)))) => {
+                tracing::error!(%error, "this factory cannot be left");
+                self.damaged.lock().await.insert(factory);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Reads a kit back from the store and verifies it by itself (rule 16).

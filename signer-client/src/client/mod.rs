@@ -4,15 +4,16 @@ mod answers;
 mod kits;
 mod views;
 
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bitcoin::Amount;
 use chain::wallet::{OnchainWallet, WalletBalance};
 use chain::{ChainError, ChainSource};
 use factory_tree::ids::{ClientId, FactoryId};
-use factory_tree::units::Height;
+use factory_tree::units::{Blocks, Height};
 use tokio::sync::{Mutex, Notify, broadcast, watch};
 use tokio::task::JoinSet;
 
@@ -21,7 +22,8 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Events, Stamped};
 use crate::keys::ClientKeys;
 use crate::store::{
-    ExitRow, Goal, Identity, Interest, Live, Progress, SharedStore, StoreError, WalletChanges,
+    ExitRow, FactoryRow, Goal, Identity, Interest, Live, Progress, SharedStore, StoreError,
+    WalletChanges,
 };
 
 pub use answers::{Swept, sweep};
@@ -71,6 +73,17 @@ pub(crate) struct Inner {
     /// Whether other processes look at what this one is doing.
     observed: AtomicBool,
     live: Mutex<Live>,
+    /// What this process has warned of.
+    warned: std::sync::Mutex<HashSet<(FactoryId, Warning)>>,
+}
+
+/// What is told once by each process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Warning {
+    /// Funded too late.
+    Late,
+    /// To be left soon.
+    LeaveSoon,
 }
 
 /// Which tasks to run.
@@ -156,6 +169,7 @@ impl SignerClient {
                 following: AtomicBool::new(false),
                 observed: AtomicBool::new(false),
                 live: Mutex::new(Live::default()),
+                warned: std::sync::Mutex::default(),
             }),
         })
     }
@@ -329,6 +343,18 @@ impl Inner {
         }
     }
 
+    /// What the confirmed, free coins of the on-chain wallet are worth.
+    pub(crate) async fn coin_values(&self) -> Vec<Amount> {
+        let coins = self.wallet.coins().await;
+        coins.into_iter().map(|coin| coin.txout.value).collect()
+    }
+
+    /// The block a factory's funding is in, or at best could be in.
+    pub(crate) fn next_block(&self, row: &FactoryRow) -> Height {
+        let tip = Height(self.height.load(Ordering::Relaxed));
+        row.confirmed.unwrap_or_else(|| tip.plus(Blocks(1)))
+    }
+
     /// Whether the coins of the wallet are known: somebody follows the chain, and has reached its tip.
     pub(crate) fn knows_coins(&self) -> bool {
         !self.following.load(Ordering::Relaxed) || self.height.load(Ordering::Relaxed) > 0
@@ -338,6 +364,12 @@ impl Inner {
     pub(crate) fn set_height(&self, height: u32) {
         self.height.store(height, Ordering::Relaxed);
         self.events.set_height(height);
+    }
+
+    /// Whether this was not warned of yet by this process. From now on it was.
+    pub(crate) fn first_time(&self, factory: FactoryId, warning: Warning) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        warned.insert((factory, warning))
     }
 
     /// Changes what other processes see of this one.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::SignerClient;
 use super::kits::KitCache;
 use crate::error::{Error, Result};
-use crate::exit::{coins_suffice, leave_by};
+use crate::exit::{coins_suffice, is_late, leave_by};
 use crate::store::{ExitRow, FactoryRow, Live, SharedStore, StoreError};
 
 /// Feerates an exit is quoted at, where none is asked for, in sat/vB.
@@ -46,10 +46,11 @@ pub struct FactoryView {
     /// Its id.
     pub factory: FactoryId,
     /// One word for what it is doing: `kit_stored`, `unconfirmed`, `failed`, `confirming`,
-    /// `usable`, `abandoned` or `closed`.
+    /// `usable`, `late` (confirmed too near its end to be used), `abandoned`, `closed`; or `damaged`
+    /// if its kit is no good any more.
     pub state: &'static str,
-    /// `client_refund` or `lsp_reclaim`.
-    pub expiry_policy: ExpiryPolicy,
+    /// `client_refund` or `lsp_reclaim`; nothing if the kit is no good.
+    pub expiry_policy: Option<ExpiryPolicy>,
     /// Channel capacity.
     pub capacity_sat: u64,
     /// Its funding output.
@@ -194,15 +195,15 @@ pub async fn status(
 /// All factories, from a store.
 ///
 /// # Errors
-/// The store's, and [`Error::Kit`].
+/// The store's.
 pub async fn factories(store: &SharedStore) -> Result<Vec<FactoryView>> {
     let kits = KitCache::new(SharedStore::clone(store));
     let exits = store.exits().await?;
     let mut views = Vec::new();
     for row in store.factories().await? {
-        let kit = kits.get(row.factory).await?;
+        let kit = kits.sound(row.factory).await?;
         let exit = exits.iter().find(|exit| exit.factory == row.factory);
-        views.push(view(store, &row, &kit, exit).await?);
+        views.push(view(store, &row, kit.as_deref(), exit).await?);
     }
     Ok(views)
 }
@@ -210,25 +211,32 @@ pub async fn factories(store: &SharedStore) -> Result<Vec<FactoryView>> {
 async fn view(
     store: &SharedStore,
     row: &FactoryRow,
-    kit: &ExitKit,
+    kit: Option<&ExitKit>,
     exit: Option<&ExitRow>,
 ) -> Result<FactoryView> {
     let exit = match exit {
         Some(exit) => Some(in_flight(store, exit).await?),
         None => None,
     };
-    let reclaim = kit.params.expiry_policy == ExpiryPolicy::LspReclaim;
+    let policy = kit.map(|kit| kit.params.expiry_policy);
+    let reclaim = kit.filter(|_| policy == Some(ExpiryPolicy::LspReclaim));
+    let state = match kit {
+        None => "damaged",
+        Some(kit) if row.is_live() && is_late(row, kit) => "late",
+        Some(_) => row.state(),
+    };
+    let coverage = kit.map_or(Amount::ZERO, |kit| ExitPlan::new(kit).coverage.least());
     Ok(FactoryView {
         factory: row.factory,
-        state: row.state(),
-        expiry_policy: kit.params.expiry_policy,
+        state,
+        expiry_policy: policy,
         capacity_sat: row.capacity.to_sat(),
         funding: row.funding,
         confirmed_height: row.confirmed.map(|height| height.0),
         birth_height: row.birth.0,
         expiry_height: row.expiry.0,
-        leave_by_height: reclaim.then(|| leave_by(kit).0),
-        coverage_sat: ExitPlan::new(kit).coverage.least().to_sat(),
+        leave_by_height: reclaim.map(|kit| leave_by(kit).0),
+        coverage_sat: coverage.to_sat(),
         exit,
     })
 }
@@ -333,8 +341,7 @@ impl SignerClient {
 
     /// Confirmed, free coins of the on-chain wallet.
     pub async fn coins(&self) -> Vec<Amount> {
-        let coins = self.inner.wallet.coins().await;
-        coins.into_iter().map(|coin| coin.txout.value).collect()
+        self.inner.coin_values().await
     }
 
     /// See [`status`].

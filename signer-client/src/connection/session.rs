@@ -1,9 +1,11 @@
 //! One session, from the connection to its end.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bitcoin::{Amount, Network};
 use factory_tree::ceremony::message::{Round, ToClient};
+use factory_tree::ids::FactoryId;
 use proto::connection::Connection;
 use proto::session::{HEARTBEAT, HEARTBEATS_MISSED, ServiceError, SessionToken};
 use proto::tls::{ConnectError, ConnectOptions};
@@ -84,6 +86,14 @@ pub(super) async fn run(
         welcomed: true,
         error,
     }
+}
+
+/// What the coordinator says of this client.
+struct Standing {
+    /// The attempt it is in.
+    round: Option<Round>,
+    /// Its factories that are funded, or may be.
+    awaited: HashSet<FactoryId>,
 }
 
 struct Session {
@@ -172,7 +182,8 @@ impl Session {
             return Err(Error::Disconnected("misbehaving".to_owned()));
         }
         let status = self.status().await?;
-        driver.reconnected(status, &self.out).await?;
+        driver.reconnected(status.round, &self.out).await?;
+        driver.only_awaited(status.round, &status.awaited).await?;
         self.tell_interest(client, driver).await?;
         let mut beat = tokio::time::interval(self.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -234,16 +245,14 @@ impl Session {
     /// The wish as it stands cannot be fulfilled: the reason stays with it.
     async fn note_refusal(&self, client: &Inner, error: &ServiceError) -> Result<()> {
         let about_interest = matches!(error.code, ErrorCode::Capacity | ErrorCode::FeeCoins);
-        let interest = client.store.interest().await?.filter(|_| about_interest);
-        if let Some(mut interest) = interest {
-            interest.note.clone_from(&error.message);
-            client.store.set_interest(Some(&interest)).await?;
+        if about_interest {
+            client.store.note_interest(&error.message).await?;
         }
         Ok(())
     }
 
-    /// Which attempt the coordinator has this client in, if any.
-    async fn status(&mut self) -> Result<Option<Round>> {
+    /// Which attempt the coordinator has this client in, if any, and what else it is at work on.
+    async fn status(&mut self) -> Result<Standing> {
         let mut request = Request::new(v1::GetStatusRequest {});
         request.set_timeout(CALL);
         self.token.attach(request.metadata_mut());
@@ -253,11 +262,20 @@ impl Session {
             .await
             .map_err(|status| ended(&status))?
             .into_inner();
-        answer
-            .round
-            .map(Round::try_from)
-            .transpose()
-            .map_err(|error| Error::Disconnected(format!("an unreadable status: {error}")))
+        let gone = [v1::FactoryState::Failed, v1::FactoryState::Unspecified];
+        let awaited = answer
+            .factories
+            .iter()
+            .filter(|f| !gone.contains(&f.state()));
+        let awaited = awaited.filter_map(|f| <[u8; 32]>::try_from(&f.id[..]).ok());
+        Ok(Standing {
+            awaited: awaited.map(FactoryId).collect(),
+            round: answer
+                .round
+                .map(Round::try_from)
+                .transpose()
+                .map_err(|error| Error::Disconnected(format!("an unreadable status: {error}")))?,
+        })
     }
 
     /// Tells the coordinator what this client wants now, if that is something new.

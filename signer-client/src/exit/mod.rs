@@ -16,12 +16,13 @@ use factory_tree::params::ExpiryPolicy;
 use factory_tree::tx::TxKind;
 use factory_tree::units::{Blocks, Height};
 
-use crate::client::Inner;
+use crate::client::{Inner, Warning};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::store::{ExitRow, FactoryRow, Goal, Progress};
+pub(crate) use fees::RELAXED_TARGET;
 use publish::{Published, Publisher};
-pub(crate) use quote::coins_suffice;
+pub(crate) use quote::{coins_suffice, path_is_paid};
 
 /// What a kit's transaction is, as the export names it.
 pub(crate) fn kind_name(tx: &KitTx) -> String {
@@ -91,12 +92,14 @@ async fn drive_one(
     exit: Option<&ExitRow>,
     view: &ChainView,
 ) -> Result<()> {
-    let kit = client.kits.get(row.factory).await?;
+    let Some(kit) = client.kits.sound(row.factory).await? else {
+        return Ok(());
+    };
     let exit = match exit {
         Some(exit) => exit.clone(),
         None => match unasked(client, row, &kit, view) {
             Some(goal) => start(client, row, goal, view.tip).await?,
-            None => return Ok(()),
+            None => return warn(client, row, &kit, view.tip).await,
         },
     };
     let brain = match exit.goal {
@@ -134,11 +137,45 @@ fn unasked(client: &Inner, row: &FactoryRow, kit: &ExitKit, view: &ChainView) ->
     }
 }
 
+/// Where there are no timeouts, tells in the dying days that the factory must be left, and whether
+/// there is something to pay for that.
+async fn warn(client: &Inner, row: &FactoryRow, kit: &ExitKit, tip: Height) -> Result<()> {
+    let reclaim = kit.params.expiry_policy == ExpiryPolicy::LspReclaim;
+    let dying = tip >= leave_by(kit).minus(Blocks(kit.params.dying));
+    if !reclaim || !dying || row.confirmed.is_none() {
+        return Ok(());
+    }
+    let feerate = client.chain.fee_rate(RELAXED_TARGET).await?;
+    let sizes = kit.path().map(KitTx::vbytes);
+    let coins_suffice = path_is_paid(&client.coin_values().await, sizes, feerate);
+    if client.first_time(row.factory, Warning::LeaveSoon) {
+        client.events.emit(Event::LeaveSoon {
+            factory: row.factory,
+            leave_by_height: leave_by(kit).0,
+            coins_suffice,
+        });
+    }
+    Ok(())
+}
+
 /// `E`: a path that is to be confirmed in time must be begun by this height (protocol.md section 1).
 pub(crate) fn leave_by(kit: &ExitKit) -> Height {
     kit.expiry
         .minus(kit.exit_delay)
         .minus(Blocks(kit.params.expiry_margin))
+}
+
+/// Whether the funding came into the chain so late that it is as deep as agreed only when the
+/// factory should have been left already: nothing may be received in it.
+pub(crate) fn is_late(row: &FactoryRow, kit: &ExitKit) -> bool {
+    row.confirmed
+        .is_some_and(|confirmed| would_be_late(row, kit, confirmed))
+}
+
+/// Whether a funding in the block at `confirmed` is too late.
+pub(crate) fn would_be_late(row: &FactoryRow, kit: &ExitKit, confirmed: Height) -> bool {
+    let more = Blocks(row.confirmations.saturating_sub(1));
+    confirmed.plus(more) >= leave_by(kit)
 }
 
 async fn start(client: &Inner, row: &FactoryRow, goal: Goal, tip: Height) -> Result<ExitRow> {

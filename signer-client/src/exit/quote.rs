@@ -1,6 +1,7 @@
 //! Whether the wallet's coins suffice for an exit.
 
-use bitcoin::Amount;
+use bitcoin::{Amount, FeeRate};
+use factory_tree::tx::CHILD_VBYTES;
 
 /// Least change of a fee child (P2TR dust limit).
 const DUST: u64 = 330;
@@ -19,6 +20,18 @@ pub(crate) fn coins_suffice(coins: &[Amount], fees: &[Amount]) -> bool {
         *coin = coin.saturating_sub(fee.to_sat());
     }
     true
+}
+
+/// Whether `coins` pay for a path of zero-fee transactions of these sizes at `feerate`.
+#[must_use]
+pub(crate) fn path_is_paid(
+    coins: &[Amount],
+    sizes: impl Iterator<Item = u64>,
+    feerate: FeeRate,
+) -> bool {
+    let fees = sizes.map(|vbytes| feerate.fee_vb(vbytes.saturating_add(CHILD_VBYTES)));
+    let fees: Option<Vec<Amount>> = fees.collect();
+    fees.is_some_and(|fees| coins_suffice(coins, &fees))
 }
 
 #[cfg(test)]

@@ -37,7 +37,9 @@ impl Announced {
         }
         let mut kinds: HashMap<Txid, (FactoryId, TxKind, String)> = HashMap::new();
         for row in &factories {
-            let kit = client.kits.get(row.factory).await?;
+            let Some(kit) = client.kits.sound(row.factory).await? else {
+                continue;
+            };
             for tx in &kit.txs {
                 kinds.insert(tx.txid(), (row.factory, tx.kind, kind_name(tx)));
             }

@@ -8,9 +8,10 @@ use std::collections::HashMap;
 use bitcoin::{OutPoint, Txid};
 use factory_tree::units::{Blocks, Height};
 
-use crate::client::Inner;
+use crate::client::{Inner, Warning};
 use crate::error::Result;
 use crate::event::Event;
+use crate::exit::{leave_by, would_be_late};
 use crate::store::{FactoryRow, Spend};
 
 /// Brings every factory's state in line with the chain, whatever it was before.
@@ -48,7 +49,9 @@ async fn update_one(
     confirmed: Option<Height>,
     tip: Height,
 ) -> Result<()> {
-    let usable = confirmed.is_some_and(|height| depth(height, tip) >= row.confirmations.max(1));
+    let late = warn_if_late(client, row, confirmed, tip).await?;
+    let deep = confirmed.is_some_and(|height| depth(height, tip) >= row.confirmations.max(1));
+    let usable = deep && !late;
     if confirmed == row.confirmed && usable == row.usable {
         return Ok(());
     }
@@ -70,14 +73,38 @@ async fn update_one(
     }
     if usable && !row.usable {
         client.events.emit(Event::FactoryUsable { factory });
-        // What was asked for is there.
-        client.store.set_interest(None).await?;
         client
             .set_live(|live| (live.round, live.phase) = (None, None))
             .await;
         client.wake_connection.notify_one();
     }
     Ok(())
+}
+
+/// Whether the factory is, or would be in the next block, too near its end to be used; told once.
+async fn warn_if_late(
+    client: &Inner,
+    row: &FactoryRow,
+    confirmed: Option<Height>,
+    tip: Height,
+) -> Result<bool> {
+    let awaited = row.acked && !row.failed;
+    if !row.is_live() || (confirmed.is_none() && !awaited) {
+        return Ok(false);
+    }
+    let Some(kit) = client.kits.sound(row.factory).await? else {
+        return Ok(false);
+    };
+    let at = confirmed.unwrap_or_else(|| tip.plus(Blocks(1)));
+    let late = would_be_late(row, &kit, at);
+    if late && client.first_time(row.factory, Warning::Late) {
+        let leave_by_height = leave_by(&kit).0;
+        client.events.emit(Event::FactoryLate {
+            factory: row.factory,
+            leave_by_height,
+        });
+    }
+    Ok(late)
 }
 
 async fn abandon(

@@ -31,11 +31,12 @@ impl WatchIndex {
             return Ok(());
         }
         for row in client.store.factories().await? {
-            let kit = client.kits.get(row.factory).await?;
-            self.outpoints.extend(kit.watched());
-            self.outpoints.insert(row.common_pin);
+            self.outpoints.extend([row.funding, row.common_pin]);
             self.txids.insert(row.funding.txid);
-            self.txids.extend(kit.txs.iter().map(|tx| tx.txid()));
+            if let Some(kit) = client.kits.sound(row.factory).await? {
+                self.outpoints.extend(kit.watched());
+                self.txids.extend(kit.txs.iter().map(|tx| tx.txid()));
+            }
         }
         for join in client.store.joins().await? {
             self.scripts.insert(join.payout_script, join.join_nonce);

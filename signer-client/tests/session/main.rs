@@ -8,6 +8,7 @@ use bitcoin::Amount;
 use factory_tree::ceremony::message::{DeclineReason, ToClient, ToCoordinator};
 use proto::wire::FromClient;
 use signer_client::Event;
+use signer_client::store::{FactoryStore, JoinStore};
 
 use coordinator::{Coordinator, invitation, round};
 use wallet::Wallet;
@@ -134,6 +135,43 @@ async fn a_coordinator_that_falls_silent_is_left() {
         _ => false,
     };
     wallet.wait(left).await;
+}
+
+#[tokio::test]
+async fn who_was_restarted_says_so_at_once() {
+    let mut coordinator = Coordinator::start(7).await;
+    let mut wallet = Wallet::start(&coordinator.connection()).await;
+    wallet.wait(|event| *event == Event::Connected).await;
+    // Of a ceremony that an earlier process of this wallet joined.
+    coordinator.send(&ToClient::ConfirmPing(round(1)));
+    coordinator.declined("restarted").await;
+    // What was declined is not declined again.
+    wallet.client.join(Amount::ZERO).await.unwrap();
+    coordinator.interest().await;
+    let mut dear = invitation(2, 200_000);
+    dear.fee = Amount::ONE_BTC;
+    coordinator.send(&ToClient::Invitation(Box::new(dear)));
+    coordinator.declined("fee").await;
+    coordinator.send(&ToClient::ConfirmPing(round(2)));
+    coordinator.send(&ToClient::Invitation(Box::new(invitation(3, 200_000))));
+    assert_eq!(coordinator.join().await.round, round(3));
+}
+
+#[tokio::test]
+async fn what_the_coordinator_does_not_fund_is_not_waited_for() {
+    let mut coordinator = Coordinator::start(7).await;
+    let (kit, row, join) = wallet::acknowledged();
+    let wallet = Wallet::start_with(&coordinator.connection(), async |store| {
+        store.record_join(&join).await.unwrap();
+        store.store_kit(&row, kit.as_bytes()).await.unwrap();
+        store.set_acked(row.factory).await.unwrap();
+    })
+    .await;
+    // The word that the attempt failed came while this wallet was away.
+    wallet.client.join(Amount::ZERO).await.unwrap();
+    coordinator.interest().await;
+    let stored = wallet.client.store().factories().await.unwrap();
+    assert!(stored[0].failed && stored[0].is_live(), "the kit is kept");
 }
 
 #[tokio::test]

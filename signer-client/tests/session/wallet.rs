@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::Network;
+use factory_tree::ceremony::message::Round;
+use factory_tree::params::{FactoryParams, Profile};
+use factory_tree::testing::TestFactory;
 use keystore::{KdfCost, Passphrase, Seed};
 use signer_client::keys::ClientKeys;
-use signer_client::store::SqliteStore;
+use signer_client::store::{FactoryRow, JoinRow, SqliteStore};
 use signer_client::{ClientParts, Config, Event, Shutdown, SignerClient, Stamped, Tasks};
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
@@ -25,6 +28,13 @@ pub struct Wallet {
 
 impl Wallet {
     pub async fn start(connection: &str) -> Self {
+        Self::start_with(connection, async |_| {}).await
+    }
+
+    /// With what an earlier process left in the store.
+    pub async fn start_with(connection: &str, left: impl AsyncFnOnce(&SqliteStore)) -> Self {
+        let store = SqliteStore::in_memory().await.unwrap();
+        left(&store).await;
         let mut config = Config::new(Network::Regtest);
         config.coordinator = Some(connection.to_owned());
         config.allow_plain = true;
@@ -33,7 +43,7 @@ impl Wallet {
         let client = SignerClient::open(ClientParts {
             config,
             keys: Arc::new(keys()),
-            store: Arc::new(SqliteStore::in_memory().await.unwrap()),
+            store: Arc::new(store),
             chain: Arc::new(StandingChain),
         })
         .await
@@ -75,6 +85,45 @@ impl Wallet {
         let ended = tokio::time::timeout(PATIENCE, running).await;
         ended.expect("it ends in time").unwrap().unwrap();
     }
+}
+
+/// A factory whose kit was acknowledged, and the join it came from.
+pub fn acknowledged() -> (String, FactoryRow, JoinRow) {
+    let params = FactoryParams::profile(Profile::Lite, Network::Regtest);
+    let kit = TestFactory::new(1, params, 2).unwrap().sign().kit(0);
+    let round = Round {
+        ceremony: kit.ceremony,
+        attempt: kit.attempt,
+    };
+    let common_pin = kit.funding_tx.input[0].previous_output;
+    let join = JoinRow {
+        join_nonce: kit.join_nonce,
+        round,
+        leaf_id: kit.leaf_id,
+        factory_key: kit.factory_key,
+        channel_key: kit.channel_key,
+        payout_script: kit.payout_script.clone(),
+        common_pin,
+        capacity: kit.capacity,
+    };
+    let row = FactoryRow {
+        factory: kit.factory_id,
+        round,
+        join_nonce: kit.join_nonce,
+        funding: kit.funding(),
+        common_pin,
+        capacity: kit.capacity,
+        birth: kit.birth,
+        expiry: kit.expiry,
+        confirmations: 1,
+        acked: false,
+        failed: false,
+        confirmed: None,
+        usable: false,
+        abandoned: None,
+        closed: None,
+    };
+    (kit.to_json().unwrap(), row, join)
 }
 
 fn keys() -> ClientKeys {

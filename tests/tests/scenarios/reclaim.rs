@@ -86,3 +86,23 @@ fn only_with_fee_coins_and_consent() -> Result<()> {
     }
     money::funded(&world, &[export], scenarios::world::COORDINATOR_COINS)
 }
+
+/// A coin that does not pay for the way out is none.
+#[test]
+fn only_with_coins_that_suffice() -> Result<()> {
+    let mut world = world("reclaim_poor", 3)?;
+    world.fund_clients(&[0, 1], FEE_COIN)?;
+    world.fund_clients(&[2], Amount::from_sat(1_000))?;
+    world.join(&[0, 1, 2])?;
+    let created = world.create(&["--expiry", "lsp-reclaim"])?;
+    world.usable_for(&created, &[0, 1])?;
+    let refused = world.client(2)?.wait_for("refused")?;
+    ensure!(refused.text("found").contains("way out"), "{refused}");
+    let export = world.export(&created)?;
+    let poor = world.id_of(world.client(2)?)?;
+    ensure!(
+        export.clients().all(|client| client.id != poor),
+        "client 2 is a member"
+    );
+    money::funded(&world, &[export], scenarios::world::COORDINATOR_COINS)
+}

@@ -168,6 +168,8 @@ pub enum SignerEvent {
         factory: FactoryId,
         /// What its timeouts pay at least.
         coverage: Amount,
+        /// Sizes of the transactions from the root to the leaf.
+        path_vbytes: Vec<u64>,
     },
     /// This client refuses.
     Refused {

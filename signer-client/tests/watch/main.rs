@@ -1,0 +1,128 @@
+//! What the wallet makes of the chain, on a chain that the test mines.
+
+mod chain;
+mod wallet;
+
+use bitcoin::{Amount, FeeRate, TxOut};
+use factory_tree::params::ExpiryPolicy;
+use signer_client::Event;
+use signer_client::client::sweep;
+
+use wallet::{Wallet, kit, leave_by};
+
+#[tokio::test]
+async fn one_damaged_kit_does_not_keep_the_others_from_anything() {
+    let mut wallet = Wallet::new(1000).await;
+    let damaged = kit(1, ExpiryPolicy::ClientRefund);
+    let good = kit(2, ExpiryPolicy::ClientRefund);
+    wallet.hold(&damaged, b"{\"version\":1}").await;
+    wallet.hold_good(&good).await;
+    wallet.chain.mine(vec![good.funding_tx.clone()]);
+    wallet.chain.mine(vec![]);
+    wallet.run();
+    let events = wallet.synced().await;
+    let factory = good.factory_id;
+    assert!(
+        events.contains(&Event::FactoryUsable { factory }),
+        "{events:?}"
+    );
+    // The damaged one is shown as such.
+    let shown = wallet.client.factories().await.unwrap();
+    let states: Vec<&str> = shown.iter().map(|factory| factory.state).collect();
+    assert_eq!(states, ["damaged", "usable"]);
+    // The other one's timeout is still published.
+    wallet.chain.mine_to(good.expiry.0);
+    wallet.synced().await;
+    assert!(!wallet.chain.published().is_empty());
+}
+
+#[tokio::test]
+async fn a_factory_that_is_funded_late_is_not_used() {
+    for policy in [ExpiryPolicy::ClientRefund, ExpiryPolicy::LspReclaim] {
+        let kit = kit(3, policy);
+        let (factory, leave_by) = (kit.factory_id, leave_by(&kit));
+        let mut wallet = Wallet::new(leave_by - 10).await;
+        wallet.hold_good(&kit).await;
+        wallet.client.join(Amount::ZERO).await.unwrap();
+        wallet.run();
+        // At two confirmations the next block is the last that will do.
+        wallet.chain.mine_to(leave_by - 3);
+        let late = Event::FactoryLate {
+            factory,
+            leave_by_height: leave_by,
+        };
+        assert!(!wallet.synced().await.contains(&late), "{policy:?}");
+        wallet.chain.mine(vec![]);
+        assert!(wallet.synced().await.contains(&late), "{policy:?}");
+        wallet.chain.mine(vec![kit.funding_tx.clone()]);
+        wallet.chain.mine(vec![]);
+        let events = wallet.synced().await;
+        assert!(!events.contains(&Event::FactoryUsable { factory }));
+        assert!(!events.contains(&late), "told twice");
+        let shown = wallet.client.factories().await.unwrap();
+        assert_eq!(shown[0].state, "late");
+        // What was asked for is still wanted.
+        let wish = wallet.client.store().interest().await.unwrap();
+        assert!(wish.is_some());
+    }
+}
+
+#[tokio::test]
+async fn the_last_block_that_will_do_is_enough() {
+    let kit = kit(4, ExpiryPolicy::ClientRefund);
+    let (factory, leave_by) = (kit.factory_id, leave_by(&kit));
+    let mut wallet = Wallet::new(leave_by - 10).await;
+    wallet.hold_good(&kit).await;
+    wallet.run();
+    wallet.chain.mine_to(leave_by - 3);
+    wallet.chain.mine(vec![kit.funding_tx.clone()]);
+    wallet.chain.mine(vec![]);
+    let events = wallet.synced().await;
+    assert!(
+        events.contains(&Event::FactoryUsable { factory }),
+        "{events:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_factory_without_timeouts_warns_in_its_dying_days() {
+    let kit = kit(5, ExpiryPolicy::LspReclaim);
+    let leave_by = leave_by(&kit);
+    let dying = leave_by - kit.params.dying;
+    let mut wallet = Wallet::new(dying - 10).await;
+    wallet.hold_good(&kit).await;
+    wallet.chain.mine(vec![kit.funding_tx.clone()]);
+    wallet.chain.mine_to(dying - 1);
+    wallet.run();
+    let soon = Event::LeaveSoon {
+        factory: kit.factory_id,
+        leave_by_height: leave_by,
+        coins_suffice: false,
+    };
+    assert!(!wallet.synced().await.contains(&soon));
+    wallet.chain.mine(vec![]);
+    assert!(wallet.synced().await.contains(&soon));
+    wallet.chain.mine(vec![]);
+    assert!(!wallet.synced().await.contains(&soon), "told twice");
+}
+
+#[tokio::test]
+async fn dust_from_strangers_is_not_swept() {
+    let kit = kit(6, ExpiryPolicy::ClientRefund);
+    let mut wallet = Wallet::new(1000).await;
+    wallet.hold_good(&kit).await;
+    // Anybody may pay to a script that was on the chain once.
+    let mut paying = kit.funding_tx.clone();
+    let paid = |sat| TxOut {
+        value: Amount::from_sat(sat),
+        script_pubkey: kit.payout_script.clone(),
+    };
+    paying.output = vec![paid(330); 100];
+    paying.output.push(paid(50_000));
+    wallet.chain.mine(vec![paying]);
+    wallet.run();
+    wallet.synced().await;
+    let feerate = FeeRate::from_sat_per_vb_u32(10);
+    let swept = sweep(&wallet.client, Some(feerate)).await.unwrap();
+    assert_eq!((swept.payouts, swept.sat + swept.fee_sat), (1, 50_000));
+}
