@@ -15,8 +15,10 @@
 
 mod ids;
 mod leaf_keys;
+mod store;
 mod timeout;
 
 pub use ids::{is_leaf, lsp_channel_id};
 pub use leaf_keys::LeafKeys;
+pub use store::{Change, EntryKey, Store, StoreError};
 pub use timeout::{TimeoutError, funding_redeem_script};
