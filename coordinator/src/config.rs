@@ -161,6 +161,8 @@ pub struct ServerConfig {
     pub queue: usize,
     /// Refused messages before a stream is closed.
     pub max_refusals: u32,
+    /// Messages read from one stream per second.
+    pub messages_per_second: u32,
 }
 
 /// See `[factory]` in the default file.
@@ -351,6 +353,10 @@ impl Config {
             server.max_unauthenticated_per_ip as u64,
         )?;
         positive("server.handshake_seconds", server.handshake_seconds)?;
+        positive(
+            "server.messages_per_second",
+            server.messages_per_second.into(),
+        )?;
         positive("server.heartbeat_seconds", server.heartbeat_seconds.into())?;
         if server.queue < 8 {
             return Err(wrong(

@@ -1,9 +1,11 @@
 //! Who is invited first, and who is not invited: a score of faults that decays with the chain.
 //!
-//! The rule: staying silent adds 1 to a client's score, an invalid signature adds 4, and a score halves every
+//! The rule: staying silent, or leaving after the proposal, adds 1 to a client's score, an invalid signature adds 4, and a score halves every
 //! `policy.score_half_life_blocks`. Invitations go out in the order of the score, lowest first, and within equal scores in the order in
 //! which clients asked. From `policy.score_skip_above` on a client is skipped, until its score has decayed. Declining and
 //! leaving before the proposal cost nothing.
+
+use factory_tree::ceremony::coordinator::LeftOut;
 
 /// What counts against a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +17,17 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// What it counts for a client to be left out; `proposed`: whether the others were signing already.
+    #[must_use]
+    pub const fn of(why: LeftOut, proposed: bool) -> Option<Self> {
+        match why {
+            LeftOut::Guilty => Some(Self::Guilty),
+            LeftOut::Silent => Some(Self::Silent),
+            LeftOut::Declined if proposed => Some(Self::Silent),
+            LeftOut::Declined | LeftOut::Absent => None,
+        }
+    }
+
     const fn points(self) -> f64 {
         match self {
             Self::Silent => 1.0,
@@ -53,6 +66,15 @@ impl Score {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn leaving_costs_as_much_as_silence_once_others_sign() {
+        assert_eq!(Fault::of(LeftOut::Declined, false), None);
+        assert_eq!(Fault::of(LeftOut::Declined, true), Some(Fault::Silent));
+        assert_eq!(Fault::of(LeftOut::Absent, true), None);
+        assert_eq!(Fault::of(LeftOut::Silent, false), Some(Fault::Silent));
+        assert_eq!(Fault::of(LeftOut::Guilty, true), Some(Fault::Guilty));
+    }
 
     #[test]
     fn faults_add_up_and_decay() {

@@ -187,20 +187,25 @@ impl Sessions {
         }
     }
 
-    /// Sets or clears what a client wants.
-    pub fn set_interest(&self, client: &ClientId, interest: Option<Interest>) {
+    /// Sets or clears what a client wants; whether that is news.
+    pub fn set_interest(&self, client: &ClientId, interest: Option<Interest>) -> bool {
         {
             let mut open = self.open();
             open.counter = open.counter.wrapping_add(1);
             let order = open.counter;
             let Some(session) = open.by_client.get_mut(client) else {
-                return;
+                return false;
             };
             // Asking again does not lose one's place.
             let order = session.interest.map_or(order, |held| held.order);
-            session.interest = interest.map(|interest| Interest { order, ..interest });
+            let interest = interest.map(|interest| Interest { order, ..interest });
+            if session.interest == interest {
+                return false;
+            }
+            session.interest = interest;
         }
         self.changed();
+        true
     }
 
     /// Clears the interest of those who wanted one factory, and got it.

@@ -2,7 +2,7 @@
 
 use bitcoin::OutPoint;
 use factory_tree::ceremony::coordinator::{LeftOut, Record};
-use factory_tree::ceremony::message::Round;
+use factory_tree::ceremony::message::{AbortReason, Round};
 use factory_tree::ids::ClientId;
 use factory_tree::shape::Shape;
 
@@ -128,7 +128,9 @@ impl Driver {
                         left_out,
                     } => {
                         attempts::fail(tx, *round, &abort_text(reason), left_out).await?;
-                        left_out_of(tx, *round, left_out, height, half_life).await?;
+                        // Others had already signed, or were about to.
+                        let proposed = *reason == AbortReason::Left;
+                        left_out_of(tx, *round, left_out, proposed, (height, half_life)).await?;
                     }
                     Record::CeremonyFailed { ceremony, reason } => {
                         let pins = ceremonies::pins(tx, *ceremony).await?;
@@ -151,16 +153,12 @@ async fn left_out_of(
     tx: &mut Conn,
     round: Round,
     left_out: &[(ClientId, LeftOut)],
-    height: u32,
-    half_life: u32,
+    proposed: bool,
+    (height, half_life): (u32, u32),
 ) -> store::Result<()> {
     let faults: Vec<(ClientId, Fault)> = left_out
         .iter()
-        .filter_map(|(client, why)| match why {
-            LeftOut::Silent => Some((*client, Fault::Silent)),
-            LeftOut::Guilty => Some((*client, Fault::Guilty)),
-            LeftOut::Declined | LeftOut::Absent => None,
-        })
+        .filter_map(|(client, why)| Some((*client, Fault::of(*why, proposed)?)))
         .collect();
     clients::blame(tx, &faults, height, half_life).await?;
     for (client, why) in left_out {

@@ -5,6 +5,7 @@ mod health;
 mod history;
 mod info;
 mod limits;
+mod pace;
 mod session;
 mod status;
 

@@ -18,6 +18,7 @@ use tonic::{Request, Streaming};
 use super::Front;
 use super::handshake::handshake;
 use super::limits::Unauthenticated;
+use super::pace::Pace;
 use crate::ceremony::Mail;
 use crate::event::Event;
 use crate::sessions::{Interest, Outgoing};
@@ -130,7 +131,9 @@ async fn serve(
     let mut beats = tokio::time::interval_at(Instant::now() + beat, beat);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = Instant::now();
+    let mut pace = Pace::new(front.ctx.config.server.messages_per_second, heard);
     loop {
+        let ready = pace.ready();
         tokio::select! {
             why = &mut *ended => return Some(why.unwrap_or_else(|_| going_down())),
             _ = beats.tick() => {
@@ -141,9 +144,14 @@ async fn serve(
                 // A full queue is dealt with when something that matters is to be sent.
                 let _ = out.try_send(Ok(Body::Heartbeat(Heartbeat {}).into()));
             }
-            message = incoming.message() => match message {
+            // What is not read yet waits at the client: HTTP/2 bounds what it can have under way.
+            message = async {
+                tokio::time::sleep_until(ready).await;
+                incoming.message().await
+            } => match message {
                 Ok(Some(message)) => {
                     heard = Instant::now();
+                    pace.take(heard);
                     if let Err(error) = handle(front, client, message).await {
                         refuse(front, client, &error);
                     }
@@ -187,7 +195,7 @@ async fn handle(
             Ok(())
         }
         FromClient::Error(error) => {
-            tracing::warn!(%client, %error, "a client reports an error");
+            tracing::info!(%client, %error, "a client reports an error");
             Ok(())
         }
         FromClient::Hello(_) | FromClient::Answer(_) => {
@@ -232,10 +240,11 @@ fn interested(front: &Front, client: ClientId, wish: wire::Interest) -> Result<(
         once: wish.once,
         order: 0,
     };
-    front.ctx.sessions.set_interest(&client, Some(interest));
-    front.ctx.events.emit(Event::ClientInterested {
-        client,
-        capacity_sat: capacity.to_sat(),
-    });
+    if front.ctx.sessions.set_interest(&client, Some(interest)) {
+        front.ctx.events.emit(Event::ClientInterested {
+            client,
+            capacity_sat: capacity.to_sat(),
+        });
+    }
     Ok(())
 }

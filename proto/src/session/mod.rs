@@ -17,7 +17,7 @@ pub const VERSION: u32 = 1;
 /// The oldest version of the protocol that this software speaks.
 pub const MIN_VERSION: u32 = 1;
 /// The largest message from a client; checked before it is decoded.
-pub const MAX_FROM_CLIENT: usize = 4 << 20;
+pub const MAX_FROM_CLIENT: usize = 256 << 10;
 /// The largest message to a client; checked before it is decoded.
 pub const MAX_TO_CLIENT: usize = 16 << 20;
 /// Within this time of its start a stream is authenticated, or it ends.

@@ -87,6 +87,9 @@ impl Bench {
         world.coordinator.configure("ceremony.step_seconds", 300)?;
         world
             .coordinator
+            .configure("server.max_unauthenticated_per_ip", 2048)?;
+        world
+            .coordinator
             .configure("ceremony.max_clients", i64::from(clients.max(2)))?;
         world.coordinator.start()?;
         world.coordinator.wait_for("ready")?;
