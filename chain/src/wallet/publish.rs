@@ -30,7 +30,7 @@ impl OnchainWallet {
     /// conflicts with transactions of the mempool, these and their children.
     ///
     /// # Errors
-    /// Those of [`Self::fee_child`], and [`ChainError::Rejected`](crate::ChainError::Rejected); then the child's coin is free again.
+    /// Those of [`Self::fee_child`], and [`ChainError::Rejected`]; then the child's coin is free again.
     pub async fn publish(
         &self,
         source: &dyn ChainSource,
