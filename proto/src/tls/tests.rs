@@ -118,7 +118,10 @@ async fn the_pinned_certificate_is_accepted_and_large_messages_flow() {
         let body = v1::client_message::Body::Error(error);
         tokio_stream::once(v1::ClientMessage::from(body))
     };
-    client.session(message(3 << 20)).await.unwrap();
+    client
+        .session(message(session::MAX_FROM_CLIENT - 1024))
+        .await
+        .unwrap();
     // A client that does not keep to the limit itself: the coordinator refuses it undecoded.
     let mut careless = client.max_encoding_message_size(usize::MAX);
     let refused = careless.session(message(session::MAX_FROM_CLIENT)).await;

@@ -93,37 +93,57 @@ impl Stage {
         (0..self.world.clients.len()).collect()
     }
 
-    /// Tells how to poke at what still runs, and waits until the reader has enough.
+    /// Tells how to poke at what runs, and waits until the reader has enough. A coordinator that the
+    /// story killed is started again, so that there is something to ask.
     pub(crate) fn keep(&mut self) -> Result<()> {
-        self.screen.heading("Everything stays as it is");
+        self.screen
+            .heading("Everything stays: a node, a coordinator, wallets");
+        if !self.coordinator_lives {
+            self.world.coordinator.start()?;
+            self.world.coordinator.wait_for("ready")?;
+        }
         let (node, client) = (&self.world.node, self.world.client(0)?);
-        let home = self.world.home().display().to_string();
         let lines = [
-            format!("export SUPERSCALAR_PASSPHRASE_FILE={home}/client-0.passphrase"),
             format!(
-                "{} --data-dir {} status",
+                "export SUPERSCALAR_PASSPHRASE_FILE={}/client-0.passphrase",
+                self.world.home().display()
+            ),
+            format!(
+                "alias lsp='{} --data-dir {}'",
+                binaries::coordinator()?.display(),
+                self.world.coordinator.data().display()
+            ),
+            format!(
+                "alias alice='{} --data-dir {}'     # client-0; the others are beside it",
                 binaries::signer_client()?.display(),
                 client.data().display()
             ),
             format!(
-                "curl --user $(cat {}) --data '{{\"method\":\"getblockchaininfo\"}}' {}",
+                "rpc() {{ curl -s --user \"$(cat {})\" --data \"{{\\\"method\\\":\\\"$1\\\",\\\"params\\\":[$2]}}\" {}; }}",
                 node.cookie_file().display(),
                 node.rpc_url()
             ),
+            String::new(),
+            "alice status; alice balance; lsp factory list; lsp client list".to_owned(),
+            "alice join --capacity 300000               # then the same for another, and:"
+                .to_owned(),
+            "lsp factory create --clients 2 --wait".to_owned(),
+            "rpc generatetoaddress \"6,\\\"$(lsp wallet address)\\\"\"   # mines six blocks"
+                .to_owned(),
         ];
         for line in lines {
             self.screen.say(&line);
         }
-        if self.coordinator_lives {
-            let line = format!(
-                "{} --data-dir {} factory list",
-                binaries::coordinator()?.display(),
-                self.world.coordinator.data().display()
-            );
-            self.screen.say(&line);
+        self.screen.say(&format!(
+            "It ends with Enter here, Ctrl-C, or: kill {}",
+            std::process::id()
+        ));
+        if std::io::stdin().read_line(&mut String::new())? == 0 {
+            // Nobody at the keyboard: until a signal ends it.
+            loop {
+                std::thread::park();
+            }
         }
-        self.screen.say("Press Enter to end it all.");
-        std::io::stdin().read_line(&mut String::new())?;
         Ok(())
     }
 }
