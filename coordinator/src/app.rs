@@ -14,7 +14,7 @@ use keystore::{KdfCost, Seed, SeedError};
 use proto::auth::CertHash;
 use proto::connection::{Connection, ConnectionError, Security};
 use proto::session::ServiceError;
-use proto::tls::{self, IdentityError, ServeError, ServerIdentity};
+use proto::tls::{self, IdentityError, Places, ServeError, ServerIdentity};
 use proto::v1::ErrorCode;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -234,8 +234,11 @@ impl Coordinator {
             .add_service(proto::session::service(front))
             .add_service(health)
             .add_service(reflection);
+        let server = &self.ctx.config.server;
+        let places = Places::new(server.max_connections, server.max_connections_per_ip);
         let mut stop = self.shutdown.subscribe();
-        let served = router.serve_with_incoming_shutdown(tls::incoming(listener), async move {
+        let incoming = tls::incoming(listener, places);
+        let served = router.serve_with_incoming_shutdown(incoming, async move {
             let _ = stop.wait_for(|stop| *stop).await;
         });
         self.spawn("clients' server", async move {

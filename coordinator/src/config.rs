@@ -147,6 +147,10 @@ pub struct CeremonyConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServerConfig {
+    /// Connections.
+    pub max_connections: usize,
+    /// Connections per address.
+    pub max_connections_per_ip: usize,
     /// Authenticated streams.
     pub max_sessions: usize,
     /// Unauthenticated streams.
@@ -343,6 +347,11 @@ impl Config {
         self.check_policy()?;
         self.check_ceremony()?;
         let server = &self.server;
+        positive("server.max_connections", server.max_connections as u64)?;
+        positive(
+            "server.max_connections_per_ip",
+            server.max_connections_per_ip as u64,
+        )?;
         positive("server.max_sessions", server.max_sessions as u64)?;
         positive(
             "server.max_unauthenticated",

@@ -4,12 +4,14 @@
 mod client;
 mod identity;
 mod pin;
+mod places;
 mod server;
 mod traffic;
 
 pub use client::{ConnectError, ConnectOptions, connect};
 pub use identity::{IdentityError, ServerIdentity};
 pub use pin::{PinMismatch, PinnedCertificate};
+pub use places::{Place, Places};
 pub use server::{ServeError, incoming, server};
 pub use traffic::{Counted, Traffic, traffic};
 

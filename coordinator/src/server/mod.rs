@@ -4,7 +4,6 @@ mod handshake;
 mod health;
 mod history;
 mod info;
-mod limits;
 mod pace;
 mod session;
 mod status;
@@ -14,6 +13,7 @@ use std::sync::Arc;
 use factory_tree::ids::ClientId;
 use proto::auth::{CertHash, ServerHandshake};
 use proto::session::{ServiceError, SessionToken};
+use proto::tls::Places;
 use proto::v1::coordinator_server::Coordinator;
 use proto::v1::{self, ErrorCode};
 use tokio::sync::{mpsc, watch};
@@ -24,7 +24,6 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::context::Context;
 use crate::sessions::Outgoing;
 use crate::store::StoreError;
-use limits::Limits;
 
 pub use health::report;
 pub(crate) use status::{factory_state, phase};
@@ -37,7 +36,8 @@ pub const SOFTWARE: &str = concat!("superscalar-coordinator/", env!("CARGO_PKG_V
 pub struct Front {
     ctx: Arc<Context>,
     handshake: ServerHandshake,
-    limits: Arc<Limits>,
+    /// Streams that have not authenticated yet.
+    strangers: Arc<Places>,
     /// Clients that were seen, to be written down together.
     seen: mpsc::Sender<(ClientId, String)>,
     shutdown: watch::Receiver<bool>,
@@ -53,7 +53,7 @@ impl Front {
         shutdown: watch::Receiver<bool>,
     ) -> Self {
         let server = &ctx.config.server;
-        let limits = Limits::new(
+        let strangers = Places::new(
             server.max_unauthenticated,
             server.max_unauthenticated_per_ip,
         );
@@ -65,7 +65,7 @@ impl Front {
         Self {
             ctx,
             handshake,
-            limits,
+            strangers,
             seen,
             shutdown,
         }

@@ -7,6 +7,7 @@ use bitcoin::Amount;
 use factory_tree::ceremony::message::ToCoordinator;
 use factory_tree::ids::ClientId;
 use proto::session::{HEARTBEATS_MISSED, ServiceError, SessionToken};
+use proto::tls::Place;
 use proto::v1::server_message::Body;
 use proto::v1::{ClientMessage, ErrorCode, Heartbeat};
 use proto::wire::{self, FromClient, Welcome};
@@ -17,7 +18,6 @@ use tonic::{Request, Streaming};
 
 use super::Front;
 use super::handshake::handshake;
-use super::limits::Unauthenticated;
 use super::pace::Pace;
 use crate::ceremony::Mail;
 use crate::event::Event;
@@ -38,7 +38,10 @@ pub fn open(
     let ip = request
         .remote_addr()
         .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |addr| addr.ip());
-    let place = front.limits.enter(ip)?;
+    let place = front.strangers.enter(ip).ok_or_else(|| {
+        let text = "too many sessions are being opened at once; try again in some seconds";
+        ServiceError::new(ErrorCode::RateLimited, text)
+    })?;
     let (out, stream) = mpsc::channel(front.ctx.config.server.queue);
     tokio::spawn(run(front.clone(), request.into_inner(), out, place, ip));
     Ok(ReceiverStream::new(stream))
@@ -55,7 +58,7 @@ async fn run(
     front: Front,
     mut incoming: Streaming<ClientMessage>,
     out: mpsc::Sender<Outgoing>,
-    place: Unauthenticated,
+    place: Place,
     ip: IpAddr,
 ) {
     let (client, software) = match handshake(&front, &mut incoming, &out).await {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio_stream::{Stream, StreamExt};
@@ -9,12 +10,15 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Server, ServerTlsConfig};
 
 use super::traffic::Counted;
-use super::{
-    CONNECTION_WINDOW, HANDSHAKE, PING_EVERY, PING_TIMEOUT, STREAM_WINDOW, ServerIdentity,
-};
+use super::{HANDSHAKE, PING_EVERY, PING_TIMEOUT, Places, ServerIdentity};
+use crate::session::MAX_FROM_CLIENT;
 
 /// Streams and calls under way on one connection: a wallet needs a few.
 const MAX_STREAMS: u32 = 64;
+/// What a client may have under way on one stream: one message.
+const STREAM_WINDOW: u32 = MAX_FROM_CLIENT as u32;
+/// What a client may have under way on one connection.
+const CONNECTION_WINDOW: u32 = 2 * STREAM_WINDOW;
 /// Bytes of the headers of one request.
 const MAX_HEADERS: u32 = 16 << 10;
 
@@ -60,8 +64,22 @@ pub fn server(listen: SocketAddr, identity: Option<&ServerIdentity>) -> Result<S
 
 /// The connections to `listener`, without Nagle's delay: with it 128 streams wait 40 ms for nothing,
 /// and the server's own `tcp_nodelay` has no effect on a listener that it did not open.
-/// Their bytes are counted ([`super::traffic`]).
-pub fn incoming(listener: TcpListener) -> impl Stream<Item = io::Result<Counted>> {
+/// Their bytes are counted ([`super::traffic`]). A connection for which there is no place is closed at once.
+pub fn incoming(
+    listener: TcpListener,
+    places: Arc<Places>,
+) -> impl Stream<Item = io::Result<Counted>> {
     let connections = TcpIncoming::from(listener).with_nodelay(Some(true));
-    connections.map(|accepted| accepted.map(Counted))
+    connections.filter_map(move |accepted| {
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err(error) => return Some(Err(error)),
+        };
+        // One that is gone already has no address.
+        let place = places.enter(stream.peer_addr().ok()?.ip())?;
+        Some(Ok(Counted {
+            stream,
+            _place: place,
+        }))
+    })
 }

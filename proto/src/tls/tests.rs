@@ -78,7 +78,7 @@ async fn serve(identity: Option<&ServerIdentity>) -> SocketAddr {
     let address = listener.local_addr().unwrap();
     let mut server = server(address, identity).unwrap();
     let router = server.add_service(session::service(Echo));
-    tokio::spawn(router.serve_with_incoming(incoming(listener)));
+    tokio::spawn(router.serve_with_incoming(incoming(listener, Places::new(4, 2))));
     address
 }
 
@@ -317,4 +317,35 @@ fn a_copied_certificate_without_its_key_is_refused() {
         let bad = rustls::CertificateError::BadSignature;
         assert_eq!(error, rustls::Error::InvalidCertificate(bad), "{version:?}");
     }
+}
+
+/// What the server says to bytes that it does not like: nothing.
+async fn ended(stream: &mut tokio::net::TcpStream) -> bool {
+    use tokio::io::AsyncReadExt;
+    matches!(stream.read(&mut [0; 64]).await, Ok(0) | Err(_))
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_comes_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = serve(Some(&identity(dir.path()).unwrap())).await;
+    let mut silent = tokio::net::TcpStream::connect(address).await.unwrap();
+    let waited = tokio::time::timeout(2 * super::HANDSHAKE, ended(&mut silent)).await;
+    assert_eq!(waited, Ok(true));
+}
+
+#[tokio::test]
+async fn one_address_cannot_hold_all_connections() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = serve(Some(&identity(dir.path()).unwrap())).await;
+    let _first = tokio::net::TcpStream::connect(address).await.unwrap();
+    let second = tokio::net::TcpStream::connect(address).await.unwrap();
+    let mut third = tokio::net::TcpStream::connect(address).await.unwrap();
+    let refused = tokio::time::timeout(super::HANDSHAKE / 2, ended(&mut third)).await;
+    assert_eq!(
+        refused,
+        Ok(true),
+        "closed at once, not by the handshake's limit"
+    );
+    drop((second, third));
 }

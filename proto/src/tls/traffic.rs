@@ -10,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
+use super::Place;
+
 static RECEIVED: AtomicU64 = AtomicU64::new(0);
 static SENT: AtomicU64 = AtomicU64::new(0);
 
@@ -33,13 +35,17 @@ pub fn traffic() -> Traffic {
 
 /// An accepted connection whose bytes are counted.
 #[derive(Debug)]
-pub struct Counted(pub(super) TcpStream);
+pub struct Counted {
+    pub(super) stream: TcpStream,
+    /// Free again when the connection ends.
+    pub(super) _place: Place,
+}
 
 impl Connected for Counted {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.0.connect_info()
+        self.stream.connect_info()
     }
 }
 
@@ -50,7 +56,7 @@ impl AsyncRead for Counted {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.0).poll_read(context, buffer);
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
         let read = buffer.filled().len().saturating_sub(before);
         RECEIVED.fetch_add(read as u64, Ordering::Relaxed);
         polled
@@ -72,7 +78,7 @@ impl AsyncWrite for Counted {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Self::count(Pin::new(&mut self.0).poll_write(context, bytes))
+        Self::count(Pin::new(&mut self.stream).poll_write(context, bytes))
     }
 
     fn poll_write_vectored(
@@ -80,18 +86,18 @@ impl AsyncWrite for Counted {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Self::count(Pin::new(&mut self.0).poll_write_vectored(context, buffers))
+        Self::count(Pin::new(&mut self.stream).poll_write_vectored(context, buffers))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -85,9 +85,10 @@ impl Bench {
         // The bench measures; it does not test patience.
         world.coordinator.configure("ceremony.join_seconds", 300)?;
         world.coordinator.configure("ceremony.step_seconds", 300)?;
-        world
-            .coordinator
-            .configure("server.max_unauthenticated_per_ip", 2048)?;
+        for limit in ["max_unauthenticated_per_ip", "max_connections_per_ip"] {
+            let key = format!("server.{limit}");
+            world.coordinator.configure(&key, 2048)?;
+        }
         world
             .coordinator
             .configure("ceremony.max_clients", i64::from(clients.max(2)))?;
