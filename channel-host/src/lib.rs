@@ -13,12 +13,29 @@
 //! second before they are revealed, and takes all of it. Therefore each side makes its own id, and its store refuses to see
 //! one twice; nothing in this crate remembers.
 
+mod coins;
+mod config;
+mod error;
+mod event;
 mod ids;
+mod leaf;
 mod leaf_keys;
+mod node;
+mod pay;
 mod store;
 mod timeout;
 
+pub use coins::{FeeCoin, FeeCoins, FeeCoinsError};
+pub use config::{FeePolicy, NodeConfig};
+pub use error::NodeError;
+pub use event::{EventSink, ExitReason, Msat, NodeEvent, NotTakenIn, PaymentHash};
 pub use ids::{is_leaf, lsp_channel_id};
+pub use leaf::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKind, Stage};
 pub use leaf_keys::LeafKeys;
+pub use node::{ChannelView, LeafBalance, Node, PaymentState, PaymentView};
+pub use pay::{
+    CLAIM_BUFFER, ClaimRefusal, ForwardRefusal, InterceptHint, InvoiceRequest, LeafTerms,
+    claim_verdict, min_final_delta,
+};
 pub use store::{Change, EntryKey, Store, StoreError};
 pub use timeout::{TimeoutError, funding_redeem_script};

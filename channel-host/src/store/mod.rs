@@ -124,6 +124,11 @@ impl Store {
         self.writer.failure()
     }
 
+    /// Ends: what was asked is done, the file is free, and everything asked from now on fails.
+    pub fn close(&self) {
+        self.writer.close();
+    }
+
     fn ask<T>(&self, job: impl FnOnce(mpsc::SyncSender<Result<T>>) -> Job) -> Result<T> {
         let (reply, answer) = mpsc::sync_channel(1);
         self.writer.send(job(reply))?;

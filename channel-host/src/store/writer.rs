@@ -48,8 +48,8 @@ pub(super) enum Job {
 /// A handle to the thread; it ends with the handle, after all that was asked.
 pub(super) struct Writer {
     path: PathBuf,
-    jobs: Option<mpsc::SyncSender<Job>>,
-    thread: Option<JoinHandle<()>>,
+    jobs: Mutex<Option<mpsc::SyncSender<Job>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     failure: Arc<Mutex<Option<StoreError>>>,
 }
 
@@ -88,8 +88,8 @@ impl Writer {
             .map_err(failed)?;
         let writer = Self {
             path: path.to_owned(),
-            jobs: Some(jobs),
-            thread: Some(thread),
+            jobs: Mutex::new(Some(jobs)),
+            thread: Mutex::new(Some(thread)),
             failure,
         };
         ready.recv().unwrap_or_else(|_| Err(writer.closed()))?;
@@ -108,27 +108,43 @@ impl Writer {
     }
 
     pub(super) fn send(&self, job: Job) -> Result<()> {
-        self.jobs
-            .as_ref()
-            .and_then(|jobs| jobs.send(job).ok())
+        // Cloned, so that a full queue makes nobody wait but us.
+        let jobs = self
+            .jobs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        jobs.and_then(|jobs| jobs.send(job).ok())
             .ok_or_else(|| self.closed())
+    }
+
+    pub(super) fn close(&self) {
+        self.jobs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
+            // It only panics if SQLite's driver does; there is nobody left to tell.
+            let _ = thread.join();
+        }
     }
 
     pub(super) fn closed(&self) -> StoreError {
         StoreError::Failed {
             path: self.path.clone(),
-            cause: "its thread has ended".into(),
+            cause: "it is closed".into(),
         }
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        drop(self.jobs.take());
-        if let Some(thread) = self.thread.take() {
-            // It only panics if SQLite's driver does; there is nobody left to tell.
-            let _ = thread.join();
-        }
+        self.close();
     }
 }
 

@@ -5,5 +5,5 @@ mod errors;
 mod harness;
 mod packages;
 mod publish;
-mod support;
+pub(crate) mod support;
 mod wallet;

@@ -6,6 +6,7 @@ mod clients_crash;
 mod coordinator_crashes;
 mod exits;
 mod happy;
+mod lightning;
 mod misbehaviour;
 mod money;
 mod reclaim;

@@ -1,0 +1,128 @@
+//! What a node is told at its start.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitcoin::Network;
+use chain::ChainSource;
+use lightning::util::config::{
+    ChannelConfigOverrides, ChannelHandshakeConfigUpdate, HTLCInterceptionFlags, UserConfig,
+};
+
+use crate::coins::FeeCoins;
+use crate::event::EventSink;
+use crate::leaf::Side;
+use crate::leaf_keys::LeafKeys;
+use crate::pay::leaf_delta;
+
+/// What the coordinator takes for a forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FeePolicy {
+    /// Per payment.
+    pub base_msat: u32,
+    /// Of the amount, in millionths.
+    pub proportional_millionths: u32,
+}
+
+impl FeePolicy {
+    /// The fee for forwarding this much (BOLT 7).
+    pub fn fee_for(&self, amount_msat: u64) -> u64 {
+        let part = u128::from(amount_msat) * u128::from(self.proportional_millionths) / 1_000_000;
+        u64::try_from(part)
+            .unwrap_or(u64::MAX)
+            .saturating_add(u64::from(self.base_msat))
+    }
+}
+
+/// What a node is told at its start.
+pub struct NodeConfig {
+    /// The chain.
+    pub network: Network,
+    /// Which side of its leaves it is: a coordinator forwards, a wallet does not.
+    pub side: Side,
+    /// The store's file.
+    pub store: PathBuf,
+    /// Where Lightning peers connect to, if anywhere.
+    pub listen: Option<SocketAddr>,
+    /// What forwards cost.
+    pub fees: FeePolicy,
+    /// Blocks the peer waits for its own money after a unilateral close; a wallet asks for a long time (1008), in which it must look at the chain.
+    pub to_self_delay: u16,
+    /// How often to look for blocks.
+    pub poll_interval: Duration,
+    /// The channel keys.
+    pub keys: Arc<LeafKeys>,
+    /// The Bitcoin node.
+    pub chain: Arc<dyn ChainSource>,
+    /// What exits are paid from.
+    pub coins: Arc<dyn FeeCoins>,
+    /// Who takes in what happens.
+    pub events: Arc<dyn EventSink>,
+}
+
+impl fmt::Debug for NodeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeConfig")
+            .field("network", &self.network)
+            .field("side", &self.side)
+            .field("store", &self.store)
+            .field("listen", &self.listen)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NodeConfig {
+    /// LDK's configuration of this node.
+    pub(crate) fn ldk(&self) -> UserConfig {
+        let mut config = UserConfig::default();
+        config.channel_handshake_config.negotiate_scid_privacy = false;
+        config
+            .channel_handshake_config
+            .negotiate_anchor_zero_fee_commitments = true;
+        config.channel_handshake_config.our_to_self_delay = self.to_self_delay;
+        config.channel_config.forwarding_fee_base_msat = self.fees.base_msat;
+        config.channel_config.forwarding_fee_proportional_millionths =
+            self.fees.proportional_millionths;
+        if self.side == Side::Lsp {
+            config.accept_forwards_to_priv_channels = true;
+            // Everything from or to a private channel waits for our decision.
+            config.htlc_interception_flags = [
+                HTLCInterceptionFlags::ToInterceptSCIDs,
+                HTLCInterceptionFlags::ToOfflinePrivateChannels,
+                HTLCInterceptionFlags::ToOnlinePrivateChannels,
+                HTLCInterceptionFlags::FromPrivateChannels,
+            ]
+            .into_iter()
+            .fold(0, |flags, flag| flags | flag as u8);
+        }
+        config
+    }
+
+    /// LDK's configuration of a leaf channel that we fund.
+    pub(crate) fn ldk_leaf(&self, exit_delay: u32) -> UserConfig {
+        let mut config = self.ldk();
+        config.channel_handshake_config.negotiate_scid_privacy = true;
+        config.channel_handshake_config.announce_for_forwarding = false;
+        config
+            .channel_handshake_config
+            .unannounced_channel_max_inbound_htlc_value_in_flight_percentage = 100;
+        config.channel_config.cltv_expiry_delta =
+            u16::try_from(leaf_delta(exit_delay)).unwrap_or(u16::MAX);
+        config
+    }
+
+    /// What a client changes for its leaf channels.
+    pub(crate) fn ldk_leaf_overrides(&self) -> ChannelConfigOverrides {
+        ChannelConfigOverrides {
+            handshake_overrides: Some(ChannelHandshakeConfigUpdate {
+                unannounced_channel_max_inbound_htlc_value_in_flight_percentage: Some(100),
+                to_self_delay: Some(self.to_self_delay),
+                ..Default::default()
+            }),
+            update_overrides: None,
+        }
+    }
+}

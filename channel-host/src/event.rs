@@ -1,0 +1,205 @@
+//! What a node has to say.
+
+use async_trait::async_trait;
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{OutPoint, Transaction, Txid};
+
+use crate::StoreError;
+use crate::leaf::{LeafId, LeafRefusal, SpendKind};
+use crate::pay::{ClaimRefusal, ForwardRefusal};
+
+/// Amounts of Lightning payments, in thousandths of a satoshi.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Msat(pub u64);
+
+/// 32 bytes that name a payment to its receiver: the hash of its preimage.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PaymentHash(pub [u8; 32]);
+
+impl std::fmt::Display for PaymentHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for PaymentHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PaymentHash({self})")
+    }
+}
+
+/// What happened. Each is told at least once: after a crash some are told again, so taking one in must be idempotent.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum NodeEvent {
+    /// The channel of a leaf stands: both commitments exchanged, checked against what was verified, usable.
+    LeafOpened {
+        /// Which.
+        leaf: LeafId,
+    },
+    /// The channel of a leaf did not come about, or was closed for not being what was verified.
+    LeafRefused {
+        /// Which.
+        leaf: LeafId,
+        /// Why.
+        reason: LeafRefusal,
+    },
+    /// The channel of a leaf takes no more payments.
+    LeafClosed {
+        /// Which.
+        leaf: LeafId,
+        /// In Lightning's words.
+        reason: String,
+        /// Closed by both sides together.
+        cooperative: bool,
+    },
+    /// The leaf's path has to be published now; the channel is closed by itself once the leaf is confirmed.
+    ExitNeeded {
+        /// Which.
+        leaf: LeafId,
+        /// Why.
+        reason: ExitReason,
+    },
+    /// The leaf's transaction is in a block.
+    LeafConfirmed {
+        /// Which.
+        leaf: LeafId,
+        /// Height of the block.
+        height: u32,
+    },
+    /// The leaf's transaction was in a block that left the chain.
+    LeafUnconfirmed {
+        /// Which.
+        leaf: LeafId,
+    },
+    /// The channel output is spent in a block.
+    LeafSpent {
+        /// Which.
+        leaf: LeafId,
+        /// By what.
+        kind: SpendKind,
+        /// The spending transaction.
+        txid: Txid,
+        /// Height of the block.
+        height: u32,
+    },
+    /// Lightning does not see by itself that HTLCs ended with this spend (no commitment); starting the node again fails them back.
+    RestartNeeded {
+        /// The leaf that ended.
+        leaf: LeafId,
+    },
+    /// Our signed commitment of a confirmed leaf, version 3 with a keyless P2A: anybody may pay for it.
+    CommitmentReady {
+        /// Which, if it is a leaf's.
+        leaf: Option<LeafId>,
+        /// The commitment.
+        transaction: Box<Transaction>,
+    },
+    /// Somebody paid us.
+    PaymentReceived {
+        /// Its hash.
+        hash: PaymentHash,
+        /// How much.
+        amount: Msat,
+    },
+    /// Somebody wanted to pay us, and it was sent back.
+    PaymentRefused {
+        /// Its hash.
+        hash: PaymentHash,
+        /// Why.
+        reason: ClaimRefusal,
+    },
+    /// Our payment arrived.
+    PaymentSent {
+        /// Its hash.
+        hash: PaymentHash,
+        /// The proof.
+        preimage: [u8; 32],
+        /// The fee it cost.
+        fee: Msat,
+    },
+    /// Our payment came back whole.
+    PaymentFailed {
+        /// Its hash.
+        hash: PaymentHash,
+        /// In Lightning's words.
+        reason: String,
+    },
+    /// A payment went through us.
+    PaymentForwarded {
+        /// How much went out.
+        amount: Msat,
+        /// What we earned.
+        fee: Msat,
+    },
+    /// A payment through us was sent back at once.
+    ForwardRefused {
+        /// Its hash.
+        hash: PaymentHash,
+        /// Why.
+        reason: ForwardRefusal,
+    },
+    /// An ordinary channel may be used.
+    ChannelOpened {
+        /// The number it was opened under; 0 if the peer opened it.
+        id: u64,
+        /// With whom.
+        peer: PublicKey,
+        /// Its funding output.
+        outpoint: Option<OutPoint>,
+    },
+    /// An ordinary channel is closed.
+    ChannelClosed {
+        /// The number it was opened under; 0 if the peer opened it.
+        id: u64,
+        /// In Lightning's words.
+        reason: String,
+    },
+    /// The store failed and the node has stopped: nothing more is sent or received before it is started again.
+    Stopped {
+        /// Why.
+        cause: StoreError,
+    },
+}
+
+/// Why a leaf has to go to the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ExitReason {
+    /// We asked for it.
+    Asked,
+    /// We know the preimage of a payment to us that is not settled, and its expiry is near.
+    ReceivedUnsettled {
+        /// When it expires.
+        expiry: u32,
+    },
+    /// A payment through us is not resolved downstream, and the upstream expiry is near.
+    ForwardUnresolved {
+        /// When it expires upstream.
+        upstream: u32,
+    },
+    /// The channel was closed by one side alone.
+    Closed,
+}
+
+/// Takes in what happens. An event counts as told when this returns `Ok`; until then nothing depends on it, and it is told again.
+#[async_trait]
+pub trait EventSink: Send + Sync + std::fmt::Debug {
+    /// Takes one in, durably if it matters. May call the node.
+    ///
+    /// # Errors
+    /// [`NotTakenIn`] if it could not be stored: it comes again.
+    async fn take(&self, event: NodeEvent) -> Result<(), NotTakenIn>;
+}
+
+/// An event could not be taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the event could not be taken in")]
+pub struct NotTakenIn;
+
+#[async_trait]
+impl EventSink for tokio::sync::mpsc::UnboundedSender<NodeEvent> {
+    async fn take(&self, event: NodeEvent) -> Result<(), NotTakenIn> {
+        self.send(event).map_err(|_| NotTakenIn)
+    }
+}

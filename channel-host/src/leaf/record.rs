@@ -1,0 +1,266 @@
+//! What is known of one leaf.
+
+use std::fmt;
+
+use bitcoin::hashes::{Hash, HashEngine, sha256};
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, Txid};
+use lightning::ln::types::ChannelId;
+use serde::{Deserialize, Serialize};
+
+/// 16 bytes that name a leaf's channel to both sides, made by its client.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LeafId(pub [u8; 16]);
+
+impl fmt::Display for LeafId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for LeafId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LeafId({self})")
+    }
+}
+
+impl LeafId {
+    /// `open_channel`'s temporary id, which tells the client which leaf is meant.
+    pub(crate) fn temporary_id(self) -> ChannelId {
+        // BIP-340's tagged hash.
+        let tag = sha256::Hash::hash(b"superscalar/leaf/temporary").to_byte_array();
+        let mut engine = sha256::Hash::engine();
+        engine.input(&tag);
+        engine.input(&tag);
+        engine.input(&self.0);
+        ChannelId(sha256::Hash::from_engine(engine).to_byte_array())
+    }
+}
+
+/// A leaf as its side verified it.
+#[derive(Debug, Clone)]
+pub struct Leaf {
+    /// Its id, made by the client.
+    pub id: LeafId,
+    /// Our own channel id of it: [`crate::lsp_channel_id`] on the coordinator's side, the leaf id as a number on the client's.
+    pub channel_id: u128,
+    /// The transaction that carries the channel output.
+    pub transaction: Transaction,
+    /// Which of its outputs that is.
+    pub vout: u32,
+    /// The witness script behind the output ([`crate::funding_redeem_script`]).
+    pub redeem_script: ScriptBuf,
+    /// The factory's exit delay in blocks.
+    pub exit_delay: u32,
+    /// The height that no payment's expiry may reach: `T - late_margin`.
+    pub last_expiry: u32,
+    /// Transactions that may spend the channel output and are no commitments.
+    pub spends: Vec<KnownSpend>,
+}
+
+/// A transaction that may end a leaf's channel instead of a commitment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownSpend {
+    /// The transaction.
+    pub txid: Txid,
+    /// What it is.
+    pub kind: SpendKind,
+}
+
+/// What spent a channel output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum SpendKind {
+    /// A commitment of either side, the latest or a revoked one.
+    Commitment,
+    /// Both sides' closing transaction.
+    Cooperative,
+    /// The factory's expiry paid the client.
+    Timeout,
+    /// A superseded state was punished.
+    Poison,
+    /// The coordinator took what was handed over.
+    Reap,
+}
+
+/// Which side of a leaf we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Side {
+    /// The coordinator's, who funds.
+    Lsp,
+    /// The wallet's.
+    Client,
+}
+
+/// How far a leaf's channel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// Verified; no channel yet.
+    Expected,
+    /// Being opened; nothing signed yet.
+    Opening,
+    /// Signed for, or about to be: the leaf id is used up.
+    Funded,
+    /// Stands, as verified.
+    Open,
+    /// Closed.
+    Closed,
+    /// Given up with its factory or its attempt.
+    Abandoned,
+}
+
+impl Stage {
+    /// Whether the leaf id may still get its one channel.
+    pub(crate) fn is_unused(self) -> bool {
+        matches!(self, Self::Expected | Self::Opening)
+    }
+}
+
+/// Why a leaf's channel is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeafRefusal {
+    /// Another output than the verified one.
+    #[error("the channel is on {found}, verified was {verified}")]
+    Outpoint {
+        /// As verified.
+        verified: OutPoint,
+        /// As opened.
+        found: OutPoint,
+    },
+    /// Other funding keys.
+    #[error("the channel has another witness script than the verified leaf")]
+    Script,
+    /// Another capacity.
+    #[error("the channel holds {found}, verified was {verified}")]
+    Capacity {
+        /// As verified.
+        verified: Amount,
+        /// As opened.
+        found: Amount,
+    },
+    /// Not version 3 with zero-fee commitments and private aliases.
+    #[error("the channel is not of the type of leaf channels")]
+    ChannelType,
+    /// Announced to the world.
+    #[error("the channel would be announced")]
+    Announced,
+    /// The leaf id has had its channel.
+    #[error("the leaf has had its channel")]
+    Used,
+    /// The handshake broke off.
+    #[error("the handshake broke off: {0}")]
+    BrokenOff(String),
+}
+
+/// What the host may know of a leaf.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeafView {
+    /// Its id.
+    pub id: LeafId,
+    /// With whom.
+    pub peer: PublicKey,
+    /// Which side we are.
+    pub side: Side,
+    /// The channel output.
+    pub outpoint: OutPoint,
+    /// Its amount.
+    pub capacity: Amount,
+    /// How far the channel is.
+    pub stage: Stage,
+    /// Whether the factory is confirmed to the agreed depth.
+    pub factory_confirmed: bool,
+    /// Whether it is on its way to the chain.
+    pub exiting: bool,
+    /// Height of the leaf transaction's block.
+    pub confirmed_at: Option<u32>,
+    /// What spent it, and at which height.
+    pub spent: Option<(SpendKind, Txid, u32)>,
+}
+
+/// What is stored of a leaf.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub id: LeafId,
+    /// As two halves: JSON numbers end at 2^64.
+    pub channel_id: (u64, u64),
+    pub peer: PublicKey,
+    pub side: Side,
+    pub outpoint: OutPoint,
+    pub capacity: Amount,
+    pub redeem_script: ScriptBuf,
+    pub exit_delay: u32,
+    pub last_expiry: u32,
+    pub spends: Vec<KnownSpend>,
+    pub stage: Stage,
+    pub ldk_id: Option<[u8; 32]>,
+    pub factory_confirmed: bool,
+    pub exiting: bool,
+    pub confirmed_at: Option<u32>,
+    pub spent: Option<(SpendKind, Txid, u32)>,
+    /// Whether payments were pending when it was spent.
+    pub pending_at_end: bool,
+}
+
+impl Record {
+    pub(crate) fn new(leaf: Leaf, capacity: Amount, peer: PublicKey, side: Side) -> Self {
+        Self {
+            id: leaf.id,
+            channel_id: split(leaf.channel_id),
+            peer,
+            side,
+            outpoint: OutPoint {
+                txid: leaf.transaction.compute_txid(),
+                vout: leaf.vout,
+            },
+            capacity,
+            redeem_script: leaf.redeem_script,
+            exit_delay: leaf.exit_delay,
+            last_expiry: leaf.last_expiry,
+            spends: leaf.spends,
+            stage: Stage::Expected,
+            ldk_id: None,
+            factory_confirmed: false,
+            exiting: false,
+            confirmed_at: None,
+            spent: None,
+            pending_at_end: false,
+        }
+    }
+
+    pub(crate) fn channel_id(&self) -> u128 {
+        (u128::from(self.channel_id.0) << 64) | u128::from(self.channel_id.1)
+    }
+
+    /// Whether nothing may be forwarded into it or claimed from it now.
+    pub(crate) fn is_gated(&self) -> bool {
+        !self.factory_confirmed || self.stage != Stage::Open || self.spent.is_some()
+    }
+
+    /// The class of a transaction that spends the channel output.
+    pub(crate) fn kind_of(&self, txid: Txid) -> SpendKind {
+        self.spends
+            .iter()
+            .find(|spend| spend.txid == txid)
+            .map_or(SpendKind::Commitment, |spend| spend.kind)
+    }
+
+    pub(crate) fn view(&self) -> LeafView {
+        LeafView {
+            id: self.id,
+            peer: self.peer,
+            side: self.side,
+            outpoint: self.outpoint,
+            capacity: self.capacity,
+            stage: self.stage,
+            factory_confirmed: self.factory_confirmed,
+            exiting: self.exiting,
+            confirmed_at: self.confirmed_at,
+            spent: self.spent,
+        }
+    }
+}
+
+const fn split(id: u128) -> (u64, u64) {
+    ((id >> 64) as u64, id as u64)
+}

@@ -1,0 +1,270 @@
+//! What a host asks of a node.
+
+use std::net::SocketAddr;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use bitcoin::Amount;
+use bitcoin::secp256k1::PublicKey;
+use tokio::task::JoinHandle;
+
+use super::payments::PaymentView;
+use super::{ChannelView, LeafBalance, Node};
+use crate::error::NodeError;
+use crate::event::{Msat, PaymentHash};
+use crate::leaf::{KnownSpend, Leaf, LeafId, LeafView};
+use crate::pay::{InterceptHint, InvoiceRequest};
+
+impl Node {
+    /// Our Lightning node id.
+    pub fn id(&self) -> PublicKey {
+        self.core.manager.get_our_node_id()
+    }
+
+    /// Where peers connect to, if anywhere.
+    pub fn listen_address(&self) -> Option<SocketAddr> {
+        self.listen
+    }
+
+    /// The height this node has taken in.
+    pub fn height(&self) -> u32 {
+        self.core.book.height()
+    }
+
+    // ---- peers -----------------------------------------------------------------------------------------------
+
+    /// Connects to a peer, and stays connected: a lost connection is tried again, after a restart too.
+    ///
+    /// # Errors
+    /// [`NodeError::Unreachable`] now; it is tried again all the same.
+    pub async fn connect(&self, peer: PublicKey, address: SocketAddr) -> Result<(), NodeError> {
+        self.core.connect(peer, address).await
+    }
+
+    /// Ends a connection and forgets the peer's address.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn disconnect(&self, peer: PublicKey) -> Result<(), NodeError> {
+        self.core.disconnect(peer)
+    }
+
+    /// Who is connected.
+    pub fn peers(&self) -> Vec<PublicKey> {
+        self.core.connected()
+    }
+
+    // ---- leaves ----------------------------------------------------------------------------------------------
+
+    /// The coordinator's side: opens the channel of a leaf with its client, who must be connected. [`crate::NodeEvent::LeafOpened`] or
+    /// [`crate::NodeEvent::LeafRefused`] tells the end. While nothing is signed it may be called again.
+    ///
+    /// # Errors
+    /// [`NodeError::LeafUsed`], [`NodeError::UnfitLeaf`], and LDK's refusal, for example of a client that is away.
+    pub fn open_leaf(&self, leaf: Leaf, client: PublicKey) -> Result<(), NodeError> {
+        self.core.open_leaf(leaf, client)
+    }
+
+    /// The wallet's side: lets the coordinator open the channel of this leaf, exactly as verified, and no other.
+    ///
+    /// # Errors
+    /// [`NodeError::LeafUsed`], [`NodeError::UnfitLeaf`], and those of the store.
+    pub fn expect_leaf(&self, leaf: Leaf, coordinator: PublicKey) -> Result<(), NodeError> {
+        self.core.expect_leaf(leaf, coordinator)
+    }
+
+    /// Gives a leaf up with its attempt or its factory: the channel is closed on both sides, nothing is broadcast, the id stays used.
+    ///
+    /// # Errors
+    /// [`NodeError::UnknownLeaf`] and those of the store.
+    pub fn abandon_leaf(&self, leaf: LeafId) -> Result<(), NodeError> {
+        self.core.abandon_leaf(leaf)
+    }
+
+    /// Opens or shuts the gate: over leaves of a factory that is not confirmed to depth nothing is forwarded, claimed or sent.
+    ///
+    /// # Errors
+    /// [`NodeError::UnknownLeaf`] and those of the store.
+    pub fn set_factory_confirmed(&self, leaf: LeafId, confirmed: bool) -> Result<(), NodeError> {
+        self.core
+            .book
+            .update(leaf, |leaf| leaf.factory_confirmed = confirmed)?;
+        Ok(())
+    }
+
+    /// Adds transactions that may spend the channel output and are no commitments.
+    ///
+    /// # Errors
+    /// [`NodeError::UnknownLeaf`] and those of the store.
+    pub fn add_known_spends(&self, leaf: LeafId, spends: &[KnownSpend]) -> Result<(), NodeError> {
+        self.core.book.update(leaf, |leaf| {
+            for spend in spends {
+                if !leaf.spends.contains(spend) {
+                    leaf.spends.push(*spend);
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Sends a leaf to the chain: the host publishes its path ([`crate::NodeEvent::ExitNeeded`]), the channel is closed once the leaf is confirmed.
+    ///
+    /// # Errors
+    /// [`NodeError::UnknownLeaf`] and those of the store.
+    pub async fn force_close(&self, leaf: LeafId) -> Result<(), NodeError> {
+        self.core.request_exit(leaf).await
+    }
+
+    /// Deletes the monitor of a closed leaf, and with it the means to punish an old state. Only when the factory's root is spent elsewhere and
+    /// buried, which is for the caller to know.
+    ///
+    /// # Errors
+    /// [`NodeError::NotOver`] while the channel is open or has payments pending.
+    pub fn forget_leaf(&self, leaf: LeafId) -> Result<(), NodeError> {
+        self.core.forget_leaf(leaf)
+    }
+
+    /// One leaf.
+    pub fn leaf(&self, leaf: LeafId) -> Option<LeafView> {
+        self.core.book.get(leaf).map(|leaf| leaf.view())
+    }
+
+    /// All leaves there ever were.
+    pub fn leaves(&self) -> Vec<LeafView> {
+        let leaves = self.core.book.all();
+        leaves.iter().map(|leaf| leaf.view()).collect()
+    }
+
+    /// What can be sent and received over a leaf now; nothing if its channel is closed.
+    ///
+    /// # Errors
+    /// [`NodeError::UnknownLeaf`].
+    pub fn leaf_balance(&self, leaf: LeafId) -> Result<LeafBalance, NodeError> {
+        self.core.balance(leaf)
+    }
+
+    // ---- payments --------------------------------------------------------------------------------------------
+
+    /// The coordinator's side: the way to a client that its invoices name, with the client's number for life.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn client_route(&self, client: PublicKey) -> Result<InterceptHint, NodeError> {
+        self.core.client_route(client)
+    }
+
+    /// A BOLT 11 invoice of ours, which asks for the time our leaves need to reach the chain.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if it cannot be written.
+    pub fn invoice(&self, request: &InvoiceRequest) -> Result<String, NodeError> {
+        Ok(self.core.invoice(request)?.to_string())
+    }
+
+    /// Pays a BOLT 11 invoice; `amount` only if it leaves it open. [`crate::NodeEvent::PaymentSent`] or [`crate::NodeEvent::PaymentFailed`]
+    /// tells the end.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if nothing was sent.
+    pub fn pay(&self, invoice: &str, amount: Option<Msat>) -> Result<PaymentHash, NodeError> {
+        self.core.pay(invoice, amount)
+    }
+
+    /// Pays without an invoice. `exit_delay` is the receiver's, where it is not one of our own leaves with it.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if nothing was sent.
+    pub fn keysend(
+        &self,
+        to: PublicKey,
+        amount: Msat,
+        exit_delay: Option<u32>,
+    ) -> Result<PaymentHash, NodeError> {
+        self.core.keysend(to, amount, exit_delay)
+    }
+
+    /// Payments of ours that are on their way, or were not long ago.
+    pub fn payments(&self) -> Vec<PaymentView> {
+        self.core.payments()
+    }
+
+    // ---- channels --------------------------------------------------------------------------------------------
+
+    /// All channels, those of leaves too.
+    pub fn channels(&self) -> Vec<ChannelView> {
+        self.core.channels()
+    }
+
+    /// Opens an ordinary channel, funded from the on-chain wallet. Returns the number events will name it by.
+    ///
+    /// # Errors
+    /// LDK's refusal, for example of a peer that is away.
+    pub fn open_channel(
+        &self,
+        peer: PublicKey,
+        capacity: Amount,
+        announce: bool,
+    ) -> Result<u64, NodeError> {
+        self.core.open_channel(peer, capacity, announce)
+    }
+
+    /// Closes a channel together with its peer, or, with `force`, alone.
+    ///
+    /// # Errors
+    /// [`NodeError::UnknownChannel`]; [`NodeError::NotOver`] for the forced close of a leaf, which is [`Node::force_close`].
+    pub fn close_channel(&self, channel: [u8; 32], force: bool) -> Result<(), NodeError> {
+        self.core.close_channel(channel, force)
+    }
+
+    // ---- the end ---------------------------------------------------------------------------------------------
+
+    /// Stops: no peer is connected and everything is stored when it returns, and the store's file is free.
+    ///
+    /// # Errors
+    /// Those of the store; it is stopped all the same, as after a crash.
+    pub async fn shutdown(self) -> Result<(), NodeError> {
+        self.end().await;
+        let saved = self
+            .core
+            .save_manager()
+            .and_then(|()| self.core.save_gossip());
+        self.core.store.close();
+        Ok(saved?)
+    }
+
+    /// Stops without a last word or a last write, as a crash would.
+    pub async fn abort(self) {
+        self.core.store.close();
+        self.end().await;
+    }
+
+    async fn end(&self) {
+        self.core.stopping.store(true, Ordering::Release);
+        // Fails only if the driver has stopped by itself.
+        let _ = self.stop.send(true);
+        if let Some(driver) = self.driver.lock().await.take() {
+            let _ = driver.await;
+        }
+        for helper in self.helpers() {
+            helper.abort();
+            // Ended by us: there is nothing else to learn.
+            let _ = helper.await;
+        }
+        // Last, when nobody is let in any more: a connection left over would have nobody to drive it.
+        self.core.peers.disconnect_all_peers();
+    }
+
+    fn helpers(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *self.helpers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.core.stopping.store(true, Ordering::Release);
+        let _ = self.stop.send(true);
+        self.core.store.close();
+        self.core.peers.disconnect_all_peers();
+        self.helpers().iter().for_each(JoinHandle::abort);
+    }
+}

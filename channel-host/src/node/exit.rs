@@ -1,0 +1,216 @@
+//! Leaves on their way to the chain, looked at after every block.
+
+use bitcoin::Block;
+use lightning::chain::channelmonitor::Balance;
+use lightning::ln::channel_state::{ChannelDetails, InboundHTLCStateDetails};
+use lightning::ln::types::ChannelId;
+use lightning::util::persist::{
+    CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE, CHANNEL_MONITOR_PERSISTENCE_SECONDARY_NAMESPACE,
+    CHANNEL_MONITOR_UPDATE_PERSISTENCE_PRIMARY_NAMESPACE,
+};
+
+use super::Core;
+use crate::error::NodeError;
+use crate::event::{ExitReason, NodeEvent};
+use crate::leaf::{HtlcView, LeafId, Record, SpendKind, Stage, exit_due};
+use crate::store::{Change, EntryKey};
+
+/// Confirmations after which LDK counts on a spend (`ANTI_REORG_DELAY`).
+const BURIED: u32 = 6;
+
+impl Core {
+    pub(super) async fn exit_step(&self) -> Result<(), NodeError> {
+        let channels = self.manager.list_channels();
+        for leaf in self.book.all() {
+            if let Some((kind, _, height)) = leaf.spent {
+                self.look_at_end(&leaf, kind, height).await;
+                continue;
+            }
+            let channel = channels
+                .iter()
+                .find(|channel| channel.user_channel_id == leaf.channel_id());
+            match channel {
+                Some(channel) if leaf.stage != Stage::Abandoned => {
+                    self.look_at_open(&leaf, channel, &channels).await?;
+                }
+                None if leaf.stage == Stage::Closed && leaf.confirmed_at.is_some() => {
+                    self.publish_closed(&leaf)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// An open channel: force-closed only once its leaf is confirmed, as LDK's target feerate rises with each try before.
+    async fn look_at_open(
+        &self,
+        leaf: &Record,
+        channel: &ChannelDetails,
+        all: &[ChannelDetails],
+    ) -> Result<(), NodeError> {
+        let mut exiting = leaf.exiting;
+        if !exiting && leaf.factory_confirmed {
+            let height = self.book.height();
+            let due = pending(channel, all)
+                .into_iter()
+                .find_map(|htlc| exit_due(height, leaf.exit_delay, htlc));
+            if let Some(reason) = due {
+                self.book.update(leaf.id, |leaf| leaf.exiting = true)?;
+                self.tell(NodeEvent::ExitNeeded {
+                    leaf: leaf.id,
+                    reason,
+                })
+                .await;
+                exiting = true;
+            }
+        }
+        if exiting && leaf.confirmed_at.is_some() {
+            let why = "the leaf goes to the chain".to_owned();
+            self.manager.force_close_broadcasting_latest_txn(
+                &channel.channel_id,
+                &leaf.peer,
+                why,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// A closed channel whose confirmed leaf is unspent: after a reorg LDK does not broadcast a commitment again that was released above the fork,
+    /// so it is told to at every block; what it has pending already it ignores.
+    fn publish_closed(&self, leaf: &Record) -> Result<(), NodeError> {
+        if self.broadcaster.release_closing(leaf.id)? {
+            return Ok(());
+        }
+        let Some(id) = leaf.ldk_id else { return Ok(()) };
+        if let Ok(monitor) = self.monitors.get_monitor(ChannelId(id)) {
+            monitor.broadcast_latest_holder_commitment_txn(
+                &self.broadcaster,
+                &self.fees,
+                &self.log,
+            );
+        }
+        Ok(())
+    }
+
+    /// LDK takes every spend for a commitment: after another one it waits for HTLCs that are not there, until it is started again.
+    async fn look_at_end(&self, leaf: &Record, kind: SpendKind, height: u32) {
+        let buried = self.book.height() == height.saturating_add(BURIED.saturating_sub(1));
+        let foreign = !matches!(kind, SpendKind::Commitment | SpendKind::Cooperative);
+        if buried && foreign && leaf.pending_at_end {
+            self.tell(NodeEvent::RestartNeeded { leaf: leaf.id }).await;
+        }
+    }
+
+    /// Notes before LDK sees a block which of the leaves it spends had payments pending.
+    pub(super) fn note_pending_payments(&self, block: &Block) -> Result<(), NodeError> {
+        let inputs = block.txdata.iter().flat_map(|tx| &tx.input);
+        let spent = inputs.filter_map(|input| self.book.by_outpoint(input.previous_output));
+        for leaf in spent {
+            let pending = self.channel_of(&leaf).is_some_and(|channel| {
+                !channel.pending_inbound_htlcs.is_empty()
+                    || !channel.pending_outbound_htlcs.is_empty()
+            });
+            if pending {
+                self.book
+                    .update(leaf.id, |leaf| leaf.pending_at_end = true)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn request_exit(&self, id: LeafId) -> Result<(), NodeError> {
+        let known = self
+            .book
+            .get(id)
+            .ok_or(NodeError::UnknownLeaf { leaf: id })?;
+        let leaf = self.book.update(id, |leaf| leaf.exiting = true)?;
+        if !known.exiting {
+            let reason = ExitReason::Asked;
+            self.tell(NodeEvent::ExitNeeded { leaf: id, reason }).await;
+        }
+        let channel = self.channel_of(&leaf);
+        if let (Some(channel), Some(_)) = (channel, leaf.confirmed_at) {
+            self.reject(
+                (channel.channel_id, leaf.peer),
+                "the leaf goes to the chain",
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_htlcs(&self, channel: ChannelId) -> bool {
+        let Ok(monitor) = self.monitors.get_monitor(channel) else {
+            return false;
+        };
+        monitor.get_claimable_balances().iter().any(|balance| {
+            matches!(
+                balance,
+                Balance::MaybeTimeoutClaimableHTLC { .. }
+                    | Balance::MaybePreimageClaimableHTLC { .. }
+                    | Balance::ContentiousClaimable { .. }
+            )
+        })
+    }
+
+    /// Drops a monitor, which only then can no longer punish an old state.
+    pub(super) fn forget_leaf(&self, id: LeafId) -> Result<(), NodeError> {
+        let leaf = self
+            .book
+            .get(id)
+            .ok_or(NodeError::UnknownLeaf { leaf: id })?;
+        let not_over = |what| NodeError::NotOver { leaf: id, what };
+        if self.channel_of(&leaf).is_some()
+            || !matches!(leaf.stage, Stage::Closed | Stage::Abandoned)
+        {
+            return Err(not_over("its channel is not closed"));
+        }
+        let Some(channel) = leaf.ldk_id.map(ChannelId) else {
+            return Ok(());
+        };
+        if self.has_htlcs(channel) {
+            return Err(not_over("payments are pending in it"));
+        }
+        // LDK does not read a manager that knows a channel without its monitor.
+        self.save_manager()?;
+        let Ok(monitor) = self.monitors.get_monitor(channel) else {
+            return Ok(());
+        };
+        let name = monitor.persistence_key().to_string();
+        drop(monitor);
+        self.monitor_store.forget(&name);
+        let updates = CHANNEL_MONITOR_UPDATE_PERSISTENCE_PRIMARY_NAMESPACE;
+        let mut changes = vec![Change::Remove(EntryKey::new(
+            CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE,
+            CHANNEL_MONITOR_PERSISTENCE_SECONDARY_NAMESPACE,
+            &name,
+        ))];
+        for update in self.store.names(updates, &name)? {
+            changes.push(Change::Remove(EntryKey::new(updates, &name, &update)));
+        }
+        Ok(self.store.write(changes)?)
+    }
+}
+
+/// What is pending in a channel; a payment through us shows its upstream expiry by the same hash in another channel.
+fn pending(channel: &ChannelDetails, all: &[ChannelDetails]) -> Vec<HtlcView> {
+    let inbound = channel
+        .pending_inbound_htlcs
+        .iter()
+        .map(|htlc| HtlcView::Inbound {
+            expiry: htlc.cltv_expiry,
+            preimage_known: htlc.state
+                == Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill),
+        });
+    let outbound = channel.pending_outbound_htlcs.iter().map(|htlc| {
+        let upstream = all
+            .iter()
+            .flat_map(|other| &other.pending_inbound_htlcs)
+            .filter(|other| other.payment_hash == htlc.payment_hash)
+            .map(|other| other.cltv_expiry);
+        HtlcView::Outbound {
+            upstream: upstream.min(),
+        }
+    });
+    inbound.chain(outbound).collect()
+}

@@ -1,0 +1,248 @@
+//! LDK's events, one by one. What is not handled durably is asked for again.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lightning::events::bump_transaction::BumpTransactionEvent;
+use lightning::events::{Event, ReplayEvent};
+use lightning::routing::scoring::ScoreUpdate;
+
+use super::Core;
+use crate::error::NodeError;
+use crate::event::{Msat, NodeEvent, NotTakenIn, PaymentHash};
+
+/// Why an event is to come again.
+#[derive(Debug)]
+pub(super) enum Again {
+    Node(NodeError),
+    Host,
+}
+
+impl From<NodeError> for Again {
+    fn from(error: NodeError) -> Self {
+        Self::Node(error)
+    }
+}
+
+impl From<NotTakenIn> for Again {
+    fn from(_: NotTakenIn) -> Self {
+        Self::Host
+    }
+}
+
+impl Core {
+    pub(super) async fn handle(&self, event: Event) -> Result<(), ReplayEvent> {
+        self.handle_one(event).await.map_err(|again| {
+            match again {
+                Again::Node(error) => tracing::warn!(%error, "a Lightning event is handled later"),
+                Again::Host => tracing::warn!("a Lightning event is told again later"),
+            }
+            ReplayEvent()
+        })
+    }
+
+    pub(super) async fn told(&self, event: NodeEvent) -> Result<(), Again> {
+        Ok(self.config.events.take(event).await?)
+    }
+
+    async fn handle_one(&self, event: Event) -> Result<(), Again> {
+        match event {
+            Event::FundingGenerationReady {
+                temporary_channel_id,
+                counterparty_node_id,
+                channel_value_satoshis,
+                output_script,
+                user_channel_id,
+            } => {
+                let channel = (temporary_channel_id, counterparty_node_id);
+                match self.book.by_channel(user_channel_id) {
+                    Some(leaf) => {
+                        let value = bitcoin::Amount::from_sat(channel_value_satoshis);
+                        self.fund_leaf(leaf, channel, value, &output_script).await
+                    }
+                    None => {
+                        self.fund_ordinary(channel, channel_value_satoshis, &output_script)
+                            .await;
+                        Ok(())
+                    }
+                }
+            }
+            Event::OpenChannelRequest { .. } => self.requested(event).await,
+            Event::ChannelPending {
+                channel_id,
+                user_channel_id,
+                funding_txo,
+                channel_type,
+                funding_redeem_script,
+                ..
+            } => match self.book.by_channel(user_channel_id) {
+                Some(leaf) => {
+                    self.leaf_pending(
+                        leaf,
+                        channel_id,
+                        funding_txo,
+                        channel_type,
+                        funding_redeem_script,
+                    )
+                    .await
+                }
+                None => Ok(()),
+            },
+            Event::ChannelReady {
+                user_channel_id,
+                counterparty_node_id,
+                funding_txo,
+                ..
+            } => match self.book.by_channel(user_channel_id) {
+                Some(leaf) => self.leaf_ready(leaf).await,
+                None => {
+                    self.told(NodeEvent::ChannelOpened {
+                        id: u64::try_from(user_channel_id).unwrap_or(0),
+                        peer: counterparty_node_id,
+                        outpoint: funding_txo,
+                    })
+                    .await
+                }
+            },
+            Event::ChannelClosed {
+                channel_id,
+                user_channel_id,
+                reason,
+                channel_funding_txo,
+                ..
+            } => match self.book.by_channel(user_channel_id) {
+                Some(leaf) => {
+                    let funded = channel_funding_txo.is_some();
+                    self.leaf_closed(leaf, channel_id, reason, funded).await
+                }
+                None => {
+                    self.told(NodeEvent::ChannelClosed {
+                        id: u64::try_from(user_channel_id).unwrap_or(0),
+                        reason: reason.to_string(),
+                    })
+                    .await
+                }
+            },
+            Event::PaymentClaimable {
+                payment_hash,
+                purpose,
+                receiving_channel_ids,
+                claim_deadline,
+                ..
+            } => {
+                self.claimable(
+                    payment_hash,
+                    purpose,
+                    &receiving_channel_ids,
+                    claim_deadline,
+                )
+                .await
+            }
+            Event::PaymentClaimed {
+                payment_hash,
+                amount_msat,
+                ..
+            } => {
+                self.told(NodeEvent::PaymentReceived {
+                    hash: PaymentHash(payment_hash.0),
+                    amount: Msat(amount_msat),
+                })
+                .await
+            }
+            Event::PaymentSent {
+                payment_hash,
+                payment_preimage,
+                fee_paid_msat,
+                ..
+            } => {
+                self.told(NodeEvent::PaymentSent {
+                    hash: PaymentHash(payment_hash.0),
+                    preimage: payment_preimage.0,
+                    fee: Msat(fee_paid_msat.unwrap_or(0)),
+                })
+                .await
+            }
+            Event::PaymentFailed {
+                payment_id,
+                payment_hash,
+                reason,
+            } => {
+                let hash = payment_hash.map_or(payment_id.0, |hash| hash.0);
+                self.told(NodeEvent::PaymentFailed {
+                    hash: PaymentHash(hash),
+                    reason: reason.map_or_else(|| "unknown".into(), |r| format!("{r:?}")),
+                })
+                .await
+            }
+            Event::HTLCIntercepted { .. } => self.intercepted(event).await,
+            Event::PaymentForwarded {
+                total_fee_earned_msat,
+                outbound_amount_forwarded_msat,
+                ..
+            } => {
+                self.told(NodeEvent::PaymentForwarded {
+                    amount: Msat(outbound_amount_forwarded_msat),
+                    fee: Msat(total_fee_earned_msat.unwrap_or(0)),
+                })
+                .await
+            }
+            Event::SpendableOutputs {
+                outputs,
+                channel_id,
+                counterparty_node_id,
+            } => self
+                .sweeper
+                .track_spendable_outputs(outputs, channel_id, counterparty_node_id, false, None)
+                .map_err(|()| Again::Host),
+            Event::BumpTransaction(bump) => self.bump(bump).await,
+            Event::PaymentPathSuccessful { path, .. } => {
+                self.score(|scorer, now| scorer.payment_path_successful(&path, now));
+                Ok(())
+            }
+            Event::PaymentPathFailed {
+                path,
+                short_channel_id: Some(scid),
+                ..
+            } => {
+                self.score(|scorer, now| scorer.payment_path_failed(&path, scid, now));
+                Ok(())
+            }
+            // Nothing of ours: splices, offers and probes are not used, and the rest only informs.
+            _ => Ok(()),
+        }
+    }
+
+    fn score(&self, update: impl FnOnce(&mut dyn ScoreUpdate, Duration)) {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        if let Ok(mut scorer) = self.scorer.write() {
+            update(&mut *scorer, now);
+        }
+    }
+
+    /// Pays for a transaction of a channel on its way to the chain. A commitment whose leaf is not there yet waits: each try would raise LDK's
+    /// feerate.
+    async fn bump(&self, bump: BumpTransactionEvent) -> Result<(), Again> {
+        if let BumpTransactionEvent::ChannelClose {
+            channel_id,
+            commitment_tx,
+            ..
+        } = &bump
+        {
+            let leaf = self.book.by_ldk_id(*channel_id);
+            if leaf
+                .as_ref()
+                .is_some_and(|leaf| leaf.confirmed_at.is_none())
+            {
+                return Ok(());
+            }
+            self.told(NodeEvent::CommitmentReady {
+                leaf: leaf.map(|leaf| leaf.id),
+                transaction: Box::new(commitment_tx.clone()),
+            })
+            .await?;
+        }
+        self.bumper.handle_event(&bump).await;
+        Ok(())
+    }
+}

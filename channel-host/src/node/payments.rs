@@ -1,0 +1,327 @@
+//! Payments in, out and through.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bitcoin::secp256k1::PublicKey;
+use lightning::bolt11_invoice::Bolt11Invoice;
+use lightning::events::{Event, PaymentPurpose};
+use lightning::ln::channelmanager::{OptionalBolt11PaymentParams, PaymentId};
+use lightning::ln::outbound_payment::{RecipientOnionFields, Retry};
+use lightning::ln::types::ChannelId;
+use lightning::routing::router::{PaymentParameters, RouteParameters, RouteParametersConfig};
+use lightning::sign::EntropySource;
+use lightning::types::payment::PaymentPreimage;
+
+use super::Core;
+use super::handle::Again;
+use crate::error::NodeError;
+use crate::event::{Msat, NodeEvent, PaymentHash};
+use crate::leaf::{Record, Stage};
+use crate::pay::{
+    ClaimRefusal, InterceptHint, Intercepted, InvoiceRequest, LeafTerms, Registered, build_invoice,
+    claim_verdict, decide, leaf_delta, min_final_delta,
+};
+use crate::store::{Change, EntryKey, Store};
+
+const SPACE: &str = "superscalar";
+const SUBSPACE: &str = "scids";
+/// Height LDK uses to go back on from an HTLC's expiry to `claim_deadline` (`HTLC_FAIL_BACK_BUFFER`).
+const FAIL_BACK_BUFFER: u32 = 39;
+/// The most blocks a payment of ours may be locked: BOLT 4's 2016, with room for blocks found meanwhile.
+const MAX_LOCK: u32 = 1_950;
+/// How long other ways are tried.
+const RETRY: Duration = Duration::from_secs(10);
+/// What a keysend leaves the receiver beyond its exit delay.
+const KEYSEND_SLACK: u32 = 6;
+
+/// The number of each client, for life.
+#[derive(Debug)]
+pub(super) struct ScidBook {
+    store: Arc<Store>,
+    clients: Mutex<HashMap<u64, PublicKey>>,
+}
+
+impl ScidBook {
+    pub(super) fn open(store: Arc<Store>) -> Result<Self, NodeError> {
+        let mut clients = HashMap::new();
+        for name in store.names(SPACE, SUBSPACE)? {
+            let bytes = store.get(EntryKey::new(SPACE, SUBSPACE, &name))?;
+            let scid = bytes.and_then(|bytes| Some(u64::from_be_bytes(bytes.try_into().ok()?)));
+            let (Some(scid), Ok(peer)) = (scid, name.parse()) else {
+                return Err(NodeError::Unreadable {
+                    what: "client number",
+                    cause: name,
+                });
+            };
+            clients.insert(scid, peer);
+        }
+        Ok(Self {
+            store,
+            clients: Mutex::new(clients),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, PublicKey>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn client(&self, scid: u64) -> Option<PublicKey> {
+        self.lock().get(&scid).copied()
+    }
+
+    /// The client's number; the first time a fresh one, stored.
+    fn of(&self, peer: PublicKey, fresh: impl FnOnce() -> u64) -> Result<u64, NodeError> {
+        let mut clients = self.lock();
+        let known = clients.iter().find(|(_, client)| **client == peer);
+        if let Some((scid, _)) = known {
+            return Ok(*scid);
+        }
+        let scid = fresh();
+        let key = EntryKey::new(SPACE, SUBSPACE, &peer.to_string());
+        let change = Change::Put(key, scid.to_be_bytes().to_vec());
+        self.store.write(vec![change])?;
+        clients.insert(scid, peer);
+        Ok(scid)
+    }
+}
+
+/// A payment of ours that Lightning still remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaymentView {
+    /// Its hash.
+    pub hash: PaymentHash,
+    /// How far it is.
+    pub state: PaymentState,
+}
+
+/// How far a payment of ours is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PaymentState {
+    /// On its way.
+    Pending,
+    /// Arrived.
+    Sent,
+    /// Given up; parts of it may still be on their way back.
+    Abandoned,
+}
+
+fn terms(leaf: &Record) -> LeafTerms {
+    LeafTerms {
+        exit_delay: leaf.exit_delay,
+        last_expiry: leaf.last_expiry,
+        gated: leaf.is_gated(),
+    }
+}
+
+impl Core {
+    /// The slowest exit among our open leaves, or those with one peer.
+    fn exit_delay(&self, with: Option<PublicKey>) -> u32 {
+        let leaves = self.book.all().into_iter();
+        leaves
+            .filter(|leaf| leaf.stage == Stage::Open && with.is_none_or(|peer| peer == leaf.peer))
+            .map(|leaf| leaf.exit_delay)
+            .max()
+            .unwrap_or(0)
+    }
+
+    pub(super) fn client_route(&self, peer: PublicKey) -> Result<InterceptHint, NodeError> {
+        let delta = leaf_delta(self.exit_delay(Some(peer)));
+        Ok(InterceptHint {
+            lsp: self.manager.get_our_node_id(),
+            scid: self.scids.of(peer, || self.manager.get_intercept_scid())?,
+            cltv_delta: u16::try_from(delta).unwrap_or(u16::MAX),
+            base_msat: self.config.fees.base_msat,
+            proportional_millionths: self.config.fees.proportional_millionths,
+        })
+    }
+
+    pub(super) fn invoice(&self, request: &InvoiceRequest) -> Result<Bolt11Invoice, NodeError> {
+        let min_final = min_final_delta(self.exit_delay(None));
+        let seconds = u32::try_from(request.expiry.as_secs()).unwrap_or(u32::MAX);
+        let enforced = u16::try_from(min_final).unwrap_or(u16::MAX);
+        let (hash, secret, metadata) = self
+            .manager
+            .create_inbound_payment(
+                request.amount.map(|amount| amount.0),
+                seconds,
+                Some(enforced),
+                None,
+            )
+            .map_err(|()| NodeError::Refused("the invoice's amount is too large".into()))?;
+        build_invoice(
+            self.config.network,
+            self.config.keys.keys_manager(),
+            self.manager.get_our_node_id(),
+            min_final,
+            request,
+            Registered {
+                hash,
+                secret,
+                metadata,
+            },
+        )
+    }
+
+    pub(super) fn pay(
+        &self,
+        invoice: &str,
+        amount: Option<Msat>,
+    ) -> Result<PaymentHash, NodeError> {
+        let invoice = Bolt11Invoice::from_str(invoice)
+            .map_err(|error| NodeError::Refused(format!("this is no invoice: {error:?}")))?;
+        let hash = PaymentHash(invoice.payment_hash().0);
+        let params = OptionalBolt11PaymentParams {
+            route_params_config: RouteParametersConfig {
+                max_total_cltv_expiry_delta: MAX_LOCK,
+                ..Default::default()
+            },
+            retry_strategy: Retry::Timeout(RETRY),
+            ..Default::default()
+        };
+        self.manager
+            .pay_for_bolt11_invoice(
+                &invoice,
+                PaymentId(hash.0),
+                amount.map(|amount| amount.0),
+                params,
+            )
+            .map_err(|error| NodeError::Refused(format!("{error:?}")))?;
+        self.peers.process_events();
+        Ok(hash)
+    }
+
+    pub(super) fn keysend(
+        &self,
+        to: PublicKey,
+        amount: Msat,
+        exit_delay: Option<u32>,
+    ) -> Result<PaymentHash, NodeError> {
+        let keys = self.config.keys.keys_manager();
+        let preimage = PaymentPreimage(keys.get_secure_random_bytes());
+        let hash: lightning::types::payment::PaymentHash = preimage.into();
+        let delay = exit_delay.unwrap_or_else(|| self.exit_delay(Some(to)));
+        let last = min_final_delta(delay).saturating_add(KEYSEND_SLACK);
+        let mut params = PaymentParameters::for_keysend(to, last, false);
+        params.max_total_cltv_expiry_delta = MAX_LOCK;
+        let route = RouteParameters::from_payment_params_and_value(params, amount.0);
+        self.manager
+            .send_spontaneous_payment(
+                Some(preimage),
+                RecipientOnionFields::spontaneous_empty(amount.0),
+                PaymentId(hash.0),
+                route,
+                Retry::Timeout(RETRY),
+            )
+            .map_err(|error| NodeError::Refused(format!("{error:?}")))?;
+        self.peers.process_events();
+        Ok(PaymentHash(hash.0))
+    }
+
+    pub(super) fn payments(&self) -> Vec<PaymentView> {
+        use lightning::ln::channelmanager::RecentPaymentDetails as Recent;
+        let recent = self.manager.list_recent_payments().into_iter();
+        recent
+            .filter_map(|payment| {
+                let (hash, state) = match payment {
+                    Recent::Pending { payment_hash, .. } => (payment_hash, PaymentState::Pending),
+                    Recent::Fulfilled { payment_hash, .. } => (payment_hash?, PaymentState::Sent),
+                    Recent::Abandoned { payment_hash, .. } => {
+                        (payment_hash, PaymentState::Abandoned)
+                    }
+                    _ => return None,
+                };
+                let hash = PaymentHash(hash.0);
+                Some(PaymentView { hash, state })
+            })
+            .collect()
+    }
+
+    /// Whether a payment to us is claimed or sent back.
+    pub(super) async fn claimable(
+        &self,
+        hash: lightning::types::payment::PaymentHash,
+        purpose: PaymentPurpose,
+        channels: &[(ChannelId, Option<u128>)],
+        deadline: Option<u32>,
+    ) -> Result<(), Again> {
+        match self.verdict(channels, deadline, purpose.preimage()) {
+            Ok(preimage) => {
+                self.manager.claim_funds(preimage);
+                Ok(())
+            }
+            Err(reason) => {
+                self.manager.fail_htlc_backwards(&hash);
+                let hash = PaymentHash(hash.0);
+                self.told(NodeEvent::PaymentRefused { hash, reason }).await
+            }
+        }
+    }
+
+    fn verdict(
+        &self,
+        channels: &[(ChannelId, Option<u128>)],
+        deadline: Option<u32>,
+        preimage: Option<PaymentPreimage>,
+    ) -> Result<PaymentPreimage, ClaimRefusal> {
+        let mut leaves = Vec::new();
+        for (_, user_channel_id) in channels {
+            let id = user_channel_id.ok_or(ClaimRefusal::UnknownChannel)?;
+            match self.book.by_channel(id) {
+                Some(leaf) => leaves.push(terms(&leaf)),
+                None if crate::is_leaf(id) => return Err(ClaimRefusal::UnknownChannel),
+                None => {}
+            }
+        }
+        let expiry = deadline.map_or(0, |deadline| deadline.saturating_add(FAIL_BACK_BUFFER));
+        claim_verdict(self.book.height(), expiry, &leaves)?;
+        preimage.ok_or(ClaimRefusal::NoPreimage)
+    }
+
+    /// A payment from or to a private channel waits for our word.
+    pub(super) async fn intercepted(&self, event: Event) -> Result<(), Again> {
+        let Event::HTLCIntercepted {
+            intercept_id,
+            requested_next_hop_scid,
+            payment_hash,
+            inbound_amount_msat,
+            expected_outbound_amount_msat,
+            outgoing_htlc_expiry_block_height,
+        } = event
+        else {
+            return Ok(());
+        };
+        let htlc = Intercepted {
+            hash: PaymentHash(payment_hash.0),
+            scid: requested_next_hop_scid,
+            inbound_msat: inbound_amount_msat,
+            outbound_msat: expected_outbound_amount_msat,
+            // Unknown only for payments that an older release took in: then no expiry is far enough.
+            outgoing_expiry: outgoing_htlc_expiry_block_height.unwrap_or(u32::MAX),
+        };
+        let channels = self.manager.list_channels();
+        let client = self.scids.client(htlc.scid);
+        let fees = &self.config.fees;
+        match decide(&self.book, &channels, client, fees, &htlc) {
+            Ok((channel, peer)) => {
+                let amount = htlc.outbound_msat;
+                let forwarded =
+                    self.manager
+                        .forward_intercepted_htlc(intercept_id, &channel, peer, amount);
+                if let Err(error) = forwarded {
+                    tracing::info!(?error, "a payment cannot be forwarded");
+                    // Fails if it was failed already.
+                    let _ = self.manager.fail_intercepted_htlc(intercept_id);
+                }
+                Ok(())
+            }
+            Err(reason) => {
+                let _ = self.manager.fail_intercepted_htlc(intercept_id);
+                let hash = htlc.hash;
+                self.told(NodeEvent::ForwardRefused { hash, reason }).await
+            }
+        }
+    }
+}

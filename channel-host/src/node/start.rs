@@ -1,0 +1,338 @@
+//! Starting a node: reading what is stored, catching up with the chain, then opening the doors.
+
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use chain::Follower;
+use lightning::chain::{BlockLocator, Listen};
+use lightning::ln::channelmanager::{ChainParameters, ChannelManagerReadArgs};
+use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
+use lightning::ln::types::ChannelId;
+use lightning::onion_message::messenger::DefaultMessageRouter;
+use lightning::routing::gossip::NetworkGraph;
+use lightning::routing::scoring::{ProbabilisticScorer, ProbabilisticScoringDecayParameters};
+use lightning::sign::{EntropySource, NodeSigner, Recipient};
+use lightning::util::persist::{
+    CHANNEL_MANAGER_PERSISTENCE_KEY, MonitorUpdatingPersister, NETWORK_GRAPH_PERSISTENCE_KEY,
+    OUTPUT_SWEEPER_PERSISTENCE_KEY, SCORER_PERSISTENCE_KEY,
+};
+use lightning::util::ser::ReadableArgs;
+use lightning::util::wallet_utils::Wallet;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, watch};
+
+use super::broadcast::submit_all;
+use super::chain_sync::{Listener, catch_up, checkpoints};
+use super::log::TracingLog;
+use super::*;
+use crate::error::NodeError;
+use crate::store::{Change, EntryKey};
+
+/// Updates a monitor may have on the disk beside it before it is written whole.
+const MONITOR_UPDATES: u64 = 100;
+
+/// Where LDK keeps its single values.
+pub(super) fn single(name: &str) -> EntryKey {
+    EntryKey::new("", "", name)
+}
+
+fn unreadable(what: &'static str) -> impl FnOnce(lightning::ln::msgs::DecodeError) -> NodeError {
+    move |error| NodeError::Unreadable {
+        what,
+        cause: format!("{error:?}"),
+    }
+}
+
+impl Node {
+    /// Starts a node: opens its store, catches up with the chain, connects to the peers it knows.
+    ///
+    /// # Errors
+    /// [`NodeError`]; nothing runs then.
+    pub async fn start(config: NodeConfig) -> Result<Self, NodeError> {
+        let listener = match config.listen {
+            None => None,
+            Some(address) => {
+                let failed = |cause: std::io::Error| NodeError::Listen {
+                    address,
+                    cause: cause.to_string(),
+                };
+                Some(TcpListener::bind(address).await.map_err(failed)?)
+            }
+        };
+        let listen = listener.as_ref().and_then(|open| open.local_addr().ok());
+        let (core, follower, packages) = load(config).await?;
+        let (stop, stopped) = watch::channel(false);
+        let submitter = submit_all(Arc::clone(&core.config.chain), packages);
+        let mut helpers = vec![tokio::spawn(submitter)];
+        let driver = tokio::spawn(Arc::clone(&core).drive(follower, stopped));
+        if let Some(listener) = listener {
+            helpers.push(tokio::spawn(Arc::clone(&core).listen(listener)));
+        }
+        Ok(Self {
+            core,
+            stop,
+            driver: Mutex::new(Some(driver)),
+            helpers: std::sync::Mutex::new(helpers),
+            listen,
+        })
+    }
+}
+
+/// The store belongs to one seed and one chain.
+fn check_owner(store: &Store, config: &NodeConfig, id: &str) -> Result<(), NodeError> {
+    let key = EntryKey::new("superscalar", "", "owner");
+    let expected = format!("{id} on {}", config.network);
+    match store.get(key.clone())? {
+        None => Ok(store.write(vec![Change::Put(key, expected.into_bytes())])?),
+        Some(found) if found == expected.as_bytes() => Ok(()),
+        Some(found) => Err(NodeError::OtherOwner {
+            expected,
+            found: String::from_utf8_lossy(&found).into_owned(),
+        }),
+    }
+}
+
+async fn load(
+    config: NodeConfig,
+) -> Result<
+    (
+        Arc<Core>,
+        Follower,
+        tokio::sync::mpsc::UnboundedReceiver<Vec<bitcoin::Transaction>>,
+    ),
+    NodeError,
+> {
+    let store = Arc::new(Store::open(&config.store)?);
+    let log: Log = Arc::new(TracingLog);
+    let keys = Arc::clone(config.keys.keys_manager());
+    let id = keys
+        .get_node_id(Recipient::Node)
+        .map_err(|()| NodeError::Refused("the keys have no node id".into()))?;
+    check_owner(&store, &config, &id.to_string())?;
+    let chain = Arc::clone(&config.chain);
+    let book = Arc::new(Book::open(Store::clone(&store))?);
+    let fees = Arc::new(FeeCache::new());
+    fees.refresh(&*chain).await?;
+    let (broadcaster, packages) = Broadcaster::new(Arc::clone(&book), Arc::clone(&store));
+    let broadcaster = Arc::new(broadcaster);
+
+    let persister = MonitorUpdatingPersister::new(
+        Arc::clone(&store),
+        Arc::clone(&log),
+        MONITOR_UPDATES,
+        Arc::clone(&keys),
+        Arc::clone(&config.keys),
+        Arc::clone(&broadcaster),
+        Arc::clone(&fees),
+    );
+    let stored = persister
+        .read_all_channel_monitors_with_updates()
+        .map_err(|error| NodeError::Unreadable {
+            what: "channel monitors",
+            cause: error.to_string(),
+        })?;
+    let monitor_store = Arc::new(MonitorStore::new(persister));
+    let monitors: Arc<Monitors> = Arc::new(ChainMonitor::new(
+        None,
+        Arc::clone(&broadcaster),
+        Arc::clone(&log),
+        Arc::clone(&fees),
+        Arc::clone(&monitor_store),
+        Arc::clone(&keys),
+        keys.get_peer_storage_key(),
+        false,
+    ));
+
+    let graph: Graph = Arc::new(match store.get(single(NETWORK_GRAPH_PERSISTENCE_KEY))? {
+        Some(bytes) => NetworkGraph::read(&mut bytes.as_slice(), Arc::clone(&log))
+            .map_err(unreadable("network graph"))?,
+        None => NetworkGraph::new(config.network, Arc::clone(&log)),
+    });
+    let decay = ProbabilisticScoringDecayParameters::default();
+    let scorer = match store.get(single(SCORER_PERSISTENCE_KEY))? {
+        Some(bytes) => {
+            let args = (decay, Arc::clone(&graph), Arc::clone(&log));
+            ProbabilisticScorer::read(&mut bytes.as_slice(), args).map_err(unreadable("scorer"))?
+        }
+        None => ProbabilisticScorer::new(decay, Arc::clone(&graph), Arc::clone(&log)),
+    };
+    let scorer: Scorer = Arc::new(RwLock::new(scorer));
+    let router = Arc::new(LeafRouter::new(
+        Arc::clone(&graph),
+        Arc::clone(&log),
+        Arc::clone(&keys),
+        Arc::clone(&scorer),
+        Arc::clone(&book),
+    ));
+    let message_router = Arc::new(DefaultMessageRouter::new(
+        Arc::clone(&graph),
+        Arc::clone(&keys),
+    ));
+
+    let tip = chain.tip().await?;
+    let (manager_at, manager) = match store.get(single(CHANNEL_MANAGER_PERSISTENCE_KEY))? {
+        Some(bytes) => {
+            let args = ChannelManagerReadArgs::new(
+                Arc::clone(&keys),
+                Arc::clone(&keys),
+                Arc::clone(&config.keys),
+                Arc::clone(&fees),
+                Arc::clone(&monitors),
+                Arc::clone(&broadcaster),
+                router,
+                message_router,
+                Arc::clone(&log),
+                config.ldk(),
+                stored.iter().map(|(_, monitor)| monitor).collect(),
+            );
+            <(BlockLocator, Manager)>::read(&mut bytes.as_slice(), args)
+                .map_err(unreadable("channel manager"))?
+        }
+        None => {
+            let best_block = BlockLocator::new(tip.hash, tip.height);
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or(Duration::ZERO);
+            let manager = ChannelManager::new(
+                Arc::clone(&fees),
+                Arc::clone(&monitors),
+                Arc::clone(&broadcaster),
+                router,
+                message_router,
+                Arc::clone(&log),
+                Arc::clone(&keys),
+                Arc::clone(&keys),
+                Arc::clone(&config.keys),
+                config.ldk(),
+                ChainParameters {
+                    network: config.network,
+                    best_block,
+                },
+                u32::try_from(now.as_secs()).unwrap_or(u32::MAX),
+            );
+            (best_block, manager)
+        }
+    };
+    let manager = Arc::new(manager);
+
+    let sweep_target = Arc::new(SweepTarget::default());
+    sweep_target.refresh(&*config.coins).await;
+    let (sweeper_at, sweeper) = match store.get(single(OUTPUT_SWEEPER_PERSISTENCE_KEY))? {
+        Some(bytes) => <(BlockLocator, Sweeper)>::read(
+            &mut bytes.as_slice(),
+            (
+                Arc::clone(&broadcaster),
+                Arc::clone(&fees),
+                None,
+                Arc::clone(&keys),
+                Arc::clone(&sweep_target),
+                Arc::clone(&store),
+                Arc::clone(&log),
+            ),
+        )
+        .map_err(unreadable("sweeper"))?,
+        None => {
+            let at = BlockLocator::new(tip.hash, tip.height);
+            let sweeper = Sweeper::new(
+                at,
+                Arc::clone(&broadcaster),
+                Arc::clone(&fees),
+                None,
+                Arc::clone(&keys),
+                Arc::clone(&sweep_target),
+                Arc::clone(&store),
+                Arc::clone(&log),
+            );
+            (at, sweeper)
+        }
+    };
+
+    // Monitors follow the chain by themselves until they are where the rest is.
+    let watching: Vec<_> = stored
+        .into_iter()
+        .map(|(at, monitor)| {
+            let parts = (
+                monitor,
+                Arc::clone(&broadcaster),
+                Arc::clone(&fees),
+                Arc::clone(&log),
+            );
+            (at, parts)
+        })
+        .collect();
+    let mut listeners: Vec<Listener<'_>> = watching
+        .iter()
+        .map(|(at, parts)| Listener {
+            at: *at,
+            listen: parts,
+        })
+        .collect();
+    let parts: [(BlockLocator, &(dyn Listen + Sync)); 2] =
+        [(manager_at, &*manager), (sweeper_at, &sweeper)];
+    listeners.extend(parts.map(|(at, listen)| Listener { at, listen }));
+    let tip = catch_up(&*chain, &book, &mut listeners).await?;
+    drop(listeners);
+    for (_, (monitor, ..)) in watching {
+        let id: ChannelId = monitor.channel_id();
+        monitors
+            .load_existing_monitor(id, monitor)
+            .map_err(|()| NodeError::Unreadable {
+                what: "channel monitors",
+                cause: "one channel has two".into(),
+            })?;
+    }
+
+    let gossip = Arc::new(Gossip::new(Arc::clone(&graph), None, Arc::clone(&log)));
+    let ignore = Arc::new(IgnoringMessageHandler {});
+    let handler = MessageHandler {
+        chan_handler: Arc::clone(&manager),
+        route_handler: gossip,
+        onion_message_handler: Arc::clone(&ignore),
+        custom_message_handler: ignore,
+        send_only_message_handler: Arc::clone(&monitors),
+    };
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    let peers = Arc::new(Peers::new(
+        handler,
+        u32::try_from(now.as_secs()).unwrap_or(u32::MAX),
+        &keys.get_secure_random_bytes(),
+        Arc::clone(&log),
+        Arc::clone(&keys),
+    ));
+    let coin_source = Arc::new(CoinSource {
+        coins: Arc::clone(&config.coins),
+        chain: Arc::clone(&chain),
+    });
+    let bumper = Bumper::new(
+        Arc::clone(&broadcaster),
+        Arc::new(Wallet::new(coin_source, Arc::clone(&log))),
+        Arc::clone(&config.keys),
+        Arc::clone(&log),
+    );
+    let known = checkpoints(&*chain, tip).await?;
+    let follower = Follower::new(Arc::clone(&chain), known)?;
+    let core = Core {
+        peer_book: PeerBook::open(Arc::clone(&store))?,
+        scids: ScidBook::open(Arc::clone(&store))?,
+        config,
+        store,
+        log,
+        book,
+        fees,
+        broadcaster,
+        graph,
+        scorer,
+        monitors,
+        monitor_store,
+        manager,
+        peers,
+        bumper,
+        sweeper,
+        sweep_target,
+        stopping: AtomicBool::new(false),
+    };
+    core.settle_leaves()?;
+    Ok((Arc::new(core), follower, packages))
+}

@@ -1,0 +1,98 @@
+//! BOLT 11 invoices, built by us: LDK's builder names one channel per peer, we name the client's intercept SCID, which outlives channels.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bitcoin::Network;
+use bitcoin::secp256k1::PublicKey;
+use lightning::bolt11_invoice::{Bolt11Invoice, Currency, InvoiceBuilder};
+use lightning::routing::gossip::RoutingFees;
+use lightning::routing::router::{RouteHint, RouteHintHop};
+use lightning::sign::{KeysManager, NodeSigner, Recipient};
+use lightning::types::payment::{PaymentHash, PaymentSecret};
+
+use crate::error::NodeError;
+use crate::event::Msat;
+
+/// The way to a client: through its coordinator, which knows this number for life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InterceptHint {
+    /// The coordinator.
+    pub lsp: PublicKey,
+    /// The client's number there.
+    pub scid: u64,
+    /// Blocks the coordinator asks for ([`crate::Node::client_route`]).
+    pub cltv_delta: u16,
+    /// Its base fee.
+    pub base_msat: u32,
+    /// Its proportional fee, in millionths.
+    pub proportional_millionths: u32,
+}
+
+/// What an invoice is to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InvoiceRequest {
+    /// How much; `None` leaves it to the payer.
+    pub amount: Option<Msat>,
+    /// What for.
+    pub description: String,
+    /// How long it can be paid.
+    pub expiry: Duration,
+    /// Ways to us that are not announced.
+    pub hints: Vec<InterceptHint>,
+}
+
+/// What LDK wants to recognise the payment by.
+pub(crate) struct Registered {
+    pub hash: PaymentHash,
+    pub secret: PaymentSecret,
+    pub metadata: Option<Vec<u8>>,
+}
+
+pub(crate) fn build(
+    network: Network,
+    keys: &KeysManager,
+    payee: PublicKey,
+    min_final: u32,
+    request: &InvoiceRequest,
+    registered: Registered,
+) -> Result<Bolt11Invoice, NodeError> {
+    let refused = |error: &dyn std::fmt::Display| NodeError::Refused(error.to_string());
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    let mut invoice = InvoiceBuilder::new(Currency::from(network))
+        .description(request.description.clone())
+        .duration_since_epoch(now)
+        .payee_pub_key(payee)
+        .payment_hash(registered.hash)
+        .payment_secret(registered.secret)
+        .basic_mpp()
+        .min_final_cltv_expiry_delta(u64::from(min_final))
+        .expiry_time(request.expiry);
+    if let Some(Msat(amount)) = request.amount {
+        invoice = invoice.amount_milli_satoshis(amount);
+    }
+    for hint in &request.hints {
+        invoice = invoice.private_route(RouteHint(vec![RouteHintHop {
+            src_node_id: hint.lsp,
+            short_channel_id: hint.scid,
+            fees: RoutingFees {
+                base_msat: hint.base_msat,
+                proportional_millionths: hint.proportional_millionths,
+            },
+            cltv_expiry_delta: hint.cltv_delta,
+            htlc_minimum_msat: None,
+            htlc_maximum_msat: None,
+        }]));
+    }
+    let raw = match registered.metadata {
+        Some(metadata) => invoice.payment_metadata(metadata).build_raw(),
+        None => invoice.build_raw(),
+    };
+    let raw = raw.map_err(|error| refused(&error))?;
+    let signature = keys.sign_invoice(&raw, Recipient::Node);
+    let signed = raw
+        .sign(|_| signature)
+        .map_err(|()| NodeError::Refused("the invoice could not be signed".into()))?;
+    Bolt11Invoice::from_signed(signed).map_err(|error| refused(&error))
+}

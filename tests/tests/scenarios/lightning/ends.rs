@@ -1,0 +1,223 @@
+//! Leaves that go to the chain.
+
+use anyhow::Result;
+use bitcoin::absolute::LockTime;
+use bitcoin::transaction::Version;
+use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Witness};
+use channel_host::{ExitReason, KnownSpend, NodeEvent, SpendKind, Stage};
+use scenarios::bitcoind::Bitcoind;
+
+use super::harness::{CAPACITY, Member, Unborn, child_in_mempool, paid_pair, until};
+use crate::chain::support::{payout_script, sat};
+
+/// What the client had at the end of [`paid_pair`].
+const CLIENTS: Amount = Amount::from_sat(200_000);
+
+/// Confirmed coins for one side's exits.
+fn fee_coins(node: &Bitcoind, member: &Member) -> Result<()> {
+    for _ in 0..3 {
+        node.send_to(&payout_script(member.number), sat(50_000))?;
+    }
+    node.mine(1)?;
+    Ok(())
+}
+
+async fn asked_to_exit(member: &mut Member) -> Result<ExitReason> {
+    member
+        .event(|event| match event {
+            NodeEvent::ExitNeeded { reason, .. } => Some(*reason),
+            _ => None,
+        })
+        .await
+}
+
+async fn spent_by(member: &mut Member) -> Result<SpendKind> {
+    member
+        .event(|event| match event {
+            NodeEvent::LeafSpent { kind, .. } => Some(*kind),
+            _ => None,
+        })
+        .await
+}
+
+/// What the side's key holds on the chain.
+fn holds(node: &Bitcoind, member: &Member) -> Result<Amount> {
+    node.balance_of(&payout_script(member.number))
+}
+
+/// Lets the commitment in the mempool confirm and the money come home; returns how much more it is.
+async fn come_home(node: &Bitcoind, member: &mut Member, leaf: &Unborn) -> Result<Amount> {
+    let before = holds(node, member)?;
+    child_in_mempool(node, leaf.transaction.compute_txid()).await?;
+    node.mine(1)?;
+    assert_eq!(spent_by(member).await?, SpendKind::Commitment);
+    node.mine(144)?;
+    member.synced().await?;
+    until("a sweep", || {
+        node.mine(1)?;
+        Ok(holds(node, member)? > before)
+    })
+    .await?;
+    Ok(holds(node, member)? - before)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_exits_with_its_balance() -> Result<()> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    fee_coins(&node, &client)?;
+    lsp.abort().await;
+    client.node().force_close(leaf.id).await?;
+    assert_eq!(asked_to_exit(&mut client).await?, ExitReason::Asked);
+    node.mine(5)?;
+    client.synced().await?;
+    // The channel lives and nothing is broadcast while the leaf is not there.
+    assert!(node.mempool()?.is_empty());
+    assert_eq!(client.node().channels().len(), 1);
+    client.crash().await?;
+
+    leaf.publish(&node)?;
+    let home = come_home(&node, &mut client, &leaf).await?;
+    assert!(home > CLIENTS - sat(10_000), "{home}");
+    let view = client.node().leaf(leaf.id).expect("known");
+    assert_eq!(view.stage, Stage::Closed);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_coordinator_exits_with_its_balance() -> Result<()> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    fee_coins(&node, &lsp)?;
+    client.abort().await;
+    lsp.node().force_close(leaf.id).await?;
+    lsp.restart().await?;
+    leaf.publish(&node)?;
+    let home = come_home(&node, &mut lsp, &leaf).await?;
+    assert!(home > CAPACITY - CLIENTS - sat(10_000), "{home}");
+
+    // The client comes back, and finds its own on the chain.
+    client.launch().await?;
+    let before = holds(&node, &client)?;
+    until("a sweep", || {
+        node.mine(1)?;
+        Ok(holds(&node, &client)? > before)
+    })
+    .await?;
+    assert!(holds(&node, &client)? > CLIENTS - sat(10_000));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commitment_is_published_again_after_a_reorg() -> Result<()> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    fee_coins(&node, &lsp)?;
+    client.abort().await;
+    lsp.node().force_close(leaf.id).await?;
+    leaf.publish(&node)?;
+    let leaf_txid = leaf.transaction.compute_txid();
+    child_in_mempool(&node, leaf_txid).await?;
+    node.mine(1)?;
+    assert_eq!(spent_by(&mut lsp).await?, SpendKind::Commitment);
+
+    // Leaf and commitment leave the chain, and the node forgets both.
+    node.invalidate(node.block_hash(node.height()? - 1)?)?;
+    node.restart_with(scenarios::bitcoind::Options {
+        arguments: vec!["-persistmempool=0".into()],
+        ..Default::default()
+    })?;
+    node.mine_empty(3)?;
+    lsp.event(|event| matches!(event, NodeEvent::LeafUnconfirmed { .. }).then_some(()))
+        .await?;
+    lsp.synced().await?;
+    leaf.publish(&node)?;
+    child_in_mempool(&node, leaf_txid).await?;
+    node.mine(1)?;
+    assert_eq!(spent_by(&mut lsp).await?, SpendKind::Commitment);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_channel_outlives_the_confirmation_of_its_leaf() -> Result<()> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    leaf.publish(&node)?;
+    let confirmed = |event: &NodeEvent| match event {
+        NodeEvent::LeafConfirmed { height, .. } => Some(*height),
+        _ => None,
+    };
+    lsp.event(confirmed).await?;
+    client.event(confirmed).await?;
+    node.mine(7)?;
+    lsp.synced().await?;
+    client.synced().await?;
+    super::harness::pay_client(&mut lsp, &mut client, 5_000_000).await?;
+
+    // Closed together, it is paid out at once.
+    let channel = client.node().channels().remove(0).channel;
+    client.node().close_channel(channel, false)?;
+    child_in_mempool(&node, leaf.transaction.compute_txid()).await?;
+    node.mine(1)?;
+    assert_eq!(spent_by(&mut client).await?, SpendKind::Cooperative);
+    assert_eq!(spent_by(&mut lsp).await?, SpendKind::Cooperative);
+    Ok(())
+}
+
+/// Both sides' spend of the channel output, valid from a height on.
+fn timeout(leaf: &Unborn, lsp: &Member, client: &Member, height: u32) -> Result<Transaction> {
+    let mut tx = Transaction {
+        version: Version(3),
+        lock_time: LockTime::from_height(height)?,
+        input: vec![TxIn {
+            previous_output: OutPoint::new(leaf.transaction.compute_txid(), 1),
+            sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
+            ..TxIn::default()
+        }],
+        output: vec![TxOut {
+            value: CAPACITY - sat(1_000),
+            script_pubkey: payout_script(60),
+        }],
+    };
+    let script = &leaf.lsp.redeem_script;
+    let mut halves = [(lsp, leaf.lsp.channel_id), (client, leaf.client.channel_id)]
+        .map(|(member, id)| {
+            let keys = member.keys();
+            let signature = keys.sign_timeout(id, &tx, 0, script, CAPACITY);
+            signature.map(|signature| (keys.funding_pubkey(id), signature))
+        })
+        .into_iter()
+        .collect::<Result<Vec<_>, _>>()?;
+    halves.sort_by_key(|(key, _)| key.serialize());
+    let mut witness = Witness::new();
+    witness.push([]);
+    for (_, signature) in halves {
+        witness.push_ecdsa_signature(&bitcoin::ecdsa::Signature::sighash_all(signature));
+    }
+    witness.push(script);
+    tx.input[0].witness = witness;
+    Ok(tx)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_timeout_is_told_from_a_commitment() -> Result<()> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    let spend = timeout(&leaf, &lsp, &client, node.height()?)?;
+    let known = KnownSpend {
+        txid: spend.compute_txid(),
+        kind: SpendKind::Timeout,
+    };
+    lsp.node().add_known_spends(leaf.id, &[known])?;
+    client.node().add_known_spends(leaf.id, &[known])?;
+    leaf.publish(&node)?;
+    node.mine_with(&[spend])?;
+    assert_eq!(spent_by(&mut lsp).await?, SpendKind::Timeout);
+    assert_eq!(spent_by(&mut client).await?, SpendKind::Timeout);
+    node.mine(10)?;
+    until("closed channels", || {
+        Ok(lsp.node().channels().is_empty() && client.node().channels().is_empty())
+    })
+    .await?;
+    // Nobody tries to publish anything any more.
+    client.restart().await?;
+    node.mine(2)?;
+    client.synced().await?;
+    assert!(node.mempool()?.is_empty());
+    Ok(())
+}

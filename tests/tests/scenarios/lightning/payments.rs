@@ -1,0 +1,142 @@
+//! Payments from outside through the coordinator to a wallet and back, and between wallets.
+
+use anyhow::Result;
+use bitcoin::Amount;
+use channel_host::{ForwardRefusal, Msat, NodeEvent, Side};
+
+use super::harness::{Member, Unborn, paid_pair, pay_client};
+use crate::chain::support::{payout_script, sat};
+
+const OUTSIDE: Amount = Amount::from_sat(1_000_000);
+
+/// A node of the world, with an ordinary channel to the coordinator.
+async fn outside(lsp: &mut Member) -> Result<Member> {
+    let node = &lsp.bitcoind;
+    node.send_to(&payout_script(13), OUTSIDE + sat(100_000))?;
+    node.mine(1)?;
+    let mut outside = Member::start(node, Side::Client, 13).await?;
+    outside.connect(lsp).await?;
+    let peer = lsp.node().id();
+    let number = outside.node().open_channel(peer, OUTSIDE, false)?;
+    // Signed and broadcast: then it confirms.
+    super::harness::until("a funding transaction", || {
+        Ok(!outside.bitcoind.mempool()?.is_empty())
+    })
+    .await?;
+    outside.bitcoind.mine(8)?;
+    let opened = |event: &NodeEvent| match event {
+        NodeEvent::ChannelOpened { id, .. } => Some(*id),
+        _ => None,
+    };
+    assert_eq!(outside.event(opened).await?, number);
+    lsp.event(opened).await?;
+    Ok(outside)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payments_from_outside_reach_a_wallet_and_come_back() -> Result<()> {
+    let (_node, mut lsp, mut client, leaf) = paid_pair().await?;
+    let mut outside = outside(&mut lsp).await?;
+    lsp.synced().await?;
+    client.synced().await?;
+    outside.synced().await?;
+
+    let invoice = client.invoice(&lsp, 100_000_000)?;
+    outside.node().pay(&invoice, None)?;
+    assert_eq!(client.paid().await?, Msat(100_000_000));
+    outside.sent().await?;
+    let fee = lsp
+        .event(|event| match event {
+            NodeEvent::PaymentForwarded { fee, .. } => Some(*fee),
+            _ => None,
+        })
+        .await?;
+    assert_eq!(fee, Msat(1_000 + 10_000));
+
+    let invoice = outside.invoice(&lsp, 30_000_000)?;
+    client.node().pay(&invoice, None)?;
+    assert_eq!(outside.paid().await?, Msat(30_000_000));
+    client.sent().await?;
+
+    // The wallet's number survives the coordinator's restart; a shut gate stops both ways.
+    lsp.crash().await?;
+    lsp.usable(2).await?;
+    client.usable(1).await?;
+    outside.usable(1).await?;
+    let invoice = client.invoice(&lsp, 5_000_000)?;
+    outside.node().pay(&invoice, None)?;
+    assert_eq!(client.paid().await?, Msat(5_000_000));
+    outside.sent().await?;
+
+    lsp.node().set_factory_confirmed(leaf.id, false)?;
+    let invoice = client.invoice(&lsp, 5_000_000)?;
+    outside.node().pay(&invoice, None)?;
+    outside.failed().await?;
+    assert_eq!(refused(&mut lsp).await?, ForwardRefusal::Gated);
+    let invoice = outside.invoice(&lsp, 5_000_000)?;
+    client.node().pay(&invoice, None)?;
+    client.failed().await?;
+    assert_eq!(refused(&mut lsp).await?, ForwardRefusal::Gated);
+    Ok(())
+}
+
+async fn refused(lsp: &mut Member) -> Result<ForwardRefusal> {
+    lsp.event(|event| match event {
+        NodeEvent::ForwardRefused { reason, .. } => Some(*reason),
+        _ => None,
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wallets_pay_each_other_through_the_coordinator() -> Result<()> {
+    let (node, mut lsp, mut alice, _leaf) = paid_pair().await?;
+    let mut bob = Member::start(&node, Side::Client, 14).await?;
+    bob.connect(&lsp).await?;
+    let leaf = Unborn::new(&lsp, &bob)?;
+    for member in [&lsp, &alice, &bob] {
+        member.synced().await?;
+    }
+    leaf.open(&mut lsp, &mut bob).await?;
+    leaf.ungate([&lsp, &bob])?;
+    let invoice = bob.invoice(&lsp, 70_000_000)?;
+    alice.node().pay(&invoice, None)?;
+    assert_eq!(bob.paid().await?, Msat(70_000_000));
+    alice.sent().await?;
+    let invoice = alice.invoice(&lsp, 20_000_000)?;
+    bob.node().pay(&invoice, None)?;
+    assert_eq!(alice.paid().await?, Msat(20_000_000));
+    bob.sent().await?;
+    pay_client(&mut lsp, &mut bob, 1_000_000).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_too_little_time_is_not_served() -> Result<()> {
+    let (_node, mut lsp, mut client, leaf) = paid_pair().await?;
+    let mut outside = outside(&mut lsp).await?;
+    for member in [&lsp, &client, &outside] {
+        member.synced().await?;
+    }
+    // An invoice that names less than what the coordinator asks for.
+    let mut hint = lsp.node().client_route(client.node().id())?;
+    hint.cltv_delta = 100;
+    let invoice = client.node().invoice(&channel_host::InvoiceRequest {
+        amount: Some(Msat(5_000_000)),
+        description: "a test".into(),
+        expiry: std::time::Duration::from_secs(600),
+        hints: vec![hint],
+    })?;
+    outside.node().pay(&invoice, None)?;
+    outside.failed().await?;
+    let reason = refused(&mut lsp).await?;
+    assert!(
+        matches!(reason, ForwardRefusal::TooTight { .. }),
+        "{reason}"
+    );
+    assert!(client.node().leaf(leaf.id).is_some());
+    // Money moves on as asked.
+    let invoice = client.invoice(&lsp, 5_000_000)?;
+    outside.node().pay(&invoice, None)?;
+    client.paid().await?;
+    Ok(())
+}
