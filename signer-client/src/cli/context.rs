@@ -8,7 +8,7 @@ use std::time::Duration;
 use bitcoin::Network;
 use chain::{BitcoindRpc, ChainSource};
 use factory_tree::ids::FactoryId;
-use keystore::Passphrase;
+use keystore::{Passphrase, PassphraseError};
 use serde::Serialize;
 use tokio::sync::OnceCell;
 
@@ -18,20 +18,24 @@ use crate::client::{ClientParts, SignerClient};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::ClientKeys;
-use crate::lock::{DataDirLock, LockError};
+use crate::lock::{self, DataDirLock, LockError, Occupant};
 use crate::store::{Answer, Request, SharedStore, SqliteStore};
 
 const PASSPHRASE_VARIABLE: &str = "SUPERSCALAR_PASSPHRASE_FILE";
 /// How long a running process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
+/// How long to wait for a command that has the data directory and answers nothing.
+const TURN: Duration = Duration::from_secs(10);
 
 /// The data directory and how to report.
 #[derive(Debug)]
 pub(super) struct Context {
     pub(super) dir: PathBuf,
     pub(super) json: bool,
-    passphrase_file: Option<PathBuf>,
+    pub(super) passphrase_file: Option<PathBuf>,
+    /// The directory as it was given.
+    named_dir: Option<PathBuf>,
     /// Opened once, closed at the end.
     store: OnceCell<SharedStore>,
 }
@@ -39,7 +43,7 @@ pub(super) struct Context {
 /// Who works on the data directory.
 pub(super) enum Holder {
     /// Another process, which can be asked.
-    Other,
+    Other(Occupant),
     /// This one, from now on.
     Us(DataDirLock),
 }
@@ -58,6 +62,7 @@ impl Context {
             dir,
             json: args.json,
             passphrase_file: args.passphrase_file.clone(),
+            named_dir: args.data_dir.clone(),
             store: OnceCell::new(),
         })
     }
@@ -93,12 +98,39 @@ impl Context {
         }
     }
 
-    /// Takes the data directory, unless another process has it.
-    pub(super) fn holder(&self) -> Result<Holder, CliError> {
-        match DataDirLock::take(&self.dir) {
-            Ok(lock) => Ok(Holder::Us(lock)),
-            Err(LockError::Held { .. }) => Ok(Holder::Other),
-            Err(error) => Err(error.into()),
+    /// Takes the data directory for a command, unless another process has it that can be asked. One
+    /// that cannot is waited for, for a while.
+    pub(super) async fn holder(&self, command: &'static str) -> Result<Holder, CliError> {
+        let deadline = tokio::time::Instant::now() + TURN;
+        loop {
+            let by = match DataDirLock::take(&self.dir, command) {
+                Ok(lock) => return Ok(Holder::Us(lock)),
+                Err(LockError::Held { by, .. }) => by,
+                Err(error) => return Err(error.into()),
+            };
+            match by {
+                Some(by) if by.serves => return Ok(Holder::Other(by)),
+                by if tokio::time::Instant::now() > deadline => return Err(busy(by.as_ref())),
+                _ => tokio::time::sleep(LOOK).await,
+            }
+        }
+    }
+
+    /// Who has the data directory now and can be asked, or is waited for.
+    pub(super) fn occupant(&self) -> Result<Option<Occupant>, CliError> {
+        Ok(lock::holder(&self.dir)?.flatten())
+    }
+
+    /// Whether nobody has the data directory any more.
+    pub(super) fn is_left(&self) -> Result<bool, CliError> {
+        Ok(lock::holder(&self.dir)?.is_none())
+    }
+
+    /// How to call this wallet again, for hints.
+    pub(super) fn again(&self, command: &str) -> String {
+        match &self.named_dir {
+            Some(dir) => format!("signer-client --data-dir {} {command}", dir.display()),
+            None => format!("signer-client {command}"),
         }
     }
 
@@ -117,11 +149,15 @@ impl Context {
         if let Some(path) = config.and_then(|config| config.passphrase_file.as_ref()) {
             return Ok(Passphrase::from_file(path)?);
         }
-        Ok(if new {
-            Passphrase::prompt_new("New passphrase: ")?
+        let asked = if new {
+            Passphrase::prompt_new("New passphrase: ")
         } else {
-            Passphrase::prompt("Passphrase: ")?
-        })
+            Passphrase::prompt("Passphrase: ")
+        };
+        match asked {
+            Err(PassphraseError::NoTerminal { .. }) => Err(CliError::NoTerminal),
+            asked => Ok(asked?),
+        }
     }
 
     /// The wallet as an object; the caller holds the data directory.
@@ -157,6 +193,11 @@ impl Context {
             loop {
                 if let Some(answer) = store.take_answer(id).await? {
                     return Ok::<_, CliError>(answer);
+                }
+                if self.is_left()? {
+                    store.withdraw(id).await?;
+                    let text = "the signer-client that ran here has ended; try again";
+                    return Err(CliError::Busy(text.to_owned()));
                 }
                 tokio::time::sleep(LOOK).await;
             }
@@ -218,6 +259,18 @@ impl Context {
     pub(super) fn interactive(&self) -> bool {
         std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
     }
+}
+
+fn busy(by: Option<&Occupant>) -> CliError {
+    CliError::Busy(match by {
+        Some(by) => format!(
+            "a {} is running in this wallet (pid {}); wait for it or stop it",
+            by.command, by.pid
+        ),
+        None => {
+            "another signer-client is running in this wallet; wait for it or stop it".to_owned()
+        }
+    })
 }
 
 /// A quick seed file is for tests: it must never guard real money.

@@ -12,6 +12,7 @@ use super::context::{Context, Holder};
 use super::follow::{self, Reached};
 use super::table::grouped;
 use crate::client::{Quote, Shutdown, SignerClient, Tasks, quote, request_exit};
+use crate::lock::DataDirLock;
 use crate::store::{Request, SharedStore};
 
 /// Shown where neither a feerate nor an estimate is at hand, in sat/vB.
@@ -19,20 +20,23 @@ const EXAMPLE: u64 = 10;
 
 pub(super) async fn run(context: &Context, options: Exit) -> Result<(), CliError> {
     let config = context.config()?;
-    match context.holder()? {
-        Holder::Other => beside(context, &options).await,
+    match context.holder("exit").await? {
+        Holder::Other(_) => beside(context, &options).await,
         Holder::Us(_lock) if options.background => {
             let store = context.store().await?;
             let factory = context.factory(&store, &options.factory).await?;
             confirm(context, &options, &store, factory, None).await?;
             record(&store, factory, &options).await?;
-            let text = "Recorded. Nothing happens before `signer-client run` is started.";
-            context.print(&json!({"factory": factory, "state": "requested"}), text)
+            let text = format!(
+                "Recorded. Nothing happens before `{}` is started.",
+                context.again("run")
+            );
+            context.print(&json!({"factory": factory, "state": "requested"}), &text)
         }
-        Holder::Us(_lock) => {
+        Holder::Us(lock) => {
             super::run::log(&config.log_level);
             let client = context.client(config).await?;
-            alone(context, &options, &client).await
+            alone(context, &options, &client, lock).await
         }
     }
 }
@@ -51,12 +55,27 @@ async fn beside(context: &Context, options: &Exit) -> Result<(), CliError> {
         let text = "The running signer-client leaves the factory. `status` shows how far it is.";
         return context.print(&json!({"factory": factory, "state": "requested"}), text);
     }
-    let reached = follow::exit(&store, factory, options.to_the_end).await?;
+    let reached = tokio::select! {
+        reached = follow::exit(&store, factory, options.to_the_end) => reached?,
+        left = follow::left(context) => {
+            left?;
+            let text = format!(
+                "the signer-client that drove the exit has ended; the exit goes on with `{}`",
+                context.again("run")
+            );
+            return Err(CliError::Refused(text));
+        }
+    };
     report(context, &store, factory, reached).await
 }
 
 /// Nobody runs: this process does it.
-async fn alone(context: &Context, options: &Exit, client: &SignerClient) -> Result<(), CliError> {
+async fn alone(
+    context: &Context,
+    options: &Exit,
+    client: &SignerClient,
+    mut lock: DataDirLock,
+) -> Result<(), CliError> {
     let store = client.store();
     let factory = context.factory(store, &options.factory).await?;
     client.sync().await?;
@@ -66,8 +85,9 @@ async fn alone(context: &Context, options: &Exit, client: &SignerClient) -> Resu
     let tasks = Tasks {
         connection: false,
         chain: true,
-        answers: false,
+        answers: true,
     };
+    lock.serve()?;
     let (stop, shutdown) = Shutdown::new();
     let running = client.run(tasks, shutdown);
     tokio::pin!(running);

@@ -8,10 +8,13 @@ use factory_tree::tx::TxKind;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::CliError;
+use super::context::Context;
 use crate::store::SharedStore;
 
 /// How often to look.
 const LOOK: Duration = Duration::from_millis(100);
+/// How often to look whether somebody still runs.
+const GONE: Duration = Duration::from_secs(1);
 
 /// Says what is going on, once each.
 pub(super) struct Progress {
@@ -61,6 +64,14 @@ impl Drop for Progress {
             bar.finish_and_clear();
         }
     }
+}
+
+/// Returns when nobody runs on the data directory any more.
+pub(super) async fn left(context: &Context) -> Result<(), CliError> {
+    while !context.is_left()? {
+        tokio::time::sleep(GONE).await;
+    }
+    Ok(())
 }
 
 /// How an exit that was followed stands.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 use bitcoin::Network;
 use chain::{BitcoindRpc, BlockId, ChainSource};
@@ -20,7 +21,7 @@ use crate::lock::DataDirLock;
 use crate::store::Identity;
 
 pub(super) async fn run(context: &Context, options: Init) -> Result<(), CliError> {
-    let config = configuration(&options)?;
+    let config = configuration(context, &options)?;
     if context.config_path().exists() {
         return Err(ConfigError::Exists {
             path: context.config_path(),
@@ -30,7 +31,7 @@ pub(super) async fn run(context: &Context, options: Init) -> Result<(), CliError
     // Before anything is written: a wallet that cannot see the chain is of no use.
     let tip = tip(&config).await?;
     make_private(context)?;
-    let _lock = DataDirLock::take(&context.dir)?;
+    let _lock = DataDirLock::take_patiently(&context.dir, "init")?;
     let (keys, words) = seed(context, &options)?;
     let birthday = (!options.restore).then_some(tip);
     let identity = Identity {
@@ -44,7 +45,7 @@ pub(super) async fn run(context: &Context, options: Init) -> Result<(), CliError
     report(context, &options, &keys, words.as_ref(), tip)
 }
 
-fn configuration(options: &Init) -> Result<Config, CliError> {
+fn configuration(context: &Context, options: &Init) -> Result<Config, CliError> {
     let mut config = Config::new(options.network);
     if let Some(text) = &options.coordinator {
         let parsed: Result<proto::connection::Connection, _> = text.parse();
@@ -60,13 +61,16 @@ fn configuration(options: &Init) -> Result<Config, CliError> {
     }
     config.allow_plain = options.allow_plain;
     config.chain.rpc_url.clone_from(&options.rpc_url);
-    config.chain.rpc_cookie.clone_from(&options.rpc_cookie);
+    // Whoever reads the file later stands somewhere else.
+    config.passphrase_file = absolute(context.passphrase_file.as_deref())?;
+    config.chain.rpc_cookie = absolute(options.rpc_cookie.as_deref())?;
     config.chain.rpc_user.clone_from(&options.rpc_user);
-    config
-        .chain
-        .rpc_password_file
-        .clone_from(&options.rpc_password_file);
+    config.chain.rpc_password_file = absolute(options.rpc_password_file.as_deref())?;
     Ok(config)
+}
+
+fn absolute(path: Option<&Path>) -> std::io::Result<Option<PathBuf>> {
+    path.map(std::path::absolute).transpose()
 }
 
 async fn tip(config: &Config) -> Result<BlockId, CliError> {
@@ -144,6 +148,41 @@ fn report(
             "Restored from words. Factories joined before are not known here: put back client.sqlite if there is a copy of it.\n",
         );
     }
-    text.push_str("Next: signer-client run");
+    text.push_str(&format!("Next: {}", context.again("run")));
     context.print(&Value::Object(value), &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::args::{Args, Command};
+    use clap::Parser;
+
+    #[test]
+    fn paths_are_kept_for_whoever_stands_elsewhere() {
+        let args = Args::try_parse_from([
+            "signer-client",
+            "--data-dir",
+            "w",
+            "--passphrase-file",
+            "pass",
+            "init",
+            "--network",
+            "regtest",
+            "--rpc-url",
+            "http://127.0.0.1:1",
+            "--rpc-cookie",
+            "node/.cookie",
+        ])
+        .unwrap();
+        let context = Context::new(&args).unwrap();
+        let Command::Init(options) = args.command else {
+            panic!("not init");
+        };
+        let config = configuration(&context, &options).unwrap();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(config.passphrase_file, Some(here.join("pass")));
+        assert_eq!(config.chain.rpc_cookie, Some(here.join("node/.cookie")));
+        assert_eq!(context.again("run"), "signer-client --data-dir w run");
+    }
 }

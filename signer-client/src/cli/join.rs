@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bitcoin::Amount;
+use factory_tree::ids::FactoryId;
 use proto::connection::Connection;
 use proto::tls::{ConnectError, ConnectOptions};
 use proto::v1::{GetInfoRequest, Policy};
@@ -17,6 +18,7 @@ use crate::client::{Shutdown, SignerClient, Tasks};
 use crate::config::Config;
 use crate::error::Error;
 use crate::event::Event;
+use crate::lock::Occupant;
 use crate::store::{Interest, Request, SharedStore};
 
 /// Answers to the wish that do not change by waiting.
@@ -44,13 +46,14 @@ pub(super) async fn run(context: &Context, options: Join) -> Result<(), CliError
     if !options.cancel {
         check_policy(&config, options.capacity).await?;
     }
-    match context.holder()? {
-        Holder::Other => beside(context, &options, capacity).await,
+    match context.holder("join").await? {
+        Holder::Other(by) => beside(context, &options, capacity, &by).await,
         Holder::Us(_lock) if options.cancel => {
             context.store().await?.set_interest(None).await?;
             context.print(&json!({"state": "withdrawn"}), "Withdrawn.")
         }
-        Holder::Us(_lock) => {
+        Holder::Us(mut lock) => {
+            lock.serve()?;
             super::run::log(&config.log_level);
             let client = context.client(config).await?;
             alone(context, &client, capacity).await
@@ -94,8 +97,14 @@ async fn policy(config: &Config, text: &str) -> Result<Option<Policy>, CliError>
     Ok(info.ok().and_then(|info| info.into_inner().policy))
 }
 
-async fn beside(context: &Context, options: &Join, capacity: Amount) -> Result<(), CliError> {
+async fn beside(
+    context: &Context,
+    options: &Join,
+    capacity: Amount,
+    by: &Occupant,
+) -> Result<(), CliError> {
     let store = context.store().await?;
+    let before = usable(&store).await?;
     let interest = (!options.cancel).then(|| Interest {
         capacity,
         note: "waiting for the coordinator".to_owned(),
@@ -105,13 +114,32 @@ async fn beside(context: &Context, options: &Join, capacity: Amount) -> Result<(
     if options.cancel {
         return context.print(&json!({"state": "withdrawn"}), "Withdrawn.");
     }
-    if !options.wait {
-        let value = json!({"state": "waiting", "capacity_sat": capacity.to_sat()});
-        let text = "Asked for a place in the next factory. `status` shows how far it is.";
-        return context.print(&value, text);
+    let live = store.live().await?;
+    // One that only leaves a factory does not talk to the coordinator.
+    let connects = by.command != "exit";
+    if !options.wait || !connects {
+        let value = json!({"state": "waiting", "capacity_sat": capacity.to_sat(), "connected": live.connected});
+        let text = if !connects {
+            format!(
+                "The wish is recorded. {by} does not talk to the coordinator; `{}` will.",
+                context.again("run")
+            )
+        } else if live.disconnected_because.is_none() {
+            format!(
+                "Asked for a place in the next factory. `{}` shows how far it is.",
+                context.again("status")
+            )
+        } else {
+            kept(context)
+        };
+        return context.print(&value, &text);
     }
     let mut progress = Progress::new();
     while store.interest().await?.is_some() {
+        if context.is_left()? {
+            let text = "the signer-client that ran here has ended; the wish stays recorded";
+            return Err(CliError::Refused(text.to_owned()));
+        }
         let live = store.live().await?;
         let phase = live.phase.map(|phase| format!("in a ceremony: {phase}"));
         let away = live.disconnected_because.filter(|_| !live.connected);
@@ -123,21 +151,25 @@ async fn beside(context: &Context, options: &Join, capacity: Amount) -> Result<(
         tokio::time::sleep(LOOK).await;
     }
     drop(progress);
-    report(context, &store).await
+    report(context, &store, &before).await
+}
+
+fn kept(context: &Context) -> String {
+    format!(
+        "the wish is kept; the coordinator is not reachable now; `{}` takes it back",
+        context.again("join --cancel")
+    )
 }
 
 /// Nobody runs: this process takes part until the factory is usable.
 async fn alone(context: &Context, client: &SignerClient, capacity: Amount) -> Result<(), CliError> {
     let mut events = client.events();
+    let before = usable(client.store()).await?;
     client.join(capacity).await?;
-    let tasks = Tasks {
-        connection: true,
-        chain: true,
-        answers: false,
-    };
     let (stop, shutdown) = Shutdown::new();
-    let running = client.run(tasks, shutdown);
-    tokio::pin!(running);
+    let running = client.run(Tasks::ALL, shutdown);
+    let signal = super::run::wait_for_signal();
+    tokio::pin!(running, signal);
     let mut progress = Progress::new();
     progress.say("connecting");
     let mut connected = false;
@@ -147,11 +179,16 @@ async fn alone(context: &Context, client: &SignerClient, capacity: Amount) -> Re
                 ended?;
                 return Err(Error::Disconnected("stopped".to_owned()).into());
             }
-            () = super::run::wait_for_signal() => {
+            () = &mut signal => {
                 let text = "stopped; the wish stays recorded, `run` or `join` go on with it";
                 break Err(CliError::Refused(text.to_owned()));
             }
             event = events.recv() => event,
+            // Another process may take the wish back.
+            () = tokio::time::sleep(LOOK) => match client.store().interest().await? {
+                Some(_) => continue,
+                None => break Ok(()),
+            }
         };
         let event = match event {
             Ok(stamped) => stamped.event,
@@ -165,7 +202,7 @@ async fn alone(context: &Context, client: &SignerClient, capacity: Amount) -> Re
             }
             // Nobody there: better said than retried for ever. Once there, it is waited for.
             Event::Disconnected { reason } if !connected => {
-                break Err(Error::Disconnected(reason).into());
+                break Err(CliError::Away(format!("{reason}; {}", kept(context))));
             }
             Event::Disconnected { reason } => progress.say(&format!("disconnected: {reason}")),
             Event::Refused { rule, found } => {
@@ -189,7 +226,14 @@ async fn alone(context: &Context, client: &SignerClient, capacity: Amount) -> Re
     let _ = stop.send(true);
     running.await?;
     outcome?;
-    report(context, client.store()).await
+    report(context, client.store(), &before).await
+}
+
+/// The factories that can be used.
+async fn usable(store: &SharedStore) -> Result<Vec<FactoryId>, CliError> {
+    let factories = store.factories().await?;
+    let usable = factories.iter().filter(|row| row.is_live() && row.usable);
+    Ok(usable.map(|row| row.factory).collect())
 }
 
 fn step(event: &Event) -> Option<String> {
@@ -209,9 +253,16 @@ fn step(event: &Event) -> Option<String> {
     })
 }
 
-async fn report(context: &Context, store: &SharedStore) -> Result<(), CliError> {
+/// `before`: what was usable when the wish was made.
+async fn report(
+    context: &Context,
+    store: &SharedStore,
+    before: &[FactoryId],
+) -> Result<(), CliError> {
+    let usable = usable(store).await?;
+    let new = |factory: &FactoryId| usable.contains(factory) && !before.contains(factory);
     let factories = crate::client::factories(store).await?;
-    let newest = factories.iter().rev().find(|f| f.state == "usable");
+    let newest = factories.iter().rev().find(|f| new(&f.factory));
     match newest {
         Some(factory) => {
             let text = format!(

@@ -32,6 +32,17 @@ enum CliError {
     /// The user, or the state of things, said no.
     #[error("{0}")]
     Refused(String),
+    /// Another process has the wallet, or had it a moment ago.
+    #[error("{0}")]
+    Busy(String),
+    /// The coordinator is away.
+    #[error("{0}")]
+    Away(String),
+    /// Nobody can be asked for the passphrase.
+    #[error(
+        "no terminal to ask on: give --passphrase-file FILE, set SUPERSCALAR_PASSPHRASE_FILE, or passphrase_file in client.toml"
+    )]
+    NoTerminal,
     /// Reading or writing a stream.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -43,7 +54,8 @@ impl CliError {
             Self::Client(error) => error.exit_code(),
             Self::Usage(_) => 2,
             Self::Refused(_) => 4,
-            Self::Io(_) => 1,
+            Self::Away(_) => 3,
+            Self::Busy(_) | Self::NoTerminal | Self::Io(_) => 1,
         }
     }
 }

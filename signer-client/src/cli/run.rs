@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) async fn run(context: &Context, options: Run) -> Result<(), CliError> {
     let config = context.config()?;
     log(&config.log_level);
-    let _lock = DataDirLock::take_patiently(&context.dir)?;
+    let mut lock = DataDirLock::take_patiently(&context.dir, "run")?;
+    lock.serve()?;
     let client = context.client(config).await?;
     client.refuse_wrong_node(PATIENCE).await?;
     let (stop, shutdown) = Shutdown::new();

@@ -1,6 +1,7 @@
 //! What only shows, or takes a moment.
 
 use bitcoin::{Amount, FeeRate};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::CliError;
@@ -8,22 +9,46 @@ use super::args::QuoteExit;
 use super::context::{Context, Holder};
 use super::table::{Table, grouped, short};
 use crate::client::{self, Balance, FactoryView, QUOTED, Quote, Status, Swept};
+use crate::lock::Occupant;
 use crate::store::{Request, SharedStore};
+
+/// The command that follows the chain, and does not talk to the coordinator.
+const EXIT: &str = "exit";
+
+/// The status, with who says so.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: Status,
+    running_command: Option<String>,
+    running_pid: Option<u32>,
+}
 
 pub(super) async fn status(context: &Context) -> Result<(), CliError> {
     let config = context.config()?;
-    let running = matches!(context.holder()?, Holder::Other);
+    let occupant = context.occupant()?.filter(|occupant| occupant.serves);
     let coordinator = config.coordinator.as_deref();
-    let status = client::status(&context.store().await?, coordinator, running).await?;
-    context.print(&status, &describe(&status))
+    let store = context.store().await?;
+    let status = client::status(&store, coordinator, occupant.is_some()).await?;
+    let shown = Shown {
+        running_command: occupant.as_ref().map(|occupant| occupant.command.clone()),
+        running_pid: occupant.as_ref().map(|occupant| occupant.pid),
+        status,
+    };
+    context.print(&shown, &describe(&shown.status, occupant.as_ref()))
 }
 
-fn describe(status: &Status) -> String {
+fn describe(status: &Status, occupant: Option<&Occupant>) -> String {
     let mut text = format!("Wallet      {} on {}\n", status.node_id, status.network);
+    if let Some(occupant) = occupant {
+        text.push_str(&format!("Running     {occupant}\n"));
+    }
     let live = &status.live;
+    let exits_only = occupant.is_some_and(|occupant| occupant.command == EXIT);
     let connection = match (&live.disconnected_because, live.connected, status.running) {
         _ if status.coordinator.is_none() => "none is configured".to_owned(),
         (_, _, false) => "`run` is not running: nothing is watched".to_owned(),
+        _ if exits_only => "not connected: only `exit` is running".to_owned(),
         (_, true, _) => "connected".to_owned(),
         (Some(why), _, _) => format!("disconnected: {why}"),
         (None, false, _) => "connecting".to_owned(),
@@ -105,8 +130,8 @@ pub(super) async fn quote(context: &Context, options: QuoteExit) -> Result<(), C
     let config = context.config()?;
     let store = context.store().await?;
     let factory = context.factory(&store, &options.factory).await?;
-    let coins = match context.holder()? {
-        Holder::Other => Some(coins(context, &store).await?),
+    let coins = match context.holder("quote-exit").await? {
+        Holder::Other(_) => Some(coins(context, &store).await?),
         Holder::Us(_lock) => {
             let client = context.client(config).await?;
             client.sync().await?;
@@ -183,8 +208,8 @@ pub(super) async fn export(context: &Context, factory: &str) -> Result<(), CliEr
 
 pub(super) async fn address(context: &Context) -> Result<(), CliError> {
     let config = context.config()?;
-    let address = match context.holder()? {
-        Holder::Other => {
+    let address = match context.holder("address").await? {
+        Holder::Other(_) => {
             let answer = context
                 .ask(&context.store().await?, Request::Address)
                 .await?;
@@ -202,8 +227,8 @@ pub(super) async fn address(context: &Context) -> Result<(), CliError> {
 
 pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
     let config = context.config()?;
-    let balance: Balance = match context.holder()? {
-        Holder::Other => {
+    let balance: Balance = match context.holder("balance").await? {
+        Holder::Other(_) => {
             let answer = context
                 .ask(&context.store().await?, Request::Balance)
                 .await?;
@@ -237,8 +262,8 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
 pub(super) async fn sweep(context: &Context, feerate: Option<u64>) -> Result<(), CliError> {
     let config = context.config()?;
     let feerate = feerate.and_then(FeeRate::from_sat_per_vb);
-    let swept: Value = match context.holder()? {
-        Holder::Other => {
+    let swept: Value = match context.holder("sweep").await? {
+        Holder::Other(_) => {
             let request = Request::Sweep {
                 sat_per_kwu: feerate.map(FeeRate::to_sat_per_kwu),
             };
