@@ -102,6 +102,15 @@ pub enum NodeEvent {
         /// How much.
         amount: Msat,
     },
+    /// A payment for a hold invoice is here and waits: claim it or fail it, before it expires.
+    PaymentHeld {
+        /// Its hash.
+        hash: PaymentHash,
+        /// How much.
+        amount: Msat,
+        /// Height at which it expires; a claim must come earlier by what a leaf's exit takes.
+        expiry: u32,
+    },
     /// Somebody wanted to pay us, and it was sent back.
     PaymentRefused {
         /// Its hash.

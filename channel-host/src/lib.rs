@@ -10,8 +10,15 @@
 //! | coordinator | [`lsp_channel_id`]`(leaf id, fresh randomness stored first)` |
 //!
 //! Per-commitment secrets follow from the same id. Whoever makes a side use one id for two channels knows the secrets of the
-//! second before they are revealed, and takes all of it. Therefore each side makes its own id, and its store refuses to see
-//! one twice; nothing in this crate remembers.
+//! second before they are revealed, and takes all of it. Therefore each side makes its own id, and [`Node`] refuses to see one twice.
+//!
+//! [`Node`] is the Lightning node of either side, unmodified LDK behind typed calls and [`NodeEvent`]s:
+//!
+//! * a [`Store`] of its own, one file, written before anything is promised;
+//! * blocks from `chain`'s follower, transactions out through its package submission, fees from whoever implements [`FeeCoins`];
+//! * leaves ([`Leaf`]): opened by the coordinator, expected by the client, compared with what was verified, gated until their factory is
+//!   confirmed, sent to the chain when the rules of factories say so ([`claim_verdict`]), told from other spends at their end;
+//! * payments in, out and through, and ordinary channels.
 
 mod coins;
 mod config;

@@ -158,7 +158,32 @@ impl Node {
     /// # Errors
     /// [`NodeError::Refused`] if it cannot be written.
     pub fn invoice(&self, request: &InvoiceRequest) -> Result<String, NodeError> {
-        Ok(self.core.invoice(request)?.to_string())
+        Ok(self.core.invoice(request, None)?.to_string())
+    }
+
+    /// An invoice whose payment waits for [`Node::claim`] or [`Node::fail`] ([`crate::NodeEvent::PaymentHeld`]).
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if it cannot be written.
+    pub fn hold_invoice(
+        &self,
+        request: &InvoiceRequest,
+        hash: PaymentHash,
+    ) -> Result<String, NodeError> {
+        Ok(self.core.invoice(request, Some(hash))?.to_string())
+    }
+
+    /// Claims a held payment by its preimage.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if there is none, or if it could not be enforced any more: then it is sent back.
+    pub fn claim(&self, preimage: [u8; 32]) -> Result<(), NodeError> {
+        self.core.claim(preimage)
+    }
+
+    /// Sends a held payment back.
+    pub fn fail(&self, hash: PaymentHash) {
+        self.core.fail(hash);
     }
 
     /// Pays a BOLT 11 invoice; `amount` only if it leaves it open. [`crate::NodeEvent::PaymentSent`] or [`crate::NodeEvent::PaymentFailed`]

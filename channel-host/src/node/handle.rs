@@ -125,17 +125,14 @@ impl Core {
             Event::PaymentClaimable {
                 payment_hash,
                 purpose,
+                amount_msat,
                 receiving_channel_ids,
                 claim_deadline,
                 ..
             } => {
-                self.claimable(
-                    payment_hash,
-                    purpose,
-                    &receiving_channel_ids,
-                    claim_deadline,
-                )
-                .await
+                let payment = (payment_hash, Msat(amount_msat));
+                self.claimable(payment, &purpose, &receiving_channel_ids, claim_deadline)
+                    .await
             }
             Event::PaymentClaimed {
                 payment_hash,

@@ -13,7 +13,7 @@ use lightning::ln::outbound_payment::{RecipientOnionFields, Retry};
 use lightning::ln::types::ChannelId;
 use lightning::routing::router::{PaymentParameters, RouteParameters, RouteParametersConfig};
 use lightning::sign::EntropySource;
-use lightning::types::payment::PaymentPreimage;
+use lightning::types::payment::{PaymentHash as LdkHash, PaymentPreimage};
 
 use super::Core;
 use super::handle::Again;
@@ -138,18 +138,28 @@ impl Core {
         })
     }
 
-    pub(super) fn invoice(&self, request: &InvoiceRequest) -> Result<Bolt11Invoice, NodeError> {
+    /// `hold`: the hash of a preimage that is not ours to know yet.
+    pub(super) fn invoice(
+        &self,
+        request: &InvoiceRequest,
+        hold: Option<PaymentHash>,
+    ) -> Result<Bolt11Invoice, NodeError> {
         let min_final = min_final_delta(self.exit_delay(None));
         let seconds = u32::try_from(request.expiry.as_secs()).unwrap_or(u32::MAX);
         let enforced = u16::try_from(min_final).unwrap_or(u16::MAX);
-        let (hash, secret, metadata) = self
-            .manager
-            .create_inbound_payment(
-                request.amount.map(|amount| amount.0),
-                seconds,
-                Some(enforced),
-                None,
-            )
+        let amount = request.amount.map(|amount| amount.0);
+        let registered = match hold {
+            None => self
+                .manager
+                .create_inbound_payment(amount, seconds, Some(enforced), None),
+            Some(hash) => {
+                let hash = LdkHash(hash.0);
+                self.manager
+                    .create_inbound_payment_for_hash(hash, amount, seconds, Some(enforced), None)
+                    .map(|(secret, metadata)| (hash, secret, metadata))
+            }
+        };
+        let (hash, secret, metadata) = registered
             .map_err(|()| NodeError::Refused("the invoice's amount is too large".into()))?;
         build_invoice(
             self.config.network,
@@ -201,7 +211,7 @@ impl Core {
     ) -> Result<PaymentHash, NodeError> {
         let keys = self.config.keys.keys_manager();
         let preimage = PaymentPreimage(keys.get_secure_random_bytes());
-        let hash: lightning::types::payment::PaymentHash = preimage.into();
+        let hash: LdkHash = preimage.into();
         let delay = exit_delay.unwrap_or_else(|| self.exit_delay(Some(to)));
         let last = min_final_delta(delay).saturating_add(KEYSEND_SLACK);
         let mut params = PaymentParameters::for_keysend(to, last, false);
@@ -239,20 +249,31 @@ impl Core {
             .collect()
     }
 
-    /// Whether a payment to us is claimed or sent back.
+    /// Whether a payment to us is claimed, held or sent back.
     pub(super) async fn claimable(
         &self,
-        hash: lightning::types::payment::PaymentHash,
-        purpose: PaymentPurpose,
+        (hash, amount): (LdkHash, Msat),
+        purpose: &PaymentPurpose,
         channels: &[(ChannelId, Option<u128>)],
         deadline: Option<u32>,
     ) -> Result<(), Again> {
-        match self.verdict(channels, deadline, purpose.preimage()) {
-            Ok(preimage) => {
+        let ids = channels.iter().map(|(_, id)| *id);
+        let expiry = deadline.map_or(0, |deadline| deadline.saturating_add(FAIL_BACK_BUFFER));
+        match (self.verdict(ids, expiry), purpose.preimage()) {
+            (Ok(()), Some(preimage)) => {
                 self.manager.claim_funds(preimage);
                 Ok(())
             }
-            Err(reason) => {
+            (Ok(()), None) => {
+                let hash = PaymentHash(hash.0);
+                self.told(NodeEvent::PaymentHeld {
+                    hash,
+                    amount,
+                    expiry,
+                })
+                .await
+            }
+            (Err(reason), _) => {
                 self.manager.fail_htlc_backwards(&hash);
                 let hash = PaymentHash(hash.0);
                 self.told(NodeEvent::PaymentRefused { hash, reason }).await
@@ -262,22 +283,47 @@ impl Core {
 
     fn verdict(
         &self,
-        channels: &[(ChannelId, Option<u128>)],
-        deadline: Option<u32>,
-        preimage: Option<PaymentPreimage>,
-    ) -> Result<PaymentPreimage, ClaimRefusal> {
+        channels: impl Iterator<Item = Option<u128>>,
+        expiry: u32,
+    ) -> Result<(), ClaimRefusal> {
         let mut leaves = Vec::new();
-        for (_, user_channel_id) in channels {
-            let id = user_channel_id.ok_or(ClaimRefusal::UnknownChannel)?;
+        for id in channels {
+            let id = id.ok_or(ClaimRefusal::UnknownChannel)?;
             match self.book.by_channel(id) {
                 Some(leaf) => leaves.push(terms(&leaf)),
                 None if crate::is_leaf(id) => return Err(ClaimRefusal::UnknownChannel),
                 None => {}
             }
         }
-        let expiry = deadline.map_or(0, |deadline| deadline.saturating_add(FAIL_BACK_BUFFER));
-        claim_verdict(self.book.height(), expiry, &leaves)?;
-        preimage.ok_or(ClaimRefusal::NoPreimage)
+        claim_verdict(self.book.height(), expiry, &leaves)
+    }
+
+    /// Claims a held payment, by the same rule as any other, at today's height.
+    pub(super) fn claim(&self, preimage: [u8; 32]) -> Result<(), NodeError> {
+        let preimage = PaymentPreimage(preimage);
+        let hash: LdkHash = preimage.into();
+        let mut parts = Vec::new();
+        for channel in self.manager.list_channels() {
+            for htlc in &channel.pending_inbound_htlcs {
+                if htlc.payment_hash == hash {
+                    parts.push((channel.user_channel_id, htlc.cltv_expiry));
+                }
+            }
+        }
+        let expiry = parts.iter().map(|(_, expiry)| *expiry).min();
+        let expiry =
+            expiry.ok_or_else(|| NodeError::Refused("no such payment is held".to_owned()))?;
+        if let Err(reason) = self.verdict(parts.iter().map(|(id, _)| Some(*id)), expiry) {
+            self.fail(PaymentHash(hash.0));
+            return Err(NodeError::Refused(reason.to_string()));
+        }
+        self.manager.claim_funds(preimage);
+        self.peers.process_events();
+        Ok(())
+    }
+
+    pub(super) fn fail(&self, hash: PaymentHash) {
+        self.manager.fail_htlc_backwards(&LdkHash(hash.0));
     }
 
     /// A payment from or to a private channel waits for our word.

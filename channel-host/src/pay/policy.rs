@@ -43,9 +43,6 @@ pub enum ClaimRefusal {
         /// The last height that is allowed.
         limit: u32,
     },
-    /// Nobody here knows its preimage.
-    #[error("its preimage is not known here")]
-    NoPreimage,
     /// It came over a channel that is not known here.
     #[error("it came over a channel that nobody verified")]
     UnknownChannel,

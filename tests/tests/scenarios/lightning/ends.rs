@@ -2,9 +2,12 @@
 
 use anyhow::Result;
 use bitcoin::absolute::LockTime;
+use bitcoin::hashes::{Hash, sha256};
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Witness};
-use channel_host::{ExitReason, KnownSpend, NodeEvent, SpendKind, Stage};
+use channel_host::{
+    ExitReason, InvoiceRequest, KnownSpend, Msat, NodeEvent, PaymentHash, SpendKind, Stage,
+};
 use scenarios::bitcoind::Bitcoind;
 
 use super::harness::{CAPACITY, Member, Unborn, child_in_mempool, paid_pair, until};
@@ -219,5 +222,82 @@ async fn a_timeout_is_told_from_a_commitment() -> Result<()> {
     node.mine(2)?;
     client.synced().await?;
     assert!(node.mempool()?.is_empty());
+    Ok(())
+}
+
+const PREIMAGE: [u8; 32] = [9; 32];
+
+/// The coordinator pays its client 100,000 sat, which the client holds. Returns when it expires.
+async fn held(lsp: &mut Member, client: &mut Member) -> Result<u32> {
+    let request = InvoiceRequest {
+        amount: Some(Msat(100_000_000)),
+        description: "held".into(),
+        expiry: std::time::Duration::from_secs(600),
+        hints: vec![],
+    };
+    let hash = PaymentHash(sha256::Hash::hash(&PREIMAGE).to_byte_array());
+    let invoice = client.node().hold_invoice(&request, hash)?;
+    lsp.node().pay(&invoice, None)?;
+    client
+        .event(|event| match event {
+            NodeEvent::PaymentHeld { expiry, .. } => Some(*expiry),
+            _ => None,
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_received_is_fetched_in_time_when_the_coordinator_vanishes() -> Result<()> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    fee_coins(&node, &client)?;
+    lsp.synced().await?;
+    client.synced().await?;
+    let expiry = held(&mut lsp, &mut client).await?;
+    lsp.abort().await;
+    client.node().claim(PREIMAGE)?;
+    let exit = super::harness::EXIT_DELAY + 36 + 1;
+    node.mine_until(expiry - exit - 1)?;
+    client.synced().await?;
+    let view = client.node().leaf(leaf.id).expect("known");
+    assert!(!view.exiting);
+    node.mine(1)?;
+    let reason = asked_to_exit(&mut client).await?;
+    assert_eq!(reason, ExitReason::ReceivedUnsettled { expiry });
+
+    leaf.publish(&node)?;
+    let home = come_home(&node, &mut client, &leaf).await?;
+    let mut total = home;
+    // Two outputs come home: the balance, and what the preimage fetched.
+    let before = holds(&node, &client)?;
+    if total < CLIENTS + sat(80_000) {
+        until("the payment", || {
+            node.mine(1)?;
+            Ok(holds(&node, &client)? > before + sat(50_000))
+        })
+        .await?;
+        total += holds(&node, &client)? - before;
+    }
+    assert!(total > CLIENTS + sat(80_000), "{total}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payments_of_a_channel_that_a_timeout_ended_are_failed_back() -> Result<()> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    let spend = timeout(&leaf, &lsp, &client, node.height()?)?;
+    let known = KnownSpend {
+        txid: spend.compute_txid(),
+        kind: SpendKind::Timeout,
+    };
+    lsp.node().add_known_spends(leaf.id, &[known])?;
+    held(&mut lsp, &mut client).await?;
+    leaf.publish(&node)?;
+    node.mine_with(&[spend])?;
+    assert_eq!(spent_by(&mut lsp).await?, SpendKind::Timeout);
+    node.mine(5)?;
+    lsp.event(|event| matches!(event, NodeEvent::RestartNeeded { .. }).then_some(()))
+        .await?;
+    lsp.restart().await?;
+    lsp.failed().await?;
     Ok(())
 }
