@@ -339,7 +339,7 @@ impl Coordinator {
     }
 }
 
-/// The wallet; a new one has to know at which block it is born, and waits for the node to tell.
+/// The wallet; a new one has to know from which block on to look, and waits for the node to tell.
 async fn open_wallet(
     config: &Config,
     keys: &NodeKeys,
@@ -376,7 +376,12 @@ async fn birthday(
     loop {
         let found = async {
             source.node_info().await?.require_ready(config.network)?;
-            let height = source.tip().await?.height.saturating_sub(BIRTH_DEPTH);
+            let tip = source.tip().await?.height;
+            let height = match config.chain.scan_from_height {
+                // Beyond the tip there is nothing to begin at.
+                Some(height) => height.min(tip),
+                None => tip.saturating_sub(BIRTH_DEPTH),
+            };
             let hash = source.block_hash(height).await?;
             Ok(hash.map(|hash| BlockId { height, hash }))
         };

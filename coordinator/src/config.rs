@@ -93,6 +93,8 @@ pub struct ChainConfig {
     pub rpc_password_file: Option<PathBuf>,
     /// Polling interval, milliseconds.
     pub poll_ms: u64,
+    /// Where a new wallet begins to look for coins; `None`: near the tip.
+    pub scan_from_height: Option<u32>,
     /// Confirmation target of our own transactions, blocks.
     pub fee_target_blocks: u16,
     /// sat/vB without an estimate.
@@ -202,7 +204,7 @@ impl From<Expiry> for ExpiryPolicy {
 }
 
 /// What the command line says; wins over everything else.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Overrides {
     /// `--network`
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -228,7 +230,7 @@ pub struct Overrides {
 }
 
 /// The flags of `[chain]`.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ChainOverrides {
     /// `--rpc-url`
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -245,6 +247,9 @@ pub struct ChainOverrides {
     /// `--poll-ms`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poll_ms: Option<u64>,
+    /// `--scan-from`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scan_from_height: Option<u32>,
 }
 
 impl ChainOverrides {
@@ -254,6 +259,7 @@ impl ChainOverrides {
             && self.rpc_user.is_none()
             && self.rpc_password_file.is_none()
             && self.poll_ms.is_none()
+            && self.scan_from_height.is_none()
     }
 }
 
@@ -262,14 +268,14 @@ impl ChainOverrides {
 pub enum ConfigError {
     /// A file that is not there.
     #[error(
-        "there is no configuration file at {path}; correct --config, or create it from coordinator.default.toml"
+        "there is no configuration file at {path}; correct --config, or let `coordinator init` write one"
     )]
     Missing {
         /// Where it was looked for.
         path: PathBuf,
     },
     /// An unknown key or a value of the wrong kind; figment names key and source.
-    #[error("{0}; coordinator.default.toml lists every key")]
+    #[error("{0}; the coordinator.toml that `coordinator init` writes lists every key")]
     Invalid(#[from] Box<figment::Error>),
     /// A value that cannot work.
     #[error("{key} = {value}: {problem}")]
@@ -296,8 +302,34 @@ impl Config {
         file: Option<&Path>,
         overrides: &Overrides,
     ) -> Result<Self, ConfigError> {
+        let config: Self = Figment::from(Toml::string(DEFAULT_FILE))
+            .merge(Self::chosen(data_dir, file, overrides)?)
+            .extract()
+            .map_err(Box::new)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether somebody said which network: there is none that everybody means.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`].
+    pub fn names_network(
+        data_dir: &Path,
+        file: Option<&Path>,
+        overrides: &Overrides,
+    ) -> Result<bool, ConfigError> {
+        Ok(Self::chosen(data_dir, file, overrides)?.contains("network"))
+    }
+
+    /// What was set over the defaults.
+    fn chosen(
+        data_dir: &Path,
+        file: Option<&Path>,
+        overrides: &Overrides,
+    ) -> Result<Figment, ConfigError> {
         let own = data_dir.join("coordinator.toml");
-        let mut figment = Figment::from(Toml::string(DEFAULT_FILE));
+        let mut figment = Figment::new();
         match file {
             Some(path) if !path.is_file() => {
                 return Err(ConfigError::Missing {
@@ -308,13 +340,9 @@ impl Config {
             None if own.is_file() => figment = figment.merge(Toml::file_exact(own)),
             None => {}
         }
-        let config: Self = figment
+        Ok(figment
             .merge(Env::prefixed(ENV_PREFIX).split("__"))
-            .merge(Serialized::defaults(overrides))
-            .extract()
-            .map_err(Box::new)?;
-        config.check()?;
-        Ok(config)
+            .merge(Serialized::defaults(overrides)))
     }
 
     /// The shipped defaults.

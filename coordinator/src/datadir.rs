@@ -20,9 +20,7 @@ pub enum DataDirError {
         path: PathBuf,
     },
     /// `init` has not been run.
-    #[error(
-        "there is no coordinator in {path}; create one with `coordinator --data-dir {path} init`"
-    )]
+    #[error("there is no coordinator in {path}; create one with `coordinator init`")]
     NotInitialised {
         /// The directory.
         path: PathBuf,

@@ -6,6 +6,7 @@ pub mod ceremony;
 pub mod chain_task;
 pub mod cli;
 pub mod config;
+pub mod config_file;
 pub mod context;
 pub mod datadir;
 pub mod event;

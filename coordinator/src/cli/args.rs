@@ -8,10 +8,13 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 
 use crate::config::{ChainOverrides, Expiry, Kdf, Overrides};
 
+/// Where help lists the flags that every command has: after its own.
+const GLOBAL: &str = "Global options";
+
 /// A SuperScalar coordinator: builds timeout-tree factories with its clients and funds them.
 ///
 /// `init` once, then `run`; every other command talks to the running coordinator.
-/// Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused by policy or limits.
+/// Exit codes: 0 done, 1 failed, 2 usage, 3 not running, 4 refused by policy or limits, or no such thing.
 #[derive(Debug, Parser)]
 #[command(name = "coordinator", version, arg_required_else_help = true)]
 pub struct Args {
@@ -19,19 +22,43 @@ pub struct Args {
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         value_name = "DIR",
         env = "SUPERSCALAR_COORDINATOR_DATA_DIR"
     )]
     pub data_dir: Option<PathBuf>,
     /// The configuration file [default: <data dir>/coordinator.toml].
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Print one JSON value instead of text.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub json: bool,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Args {
+    /// How the next command begins, for hints: with the same data directory.
+    pub fn program(&self) -> String {
+        match &self.data_dir {
+            Some(dir) => format!(
+                "coordinator --data-dir {}",
+                shell_word(&dir.to_string_lossy())
+            ),
+            None => "coordinator".to_owned(),
+        }
+    }
+}
+
+/// As a shell takes it for one word.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 /// Commands.
@@ -57,11 +84,35 @@ pub enum Command {
 /// Flags of `init`.
 #[derive(Debug, ClapArgs)]
 pub struct InitArgs {
+    /// bitcoin, testnet, testnet4, signet or regtest; required, unless the configuration names it.
+    #[arg(long, value_parser = parse_network)]
+    network: Option<Network>,
+    /// Restore the seed from its 24 words, read from this file; without one from standard input.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub restore: Option<PathBuf>,
+    /// With --restore: the height from which on to look for the wallet's coins [default: 0].
+    #[arg(long, value_name = "HEIGHT", requires = "restore")]
+    scan_from: Option<u32>,
     /// Do not print the seed's words (there is no other backup).
-    #[arg(long)]
+    #[arg(long, conflicts_with = "restore")]
     pub no_words: bool,
+    /// Guard the new seed lightly: for tests, never for bitcoin.
+    #[arg(long)]
+    light_kdf: bool,
     #[command(flatten)]
-    pub config: ConfigArgs,
+    config: ConfigArgs,
+}
+
+impl InitArgs {
+    /// As what wins over the file, and is written into it.
+    pub fn overrides(&self) -> Overrides {
+        let mut overrides = self.config.overrides();
+        overrides.network = self.network;
+        overrides.kdf = self.light_kdf.then_some(Kdf::Light);
+        overrides.chain.scan_from_height =
+            self.restore.is_some().then(|| self.scan_from.unwrap_or(0));
+        overrides
+    }
 }
 
 /// Flags of `run`.
@@ -77,9 +128,6 @@ pub struct RunArgs {
 /// Flags that win over the configuration; `init` writes them into it.
 #[derive(Debug, ClapArgs)]
 pub struct ConfigArgs {
-    /// bitcoin, testnet, testnet4, signet or regtest.
-    #[arg(long, value_name = "NETWORK")]
-    network: Option<Network>,
     /// Where clients connect to.
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
@@ -92,9 +140,6 @@ pub struct ConfigArgs {
     /// File (mode 600) with the seed's passphrase.
     #[arg(long, value_name = "FILE")]
     passphrase_file: Option<PathBuf>,
-    /// Guard the new seed lightly: for tests, never for bitcoin.
-    #[arg(long)]
-    light_kdf: bool,
     /// RPC address of the Bitcoin node.
     #[arg(long, value_name = "URL")]
     rpc_url: Option<String>,
@@ -115,19 +160,22 @@ pub struct ConfigArgs {
 impl ConfigArgs {
     /// As what wins over the file.
     pub fn overrides(&self) -> Overrides {
+        // Absolute: what is written down must mean the same from another directory.
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         Overrides {
-            network: self.network,
+            network: None,
             listen: self.listen,
             public_address: self.public_address.clone(),
             tls: self.no_tls.then_some(false),
-            passphrase_file: self.passphrase_file.clone(),
-            kdf: self.light_kdf.then_some(Kdf::Light),
+            passphrase_file: self.passphrase_file.as_ref().map(absolute),
+            kdf: None,
             chain: ChainOverrides {
                 rpc_url: self.rpc_url.clone(),
-                rpc_cookie: self.rpc_cookie.clone(),
+                rpc_cookie: self.rpc_cookie.as_ref().map(absolute),
                 rpc_user: self.rpc_user.clone(),
-                rpc_password_file: self.rpc_password_file.clone(),
+                rpc_password_file: self.rpc_password_file.as_ref().map(absolute),
                 poll_ms: self.poll_ms,
+                scan_from_height: None,
             },
         }
     }
@@ -192,7 +240,7 @@ pub struct CreateArgs {
     #[arg(long)]
     pub k: Option<u8>,
     /// Arities of the static levels from the root down, like 4,4.
-    #[arg(long, value_name = "A,B,..")]
+    #[arg(long, value_name = "A,B,..", value_parser = parse_arities)]
     pub static_arities: Option<String>,
     /// Feerate of the funding in sat/vB [default: the node's estimate].
     #[arg(long, value_name = "SAT_PER_VB")]
@@ -203,6 +251,22 @@ pub struct CreateArgs {
     /// Show progress, and end when the funding is broadcast or the ceremony has failed.
     #[arg(long)]
     pub wait: bool,
+}
+
+/// Names of networks, for messages.
+pub const NETWORKS: &str = "bitcoin, testnet, testnet4, signet or regtest";
+
+fn parse_network(text: &str) -> Result<Network, String> {
+    text.parse().map_err(|_| format!("use {NETWORKS}"))
+}
+
+fn parse_arities(text: &str) -> Result<String, String> {
+    let is_number = |part: &str| part.trim().parse::<u8>().is_ok();
+    if text.split(',').all(is_number) {
+        Ok(text.to_owned())
+    } else {
+        Err("write it like 4,4".to_owned())
+    }
 }
 
 fn parse_expiry(text: &str) -> Result<Expiry, String> {
@@ -232,6 +296,68 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    fn init(words: &[&str]) -> Result<Overrides, String> {
+        let words = ["coordinator", "init"].iter().chain(words);
+        let args = Args::try_parse_from(words).map_err(|error| error.to_string())?;
+        match args.command {
+            Command::Init(init) => Ok(init.overrides()),
+            _ => Err("not init".to_owned()),
+        }
+    }
+
+    #[test]
+    fn paths_are_written_down_absolute() {
+        let chosen = init(&["--passphrase-file", "pass", "--rpc-cookie", "a/.cookie"]).unwrap();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(chosen.passphrase_file, Some(here.join("pass")));
+        assert_eq!(chosen.chain.rpc_cookie, Some(here.join("a/.cookie")));
+    }
+
+    #[test]
+    fn a_restored_wallet_looks_from_the_beginning() {
+        let from = |words: &[&str]| init(words).unwrap().chain.scan_from_height;
+        assert_eq!(from(&[]), None);
+        assert_eq!(from(&["--restore"]), Some(0));
+        assert_eq!(from(&["--restore", "words", "--scan-from", "7"]), Some(7));
+        assert!(init(&["--scan-from", "7"]).is_err());
+    }
+
+    #[test]
+    fn wrong_values_are_told_what_there_is() {
+        assert!(
+            init(&["--network", "foo"])
+                .unwrap_err()
+                .contains("testnet4")
+        );
+        let words = ["coordinator", "factory", "create", "--static-arities", "x"];
+        let error = Args::try_parse_from(words).unwrap_err().to_string();
+        assert!(error.contains("write it like 4,4"), "{error}");
+    }
+
+    #[test]
+    fn run_has_no_flags_of_init() {
+        let help = |name: &str| {
+            let mut all = Args::command();
+            all.build();
+            let found = all.find_subcommand_mut(name).unwrap();
+            found.render_long_help().to_string()
+        };
+        assert!(help("init").contains("--light-kdf"));
+        assert!(!help("run").contains("--light-kdf") && !help("run").contains("--network"));
+        // The flags of every command come after its own.
+        let run = help("run");
+        assert!(
+            run.find("--events") < run.find(GLOBAL) && run.find(GLOBAL) < run.find("--data-dir")
+        );
+    }
+
+    #[test]
+    fn hints_repeat_the_data_directory() {
+        let program = |words: &[&str]| Args::try_parse_from(words).unwrap().program();
+        let given = ["coordinator", "--data-dir", "my lsp", "info"];
+        assert_eq!(program(&given), "coordinator --data-dir 'my lsp'");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod args;
 mod init;
+mod io;
 mod operator;
 mod output;
 mod progress;
@@ -10,11 +11,13 @@ mod run;
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde_json::{Value, json};
 
 use crate::app::StartError;
 use crate::config::ConfigError;
 use crate::datadir::DataDirError;
 use args::{Args, Command};
+use io::outln;
 
 /// How a command ended, as the shell sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,8 @@ enum Exit {
 struct Failure {
     exit: Exit,
     error: anyhow::Error,
+    /// The ceremony that failed, and why.
+    ceremony: Option<(String, String)>,
 }
 
 impl Failure {
@@ -41,7 +46,18 @@ impl Failure {
         Self {
             exit,
             error: error.into(),
+            ceremony: None,
         }
+    }
+
+    /// The same as one JSON object.
+    fn json(&self, text: &str) -> Value {
+        let mut value = json!({ "error": text, "exit_code": self.exit as u8 });
+        if let (Some((ceremony, why)), Some(fields)) = (&self.ceremony, value.as_object_mut()) {
+            fields.insert("ceremony".to_owned(), json!(ceremony));
+            fields.insert("failed".to_owned(), json!(why));
+        }
+        value
     }
 }
 
@@ -58,14 +74,17 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
             Some(DataDirError::NoHome) => Exit::Usage,
             _ => Exit::Failed,
         };
-        Self { exit, error }
+        Self::new(exit, error)
     }
 }
 
 /// Runs the command line.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
     let result = match args.command {
         Command::Init(ref init) => init::init(&args, init),
         Command::Run(ref run) => run::run(&args, run),
@@ -74,10 +93,41 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("coordinator: {}", in_words(&failure.error));
+            let text = with_program(&in_words(&failure.error), &args.program());
+            eprintln!("coordinator: {text}");
+            if args.json {
+                outln!("{}", failure.json(&text));
+            }
             ExitCode::from(failure.exit as u8)
         }
     }
+}
+
+/// What clap says, also for those who read JSON.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
+        let failure = Failure::new(Exit::Usage, anyhow::anyhow!("{error}"));
+        outln!("{}", failure.json(error.to_string().trim_end()));
+    }
+    // A closed terminal is no reason to fail otherwise.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8))
+}
+
+/// Commands in hints as they must be given here: with this data directory.
+fn with_program(text: &str, program: &str) -> String {
+    const PLAIN: &str = "`coordinator ";
+    let mut parts = text.split(PLAIN);
+    let mut all = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        if part.starts_with("--data-dir") {
+            all.push_str(PLAIN);
+        } else {
+            all.push_str(&format!("`{program} "));
+        }
+        all.push_str(part);
+    }
+    all
 }
 
 /// An error with its causes, leaving out those whose words it contains already.
@@ -94,6 +144,23 @@ fn in_words(error: &anyhow::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hints_name_the_data_directory_once() {
+        let program = "coordinator --data-dir lsp";
+        let hint = with_program("see `coordinator factory list`.", program);
+        assert_eq!(hint, "see `coordinator --data-dir lsp factory list`.");
+        let already = "try `coordinator --data-dir /x run`";
+        assert_eq!(with_program(already, program), already);
+    }
+
+    #[test]
+    fn failures_are_one_json_object() {
+        let mut failure = Failure::new(Exit::Refused, anyhow::anyhow!("no"));
+        assert_eq!(failure.json("no"), json!({ "error": "no", "exit_code": 4 }));
+        failure.ceremony = Some(("01".to_owned(), "why".to_owned()));
+        assert_eq!(failure.json("no")["ceremony"], "01");
+    }
 
     #[test]
     fn causes_are_told_once() {

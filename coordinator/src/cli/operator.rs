@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::args::{Args, ClientCommand, Command, CreateArgs, FactoryCommand, WalletCommand};
-use super::{Exit, Failure, output, progress};
+use super::{Exit, Failure, outln, output, progress};
 use crate::config::Expiry;
 use crate::datadir::DataDir;
 use crate::params;
@@ -32,7 +32,7 @@ async fn connect(data: &DataDir) -> Result<AdminClient<Channel>, Failure> {
     let not_running = |error: &dyn std::fmt::Display| {
         let path = data.path().display();
         let text = format!(
-            "no coordinator is running in {path} ({error}); start it with `coordinator --data-dir {path} run`"
+            "no coordinator is running in {path} ({error}); start it with `coordinator run`"
         );
         Failure::new(Exit::Unreachable, anyhow!(text))
     };
@@ -57,6 +57,7 @@ pub(super) fn failure(error: &ServiceError) -> Failure {
         ErrorCode::Unreachable | ErrorCode::ShuttingDown => Exit::Unreachable,
         ErrorCode::InvalidArgument => Exit::Usage,
         ErrorCode::Refused
+        | ErrorCode::NotFound
         | ErrorCode::NoFunds
         | ErrorCode::Capacity
         | ErrorCode::FeeCoins
@@ -163,7 +164,7 @@ async fn factory(
                 .await
                 .map_err(refused)?
                 .into_inner();
-            println!("{}", answer.json);
+            outln!("{}", answer.json);
             Ok(())
         }
         FactoryCommand::Cancel { id } => {

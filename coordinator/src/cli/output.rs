@@ -8,6 +8,8 @@ use proto::v1::{self, ExpiryPolicy, FactoryState, Phase};
 use proto::wire::network_from_wire;
 use serde_json::{Value, json};
 
+use super::outln;
+
 /// Prints a table with its columns aligned.
 fn table(head: &[&str], rows: &[Vec<String>]) {
     let mut widths: Vec<usize> = head.iter().map(|name| name.len()).collect();
@@ -22,7 +24,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) {
             .zip(&widths)
             .map(|(cell, width)| format!("{cell:width$}", width = *width))
             .collect();
-        println!("{}", padded.join("  ").trim_end());
+        outln!("{}", padded.join("  ").trim_end());
     };
     print(
         &head
@@ -37,7 +39,7 @@ fn table(head: &[&str], rows: &[Vec<String>]) {
 fn pairs(pairs: &[(&str, String)]) {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, value) in pairs {
-        println!("{name:width$}  {value}");
+        outln!("{name:width$}  {value}");
     }
 }
 
@@ -101,7 +103,7 @@ pub fn info(as_json: bool, info: &InfoResponse) {
             "factories_live": info.factories_live, "ceremony": ceremony,
             "bytes_received": info.bytes_received, "bytes_sent": info.bytes_sent,
         });
-        println!("{value}");
+        outln!("{value}");
         return;
     }
     let chain = if info.chain_ready {
@@ -136,9 +138,9 @@ pub fn info(as_json: bool, info: &InfoResponse) {
 
 pub fn address(as_json: bool, answer: &WalletAddressResponse) {
     if as_json {
-        println!("{}", json!({ "address": answer.address }));
+        outln!("{}", json!({ "address": answer.address }));
     } else {
-        println!("{}", answer.address);
+        outln!("{}", answer.address);
     }
 }
 
@@ -147,7 +149,7 @@ pub fn balance(as_json: bool, answer: &WalletBalanceResponse) {
         let value = json!({
             "confirmed_sat": answer.confirmed_sat, "unconfirmed_sat": answer.unconfirmed_sat, "pinned_sat": answer.pinned_sat,
         });
-        println!("{value}");
+        outln!("{value}");
         return;
     }
     pairs(&[
@@ -172,7 +174,7 @@ pub fn clients(as_json: bool, clients: &[Client]) {
                 })
             })
             .collect();
-        println!("{}", json!({ "clients": all }));
+        outln!("{}", json!({ "clients": all }));
         return;
     }
     let rows: Vec<Vec<String>> = clients
@@ -277,7 +279,7 @@ fn factory_pairs(factory: &Factory) -> Vec<(&'static str, String)> {
 pub fn factories(as_json: bool, factories: &[Factory]) {
     if as_json {
         let all: Vec<Value> = factories.iter().map(factory_json).collect();
-        println!("{}", json!({ "factories": all }));
+        outln!("{}", json!({ "factories": all }));
         return;
     }
     let rows: Vec<Vec<String>> = factories
@@ -316,7 +318,7 @@ pub fn created(as_json: bool, ceremony: &str, factory: &Factory) {
         if let Some(fields) = value.as_object_mut() {
             fields.insert("ceremony".to_owned(), json!(ceremony));
         }
-        println!("{value}");
+        outln!("{value}");
     } else {
         pairs(&factory_pairs(factory));
     }
@@ -352,15 +354,16 @@ pub fn show(as_json: bool, answer: &FactoryShowResponse) {
             fields.insert("levels".to_owned(), json!(answer.levels));
             fields.insert("transactions".to_owned(), json!(answer.transactions));
         }
-        println!("{value}");
+        outln!("{value}");
         return;
     }
     pairs(&factory_pairs(factory));
-    println!(
+    outln!(
         "levels {}, transactions {}",
-        answer.levels, answer.transactions
+        answer.levels,
+        answer.transactions
     );
-    println!("params {params}\n");
+    outln!("params {params}\n");
     let rows: Vec<Vec<String>> = answer
         .members
         .iter()
@@ -384,9 +387,9 @@ pub fn cancelled(as_json: bool, answer: &FactoryCancelResponse) {
         .map(|pin| pin.to_string())
         .collect();
     if as_json {
-        println!("{}", json!({ "ceremony": ceremony, "released": released }));
+        outln!("{}", json!({ "ceremony": ceremony, "released": released }));
     } else {
-        println!(
+        outln!(
             "ceremony {ceremony} is given up; {} coins are free again",
             released.len()
         );

@@ -11,7 +11,7 @@ use proto::v1;
 use serde_json::json;
 use tonic::Streaming;
 
-use super::{Exit, Failure, operator, output};
+use super::{Exit, Failure, operator, outln, output};
 
 pub async fn follow(
     json: bool,
@@ -75,7 +75,7 @@ pub async fn follow(
             }
             Some(Event::Failed(error)) => {
                 bar.finish_and_clear();
-                return Err(failed(json, &ceremony, error));
+                return Err(failed(&ceremony, error));
             }
             None => {}
         }
@@ -85,28 +85,25 @@ pub async fn follow(
     Err(Failure::new(Exit::Unreachable, anyhow!(text)))
 }
 
-fn failed(json: bool, ceremony: &str, error: v1::Error) -> Failure {
+fn failed(ceremony: &str, error: v1::Error) -> Failure {
     let error = match ServiceError::try_from(error) {
         Ok(error) => error,
         Err(error) => error.into(),
     };
-    if json {
-        println!(
-            "{}",
-            json!({ "ceremony": ceremony, "failed": error.message })
-        );
-    }
-    operator::failure(&ServiceError {
-        message: format!("ceremony {ceremony} failed: {}", error.message),
+    let why = error.message.clone();
+    let mut failure = operator::failure(&ServiceError {
+        message: format!("ceremony {ceremony} failed: {why}"),
         ..error
-    })
+    });
+    failure.ceremony = Some((ceremony.to_owned(), why));
+    failure
 }
 
 fn print_started(json: bool, ceremony: &str) {
     if json {
-        println!("{}", json!({ "ceremony": ceremony }));
+        outln!("{}", json!({ "ceremony": ceremony }));
     } else {
-        println!("ceremony {ceremony} has begun; see `coordinator factory list`");
+        outln!("ceremony {ceremony} has begun; see `coordinator factory list`");
     }
 }
 
