@@ -84,9 +84,9 @@ async fn again(ctx: &Context, row: &SweepRow) -> Result<bool, ChainTaskError> {
             ctx.wallet.record_unconfirmed(&row.tx).await?;
             Ok(true)
         }
-        Err(ChainError::Rejected { txid, reason }) => {
+        Err(error @ ChainError::Rejected { txid, .. }) => {
             // Something else spent an input, or the lock counts again after a reorg: what is left is swept anew when due.
-            tracing::warn!(%txid, ?reason, "a sweep was not accepted");
+            tracing::warn!(%error, "a sweep was not accepted");
             give_up(ctx, txid).await?;
             Ok(false)
         }

@@ -38,6 +38,11 @@ pub async fn create(
     let wish = wish(ctx, &request)?;
     // From before it begins, so that nothing of it is missed.
     let events = ctx.events.subscribe();
+    let gathering = request.clients.map(|wanted| Gathering {
+        wish: wish.clone(),
+        wanted,
+        told: None,
+    });
     let id = ceremony::create(ctx, wish, shutdown)
         .await
         .map_err(|error| create_error(&error))?;
@@ -50,7 +55,7 @@ pub async fn create(
     // The queue is empty.
     let _ = out.try_send(Ok(event(started)));
     if wait {
-        tokio::spawn(follow(Arc::clone(ctx), id, events, out));
+        tokio::spawn(follow(Arc::clone(ctx), id, gathering, events, out));
     }
     Ok(ReceiverStream::new(stream))
 }
@@ -114,21 +119,68 @@ struct Count {
     total: u32,
 }
 
+/// Clients that are waited for before the first attempt.
+struct Gathering {
+    wish: Wish,
+    wanted: u32,
+    told: Option<(usize, usize)>,
+}
+
+impl Gathering {
+    /// How many there are, when that changed; the database's failures are told elsewhere.
+    async fn news(&mut self, ctx: &Context, id: CeremonyId) -> Option<Out> {
+        let connected = ctx.sessions.list().len();
+        let interested = ceremony::interested(ctx, &self.wish).await.ok()?;
+        let now = Some((interested, connected));
+        if self.told == now {
+            return None;
+        }
+        self.told = now;
+        Some(Out::Progress(Progress {
+            round: Some(v1::Round {
+                ceremony: id.0.to_vec().into(),
+                attempt: 0,
+            }),
+            phase: v1::Phase::Unspecified.into(),
+            done: u32::try_from(interested).unwrap_or(u32::MAX),
+            total: self.wanted,
+        }))
+    }
+}
+
 async fn follow(
     ctx: Arc<Context>,
     id: CeremonyId,
+    mut gathering: Option<Gathering>,
     mut events: broadcast::Receiver<Event>,
     out: mpsc::Sender<Result<FactoryCreateEvent, Status>>,
 ) {
     let mut count = Count::default();
     let mut complete = None;
+    let mut changes = ctx.sessions.changes();
     loop {
-        let next = match events.recv().await {
+        if let Some(waiting) = &mut gathering
+            && let Some(told) = waiting.news(&ctx, id).await
+            && out.send(Ok(event(told))).await.is_err()
+        {
+            return;
+        }
+        let next = tokio::select! {
+            next = events.recv() => next,
+            Ok(()) = changes.changed(), if gathering.is_some() => continue,
+        };
+        let next = match next {
             Ok(next) => next,
             // Some progress is not shown; the end is not missed, as the counts are only for people.
             Err(RecvError::Lagged(_)) => continue,
             Err(RecvError::Closed) => return,
         };
+        if let Event::CeremonyStarted { ceremony, .. } | Event::CeremonyFailed { ceremony, .. } =
+            &next
+            && *ceremony == id
+        {
+            gathering = None;
+        }
         let told = match next {
             Event::FundingBroadcast { factory, .. } if complete == Some(factory) => {
                 finished(&ctx, factory).await

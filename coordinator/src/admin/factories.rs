@@ -11,7 +11,6 @@ use proto::v1::{self, ErrorCode, FactoryState};
 use super::convert::{create_error, factory, named, store_error, trees_error};
 use crate::ceremony;
 use crate::context::Context;
-use crate::server::factory_state;
 use crate::store::attempts::AttemptState;
 use crate::store::{ceremonies, factories};
 
@@ -140,8 +139,7 @@ pub async fn export(ctx: &Context, id: &[u8]) -> Result<FactoryExportResponse, S
 
 pub async fn cancel(ctx: &Context, id: &[u8]) -> Result<FactoryCancelResponse, ServiceError> {
     let named = named(ctx, id).await?;
-    let state = named.factory.as_ref().map(factory_state);
-    tracing::info!(ceremony = %named.ceremony.id, ?state, "the operator cancels");
+    tracing::info!(ceremony = %named.ceremony.id, "the operator cancels");
     let released = ceremony::cancel(ctx, named.ceremony.id)
         .await
         .map_err(|error| create_error(&error))?;

@@ -1,7 +1,9 @@
 //! Info, wallet, clients.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
+use bitcoin::Network;
 use factory_tree::ids::ClientId;
 use proto::admin::*;
 use proto::session::{ServiceError, VERSION};
@@ -16,6 +18,9 @@ use crate::sessions::SessionInfo;
 use crate::store::clients::{self, ClientRow};
 use crate::store::factories;
 
+/// How long the node may take to tell how it is.
+const NODE_TIME: Duration = Duration::from_secs(2);
+
 pub async fn info(ctx: &Context, about: &About) -> Result<InfoResponse, ServiceError> {
     let funded = ctx
         .store
@@ -23,9 +28,10 @@ pub async fn info(ctx: &Context, about: &About) -> Result<InfoResponse, ServiceE
         .await
         .map_err(|e| store_error(&e))?;
     let sessions = ctx.sessions.list();
-    let (chain_ready, chain_problem) = match &*ctx.chain.borrow() {
-        ChainState::Ready(_) => (true, String::new()),
-        ChainState::Away(problem) => (false, problem.clone()),
+    let chain = ctx.chain.borrow().clone();
+    let (chain_ready, chain_problem) = match chain {
+        ChainState::Ready(_) => (true, stale(ctx).await.to_owned()),
+        ChainState::Away(problem) => (false, problem),
     };
     let traffic = proto::tls::traffic();
     Ok(InfoResponse {
@@ -56,6 +62,17 @@ pub async fn info(ctx: &Context, about: &About) -> Result<InfoResponse, ServiceE
             .first()
             .map(|(id, _)| id.0.to_vec().into()),
     })
+}
+
+/// What a node that follows the chain still lacks: until it has a recent block it relays nothing.
+async fn stale(ctx: &Context) -> &'static str {
+    match tokio::time::timeout(NODE_TIME, ctx.source.node_info()).await {
+        Ok(Ok(node)) if node.initial_block_download && ctx.config.network == Network::Regtest => {
+            "the node has no recent block yet; on regtest mine one"
+        }
+        Ok(Ok(node)) if node.initial_block_download => "the node has no recent block yet",
+        _ => "",
+    }
 }
 
 fn count(number: usize) -> u32 {

@@ -15,6 +15,9 @@ use factory_tree::ceremony::message::{Round, ToCoordinator};
 use factory_tree::ids::{CeremonyId, ClientId};
 use tokio::sync::{mpsc, watch};
 
+use crate::context::Context;
+use crate::store::{self, ceremonies::Wish};
+
 pub use create::{CreateError, cancel, create, resume_all};
 
 /// Messages that may wait for one ceremony; whoever sends more waits.
@@ -36,6 +39,14 @@ pub enum Mail {
     Gone(ClientId),
     /// The operator gives it up.
     Cancel,
+}
+
+/// How many clients could be invited for a wish now.
+///
+/// # Errors
+/// Those of the database.
+pub async fn interested(ctx: &Context, wish: &Wish) -> store::Result<usize> {
+    Ok(gather::candidates(ctx, wish).await?.len())
 }
 
 /// Where a ceremony stands.
@@ -140,7 +151,8 @@ impl Ceremonies {
     }
 
     /// Changes whenever clients may have come free.
-    fn freed(&self) -> watch::Receiver<u64> {
+    #[must_use]
+    pub fn freed(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
 

@@ -203,17 +203,17 @@ pub enum FactoryCommand {
     },
     /// One factory, with its clients and parameters.
     Show {
-        /// Factory id (64 hex digits) or ceremony id (32).
+        /// Factory or ceremony id, or an unambiguous beginning of it.
         id: String,
     },
     /// One factory with all its transactions, as JSON.
     Export {
-        /// Factory id (64 hex digits) or ceremony id (32).
+        /// Factory or ceremony id, or an unambiguous beginning of it.
         id: String,
     },
     /// Give up a ceremony whose funding was never signed, and free its pinned coins.
     Cancel {
-        /// Ceremony id (32 hex digits) or factory id (64).
+        /// Ceremony or factory id, or an unambiguous beginning of it.
         id: String,
     },
 }

@@ -23,7 +23,7 @@ pub fn call(args: &Args, command: &Command) -> Result<(), Failure> {
         .build()?;
     runtime.block_on(async {
         let mut admin = connect(&data).await?;
-        dispatch(&mut admin, args.json, command).await
+        dispatch(&mut admin, args, command).await
     })
 }
 
@@ -74,9 +74,10 @@ fn refused(status: Status) -> Failure {
 
 async fn dispatch(
     admin: &mut AdminClient<Channel>,
-    json: bool,
+    args: &Args,
     command: &Command,
 ) -> Result<(), Failure> {
+    let json = args.json;
     match command {
         Command::Init(_) | Command::Run(_) => Ok(()),
         Command::Info => {
@@ -118,24 +119,25 @@ async fn dispatch(
             output::clients(json, &answer.clients);
             Ok(())
         }
-        Command::Factory(command) => factory(admin, json, command).await,
+        Command::Factory(command) => factory(admin, args, command).await,
     }
 }
 
 async fn factory(
     admin: &mut AdminClient<Channel>,
-    json: bool,
+    args: &Args,
     command: &FactoryCommand,
 ) -> Result<(), Failure> {
+    let json = args.json;
     match command {
-        FactoryCommand::Create(args) => {
-            let request = Request::new(create_request(args)?);
+        FactoryCommand::Create(wish) => {
+            let request = Request::new(create_request(wish)?);
             let events = admin
                 .factory_create(request)
                 .await
                 .map_err(refused)?
                 .into_inner();
-            progress::follow(json, args.wait, events).await
+            progress::follow(args, wish.wait, admin, events).await
         }
         FactoryCommand::List { live } => {
             let request = FactoryListRequest { live_only: *live };
@@ -148,7 +150,9 @@ async fn factory(
             Ok(())
         }
         FactoryCommand::Show { id } => {
-            let request = FactoryShowRequest { id: parse_id(id)? };
+            let request = FactoryShowRequest {
+                id: find(admin, id).await?,
+            };
             let answer = admin
                 .factory_show(request)
                 .await
@@ -158,7 +162,9 @@ async fn factory(
             Ok(())
         }
         FactoryCommand::Export { id } => {
-            let request = FactoryExportRequest { id: parse_id(id)? };
+            let request = FactoryExportRequest {
+                id: find(admin, id).await?,
+            };
             let answer = admin
                 .factory_export(request)
                 .await
@@ -168,7 +174,9 @@ async fn factory(
             Ok(())
         }
         FactoryCommand::Cancel { id } => {
-            let request = FactoryCancelRequest { id: parse_id(id)? };
+            let request = FactoryCancelRequest {
+                id: find(admin, id).await?,
+            };
             let answer = admin
                 .factory_cancel(request)
                 .await
@@ -184,18 +192,48 @@ fn usage(text: String) -> Failure {
     Failure::new(Exit::Usage, anyhow!(text))
 }
 
-fn parse_id(text: &str) -> Result<prost::bytes::Bytes, Failure> {
-    let wrong = || {
-        usage(format!(
-            "{text:?} is no id: a factory's has 64 hex digits, a ceremony's 32"
-        ))
-    };
-    let bytes = hex::decode(text).map_err(|_| wrong())?;
-    if bytes.len() == 32 || bytes.len() == 16 {
-        Ok(bytes.into())
-    } else {
-        Err(wrong())
+/// The id that this is, or is an unambiguous beginning of.
+async fn find(
+    admin: &mut AdminClient<Channel>,
+    text: &str,
+) -> Result<prost::bytes::Bytes, Failure> {
+    let text = text.to_ascii_lowercase();
+    if let Some(id) = whole_id(&text)? {
+        return Ok(id.into());
     }
+    let request = FactoryListRequest { live_only: false };
+    let list = admin.factory_list(request).await.map_err(refused)?;
+    let factories = list.into_inner().factories;
+    let ids = factories.iter().flat_map(|factory| {
+        let ceremony = factory.round.as_ref().map(|round| &round.ceremony);
+        factory.id.iter().chain(ceremony)
+    });
+    let mut found = ids.filter(|id| hex::encode(id).starts_with(&text));
+    match (found.next(), found.next()) {
+        (Some(id), None) => Ok(id.clone()),
+        (None, _) => Err(Failure::new(
+            Exit::Refused,
+            anyhow!(
+                "no factory's and no ceremony's id begins with {text}; see `coordinator factory list`"
+            ),
+        )),
+        (Some(_), Some(_)) => Err(usage(format!(
+            "more than one id begins with {text}; write more of it"
+        ))),
+    }
+}
+
+/// A whole id; `None` for the beginning of one. What has 32 digits is a ceremony's.
+fn whole_id(text: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let digits = text.len();
+    if digits == 0 || digits > 64 || !text.chars().all(|c| c.is_ascii_hexdigit()) {
+        return Err(usage(format!(
+            "{text:?} is no id: a factory's has 64 hex digits, a ceremony's 32; the first few will do"
+        )));
+    }
+    Ok(hex::decode(text)
+        .ok()
+        .filter(|id| [16, 32].contains(&id.len())))
 }
 
 fn create_request(args: &CreateArgs) -> Result<FactoryCreateRequest, Failure> {
@@ -242,4 +280,19 @@ fn create_request(args: &CreateArgs) -> Result<FactoryCreateRequest, Failure> {
         settings,
         wait: args.wait,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_may_be_cut_short() {
+        assert_eq!(whole_id(&"ab".repeat(32)).unwrap(), Some(vec![0xab; 32]));
+        assert_eq!(whole_id(&"ab".repeat(16)).unwrap(), Some(vec![0xab; 16]));
+        assert_eq!(whole_id("fb8").unwrap(), None);
+        for wrong in ["", "xy", &"a".repeat(65)] {
+            assert_eq!(whole_id(wrong).unwrap_err().exit, Exit::Usage);
+        }
+    }
 }

@@ -106,8 +106,10 @@ pub fn info(as_json: bool, info: &InfoResponse) {
         outln!("{value}");
         return;
     }
-    let chain = if info.chain_ready {
+    let chain = if info.chain_ready && info.chain_problem.is_empty() {
         format!("in sync at {}", info.tip_height)
+    } else if info.chain_ready {
+        format!("in sync at {}; {}", info.tip_height, info.chain_problem)
     } else {
         info.chain_problem.clone()
     };
@@ -363,7 +365,15 @@ pub fn show(as_json: bool, answer: &FactoryShowResponse) {
         answer.levels,
         answer.transactions
     );
-    outln!("params {params}\n");
+    outln!("");
+    let named: Vec<(&str, String)> = params
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.as_str(), plain(value)))
+        .collect();
+    pairs(&named);
+    outln!("");
     let rows: Vec<Vec<String>> = answer
         .members
         .iter()
@@ -378,6 +388,16 @@ pub fn show(as_json: bool, answer: &FactoryShowResponse) {
     table(&["client", "capacity", "acked"], &rows);
 }
 
+/// A parameter as people write it.
+fn plain(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(all) => all.iter().map(plain).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}
+
 pub fn cancelled(as_json: bool, answer: &FactoryCancelResponse) {
     let ceremony = hex::encode(&answer.ceremony);
     let released: Vec<String> = answer
@@ -389,9 +409,11 @@ pub fn cancelled(as_json: bool, answer: &FactoryCancelResponse) {
     if as_json {
         outln!("{}", json!({ "ceremony": ceremony, "released": released }));
     } else {
-        outln!(
-            "ceremony {ceremony} is given up; {} coins are free again",
-            released.len()
-        );
+        let coins = match released.len() {
+            0 => "no coins were pinned for it".to_owned(),
+            1 => "1 coin is free again".to_owned(),
+            many => format!("{many} coins are free again"),
+        };
+        outln!("ceremony {ceremony} is given up; {coins}");
     }
 }

@@ -4,20 +4,47 @@ use std::io::IsTerminal;
 
 use anyhow::anyhow;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use proto::admin::admin_client::AdminClient;
 use proto::admin::factory_create_event::Event;
 use proto::admin::*;
 use proto::session::ServiceError;
 use proto::v1;
 use serde_json::json;
 use tonic::Streaming;
+use tonic::transport::Channel;
 
+use super::args::Args;
 use super::{Exit, Failure, operator, outln, output};
 
+/// Shows how a ceremony goes; Ctrl-C leaves it to itself.
 pub async fn follow(
-    json: bool,
+    args: &Args,
     wait: bool,
-    mut events: Streaming<FactoryCreateEvent>,
+    admin: &mut AdminClient<Channel>,
+    events: Streaming<FactoryCreateEvent>,
 ) -> Result<(), Failure> {
+    let mut ceremony = String::new();
+    tokio::select! {
+        result = watch(args, wait, admin, events, &mut ceremony) => return result,
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    let text = format!("left alone; {}", goes_on(args, &ceremony));
+    Err(Failure::new(Exit::Failed, anyhow!(text)))
+}
+
+fn goes_on(args: &Args, ceremony: &str) -> String {
+    let program = args.program();
+    format!("ceremony {ceremony} goes on; stop it with: {program} factory cancel {ceremony}")
+}
+
+async fn watch(
+    args: &Args,
+    wait: bool,
+    admin: &mut AdminClient<Channel>,
+    mut events: Streaming<FactoryCreateEvent>,
+    ceremony: &mut String,
+) -> Result<(), Failure> {
+    let json = args.json;
     let bar = ProgressBar::no_length();
     if json || !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -25,7 +52,6 @@ pub async fn follow(
     if let Ok(style) = ProgressStyle::with_template("{msg:32} {wide_bar} {pos}/{len}") {
         bar.set_style(style);
     }
-    let mut ceremony = String::new();
     let mut shown = None;
     while let Some(next) = events
         .message()
@@ -34,12 +60,25 @@ pub async fn follow(
     {
         match next.event {
             Some(Event::Started(started)) => {
-                ceremony = hex::encode(&started.ceremony);
+                *ceremony = hex::encode(&started.ceremony);
                 if !wait {
-                    print_started(json, &ceremony);
+                    print_started(args, ceremony);
                     return Ok(());
                 }
-                say(json, &bar, &format!("ceremony {ceremony}"));
+                let text = format!(
+                    "ceremony {ceremony}\nWhen this command ends, it goes on; stop it with: {} factory cancel {ceremony}",
+                    args.program()
+                );
+                say(json, &bar, &text);
+            }
+            Some(Event::Progress(progress)) if progress.phase() == v1::Phase::Unspecified => {
+                let text = gathering(admin, &progress).await;
+                bar.set_length(progress.total.into());
+                bar.set_position(progress.done.into());
+                bar.set_message(text.clone());
+                if bar.is_hidden() {
+                    say(json, &bar, &text);
+                }
             }
             Some(Event::Progress(progress)) => {
                 let attempt = progress.round.as_ref().map_or(0, |round| round.attempt);
@@ -70,12 +109,12 @@ pub async fn follow(
             }
             Some(Event::Finished(factory)) => {
                 bar.finish_and_clear();
-                output::created(json, &ceremony, &factory);
+                output::created(json, ceremony, &factory);
                 return Ok(());
             }
             Some(Event::Failed(error)) => {
                 bar.finish_and_clear();
-                return Err(failed(&ceremony, error));
+                return Err(failed(ceremony, error));
             }
             None => {}
         }
@@ -99,11 +138,32 @@ fn failed(ceremony: &str, error: v1::Error) -> Failure {
     failure
 }
 
-fn print_started(json: bool, ceremony: &str) {
-    if json {
+/// Who is waited for, and what keeps them away if it is the node.
+async fn gathering(admin: &mut AdminClient<Channel>, progress: &Progress) -> String {
+    let info = admin.info(InfoRequest {}).await;
+    let (connected, problem) = match info.map(tonic::Response::into_inner) {
+        Ok(info) => (
+            format!(" ({} connected)", info.clients_connected),
+            info.chain_problem,
+        ),
+        Err(_) => (String::new(), String::new()),
+    };
+    let (done, total) = (progress.done, progress.total);
+    let mut text = format!("gathering: {done} of {total} clients are interested{connected}");
+    if !problem.is_empty() {
+        text.push_str(&format!("; {problem}"));
+    }
+    text
+}
+
+fn print_started(args: &Args, ceremony: &str) {
+    if args.json {
         outln!("{}", json!({ "ceremony": ceremony }));
     } else {
-        outln!("ceremony {ceremony} has begun; see `coordinator factory list`");
+        outln!(
+            "ceremony {ceremony} has begun; see `{} factory list`",
+            args.program()
+        );
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where events go: the log, a file, listeners.
 
+use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::broadcast;
 
 use super::Event;
@@ -100,12 +102,35 @@ impl Events {
 }
 
 fn log(event: &Event) {
+    let text = Readable(event);
     if event.is_warning() {
-        tracing::warn!(?event);
+        tracing::warn!("{text}");
     } else if event.is_frequent() {
-        tracing::debug!(?event);
+        tracing::debug!("{text}");
     } else {
-        tracing::info!(?event);
+        tracing::info!("{text}");
+    }
+}
+
+/// An event with the names and values it has in the event file: `factory_usable factory=fb87..`.
+struct Readable<'a>(&'a Event);
+
+impl fmt::Display for Readable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = serde_json::to_value(self.0).unwrap_or_default();
+        let fields = value.as_object().into_iter().flatten();
+        f.write_str(value["event"].as_str().unwrap_or("event"))?;
+        for (name, value) in fields.filter(|(name, _)| *name != "event") {
+            match value {
+                Value::Null => {}
+                Value::String(text) if text.contains(char::is_whitespace) => {
+                    write!(f, " {name}={text:?}")?;
+                }
+                Value::String(text) => write!(f, " {name}={text}")?,
+                other => write!(f, " {name}={other}")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -165,6 +190,22 @@ mod tests {
             lines[2],
             serde_json::json!({ "event": "shutdown", "at_height": 7 })
         );
+    }
+
+    #[test]
+    fn the_log_is_for_people() {
+        let event = Event::Declined {
+            round: Round {
+                ceremony: CeremonyId([1; 16]),
+                attempt: Attempt(2),
+            },
+            client: ClientId([3; 33]),
+            reason: "too dear".to_owned(),
+        };
+        let (ceremony, client) = ("01".repeat(16), "03".repeat(33));
+        let text =
+            format!("declined attempt=2 ceremony={ceremony} client={client} reason=\"too dear\"");
+        assert_eq!(Readable(&event).to_string(), text);
     }
 
     #[test]
