@@ -91,7 +91,10 @@ impl Coordinator {
             let mut server = server;
             server
                 .add_service(service)
-                .serve_with_incoming(proto::tls::incoming(listener))
+                .serve_with_incoming(proto::tls::incoming(
+                    listener,
+                    proto::tls::Places::new(64, 64),
+                ))
         };
         tokio::spawn(serving);
         Self {
