@@ -63,14 +63,19 @@ impl Core {
         moves.set_missed_tick_behavior(MissedTickBehavior::Delay);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let mut looked = Ok(());
+            let (mut looked, mut idle) = (Ok(()), false);
             tokio::select! {
                 biased;
                 _ = stop.changed() => return,
                 _ = polls.tick() => looked = self.follow(&mut follower).await,
                 () = self.manager.get_event_or_persistence_needed_future() => {}
                 () = self.monitors.get_update_future() => {}
-                _ = moves.tick() => self.manager.process_pending_htlc_forwards(),
+                _ = moves.tick() => {
+                    idle = !self.manager.needs_pending_htlc_processing();
+                    if !idle {
+                        self.manager.process_pending_htlc_forwards();
+                    }
+                }
             }
             let done = match looked {
                 Err(NodeError::Chain(error)) => {
@@ -79,7 +84,12 @@ impl Core {
                 }
                 other => other,
             };
-            let done = done.and(self.settle().await);
+            // Going through a thousand monitors fifty times a second would be work for nothing.
+            let done = if idle {
+                done
+            } else {
+                done.and(self.settle().await)
+            };
             self.chores(&mut chores).await;
             let failure = self.store.failure().or(match done {
                 Err(NodeError::Store(error)) => Some(error),

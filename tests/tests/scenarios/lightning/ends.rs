@@ -280,24 +280,3 @@ async fn what_was_received_is_fetched_in_time_when_the_coordinator_vanishes() ->
     assert!(total > CLIENTS + sat(80_000), "{total}");
     Ok(())
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn payments_of_a_channel_that_a_timeout_ended_are_failed_back() -> Result<()> {
-    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
-    let spend = timeout(&leaf, &lsp, &client, node.height()?)?;
-    let known = KnownSpend {
-        txid: spend.compute_txid(),
-        kind: SpendKind::Timeout,
-    };
-    lsp.node().add_known_spends(leaf.id, &[known])?;
-    held(&mut lsp, &mut client).await?;
-    leaf.publish(&node)?;
-    node.mine_with(&[spend])?;
-    assert_eq!(spent_by(&mut lsp).await?, SpendKind::Timeout);
-    node.mine(5)?;
-    lsp.event(|event| matches!(event, NodeEvent::RestartNeeded { .. }).then_some(()))
-        .await?;
-    lsp.restart().await?;
-    lsp.failed().await?;
-    Ok(())
-}
