@@ -83,8 +83,13 @@ pub enum Error {
     #[error("no confirmed payout is worth sweeping")]
     NothingToSweep,
     /// The running process answered that it could not.
-    #[error("{0}")]
-    Answered(String),
+    #[error("{why}")]
+    Answered {
+        /// Why.
+        why: String,
+        /// What that process would have ended with.
+        exit_code: u8,
+    },
     /// A task ended in a way it never should.
     #[error("a task of this process failed: {0}; start it again")]
     Task(String),
@@ -109,6 +114,7 @@ impl Error {
             | Self::Handshake(_)
             | Self::Lock(LockError::Held { .. })
             | Self::Store(StoreError::NoFactory(_)) => 4,
+            Self::Answered { exit_code, .. } => *exit_code,
             _ => 1,
         }
     }

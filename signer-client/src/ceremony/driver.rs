@@ -265,8 +265,9 @@ impl Driver {
         };
         if interest.capacity != Amount::ZERO && interest.capacity != invitation.capacity {
             return terms(&format!(
-                "capacity {}, asked for {}",
-                invitation.capacity, interest.capacity
+                "capacity {} sat, asked for {} sat",
+                invitation.capacity.to_sat(),
+                interest.capacity.to_sat()
             ));
         }
         if self.is_served().await? {

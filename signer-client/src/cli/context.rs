@@ -204,15 +204,16 @@ impl Context {
         });
         match answered.await {
             Ok(Ok(Answer::Done(value))) => Ok(value),
-            Ok(Ok(Answer::Failed(why))) => Err(Error::Answered(why).into()),
+            Ok(Ok(Answer::Failed { why, exit_code })) => {
+                Err(Error::Answered { why, exit_code }.into())
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => {
                 store.withdraw(id).await?;
-                Err(Error::Answered(format!(
+                Err(CliError::Busy(format!(
                     "the running signer-client did not answer within {} s",
                     PATIENCE.as_secs()
-                ))
-                .into())
+                )))
             }
         }
     }

@@ -45,6 +45,9 @@ pub(super) async fn run(context: &Context, options: Exit) -> Result<(), CliError
 async fn beside(context: &Context, options: &Exit) -> Result<(), CliError> {
     let store = context.store().await?;
     let factory = context.factory(&store, &options.factory).await?;
+    if let Some(finished) = finished(&store, factory).await? {
+        return report(context, &store, factory, finished).await;
+    }
     let coins = context.ask(&store, Request::Coins).await?;
     let coins: Vec<u64> = serde_json::from_value(coins).map_err(std::io::Error::other)?;
     let coins: Vec<Amount> = coins.into_iter().map(Amount::from_sat).collect();
@@ -79,6 +82,9 @@ async fn alone(
     let store = client.store();
     let factory = context.factory(store, &options.factory).await?;
     client.sync().await?;
+    if let Some(finished) = finished(store, factory).await? {
+        return report(context, store, factory, finished).await;
+    }
     let coins = client.coins().await;
     confirm(context, options, store, factory, Some(&coins)).await?;
     record(store, factory, options).await?;
@@ -88,6 +94,10 @@ async fn alone(
         answers: true,
     };
     lock.serve()?;
+    eprintln!(
+        "waiting; Ctrl-C is safe, the exit goes on with `{}`",
+        context.again("run")
+    );
     let (stop, shutdown) = Shutdown::new();
     let running = client.run(tasks, shutdown);
     tokio::pin!(running);
@@ -107,6 +117,16 @@ async fn alone(
     let _ = stop.send(true);
     running.await?;
     report(context, store, factory, reached).await
+}
+
+/// An exit that is done is not begun again.
+async fn finished(store: &SharedStore, factory: FactoryId) -> Result<Option<Reached>, CliError> {
+    let live = store.factory(factory).await?.is_live();
+    let exits = store.exits().await?;
+    let exit = exits.iter().find(|exit| exit.factory == factory);
+    let done = exit.is_some_and(|exit| exit.progress.done.is_some());
+    // What is closed is refused, with the reason.
+    Ok((live && done).then_some(Reached::End))
 }
 
 async fn record(store: &SharedStore, factory: FactoryId, options: &Exit) -> Result<(), CliError> {
@@ -210,7 +230,11 @@ async fn report(
                 row.expiry
             ),
         ),
-        Reached::End => ("done", format!("The exit is {progress}.")),
+        Reached::End => {
+            let done = exit.and_then(|exit| exit.progress.done);
+            let at = done.map_or(String::new(), |height| format!(" (since height {height})"));
+            ("done", format!("The exit is {progress}{at}."))
+        }
     };
     let value = json!({"factory": factory, "state": state, "progress": progress});
     context.print(&value, &text)

@@ -39,8 +39,10 @@ pub(super) async fn run(context: &Context, options: Join) -> Result<(), CliError
         && !(limits.min_capacity..=limits.max_capacity).contains(&capacity)
     {
         return Err(CliError::Refused(format!(
-            "a capacity of {capacity} is outside this wallet's own limits ({} to {}); see [limits] in client.toml",
-            limits.min_capacity, limits.max_capacity
+            "a capacity of {} sat is outside this wallet's own limits ({} to {} sat); see [limits] in client.toml",
+            capacity.to_sat(),
+            limits.min_capacity.to_sat(),
+            limits.max_capacity.to_sat()
         )));
     }
     if !options.cancel {

@@ -249,9 +249,14 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
             balance.payouts_sat,
         ),
         (
+            "payouts of timeouts, on their way",
+            balance.payouts_coming_sat,
+        ),
+        (
             "capacity in live factories (the coordinator's so far)",
             balance.in_factories_sat,
         ),
+        ("total", balance.total_sat),
     ] {
         table.row([what.to_owned(), grouped(sat)]);
     }

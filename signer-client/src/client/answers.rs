@@ -65,7 +65,10 @@ async fn answer_all(client: &SignerClient) -> Result<()> {
         let answer = match answer(client, request).await {
             Ok(value) => Answer::Done(value),
             Err(error) if Inner::is_fatal(&error) => return Err(error),
-            Err(error) => Answer::Failed(error.to_string()),
+            Err(error) => Answer::Failed {
+                why: error.to_string(),
+                exit_code: error.exit_code(),
+            },
         };
         client.inner.store.answer(id, &answer).await?;
     }

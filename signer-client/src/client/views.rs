@@ -2,16 +2,17 @@
 //! store, so that it can be had beside a running process, and without the passphrase.
 
 use bitcoin::{Amount, OutPoint};
-use factory_tree::exit::ExitPlan;
+use factory_tree::exit::{ChainView, ExitPlan};
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::kit::ExitKit;
 use factory_tree::params::ExpiryPolicy;
+use factory_tree::units::Height;
 use serde::{Deserialize, Serialize};
 
 use super::SignerClient;
 use super::kits::KitCache;
 use crate::error::{Error, Result};
-use crate::exit::{coins_suffice, is_late, leave_by};
+use crate::exit::{Whereabouts, coins_suffice, is_late, leave_by, unrolled};
 use crate::store::{ExitRow, FactoryRow, Live, SharedStore, StoreError};
 
 /// Feerates an exit is quoted at, where none is asked for, in sat/vB.
@@ -46,7 +47,8 @@ pub struct FactoryView {
     /// Its id.
     pub factory: FactoryId,
     /// One word for what it is doing: `kit_stored`, `unconfirmed`, `failed`, `confirming`,
-    /// `usable`, `late` (confirmed too near its end to be used), `abandoned`, `closed`; or `damaged`
+    /// `usable`, `unrolling` (its tree is coming into the chain), `paid` (all there is to get is
+    /// paid), `ended` (others spent all of it), `late` (confirmed too near its end to be used), `abandoned`, `closed`; or `damaged`
     /// if its kit is no good any more.
     pub state: &'static str,
     /// `client_refund` or `lsp_reclaim`; nothing if the kit is no good.
@@ -93,8 +95,12 @@ pub struct Balance {
     pub unconfirmed_sat: u64,
     /// Confirmed outputs of timeouts to this wallet's payout keys, not swept.
     pub payouts_sat: u64,
-    /// Capacity in live factories. It is the coordinator's until Lightning stands on it.
+    /// Payouts of timeouts that are published and not confirmed yet.
+    pub payouts_coming_sat: u64,
+    /// Capacity in live factories that no timeout has paid out. It is the coordinator's until Lightning stands on it.
     pub in_factories_sat: u64,
+    /// All of the above.
+    pub total_sat: u64,
     /// Number of confirmed coins.
     pub coins: usize,
     /// The block all of this is as of.
@@ -199,11 +205,12 @@ pub async fn status(
 pub async fn factories(store: &SharedStore) -> Result<Vec<FactoryView>> {
     let kits = KitCache::new(SharedStore::clone(store));
     let exits = store.exits().await?;
+    let chain = crate::exit::view(store, Height(0)).await?;
     let mut views = Vec::new();
     for row in store.factories().await? {
         let kit = kits.sound(row.factory).await?;
         let exit = exits.iter().find(|exit| exit.factory == row.factory);
-        views.push(view(store, &row, kit.as_deref(), exit).await?);
+        views.push(view(store, &row, kit.as_deref(), exit, &chain).await?);
     }
     Ok(views)
 }
@@ -213,6 +220,7 @@ async fn view(
     row: &FactoryRow,
     kit: Option<&ExitKit>,
     exit: Option<&ExitRow>,
+    chain: &ChainView,
 ) -> Result<FactoryView> {
     let exit = match exit {
         Some(exit) => Some(in_flight(store, exit).await?),
@@ -220,10 +228,14 @@ async fn view(
     };
     let policy = kit.map(|kit| kit.params.expiry_policy);
     let reclaim = kit.filter(|_| policy == Some(ExpiryPolicy::LspReclaim));
-    let state = match kit {
-        None => "damaged",
-        Some(kit) if row.is_live() && is_late(row, kit) => "late",
-        Some(_) => row.state(),
+    let on_chain = kit
+        .filter(|_| row.is_live() && row.confirmed.is_some())
+        .and_then(|kit| unrolled(kit, chain));
+    let state = match (kit, on_chain) {
+        (None, _) => "damaged",
+        (_, Some(state)) => state,
+        (Some(kit), _) if row.is_live() && is_late(row, kit) => "late",
+        _ => row.state(),
     };
     let coverage = kit.map_or(Amount::ZERO, |kit| ExitPlan::new(kit).coverage.least());
     Ok(FactoryView {
@@ -321,22 +333,70 @@ impl SignerClient {
         let wallet = inner.wallet.balance().await?;
         let payouts = inner.store.payouts().await?;
         let unspent = payouts.iter().filter(|payout| payout.spent_by.is_none());
-        let factories = inner.store.factories().await?;
-        let live = factories
-            .iter()
-            .filter(|row| row.is_live() && row.confirmed.is_some());
+        let mut payouts_sat = 0u64;
+        for payout in unspent {
+            payouts_sat += self.left_over(payout.outpoint, payout.amount).await;
+        }
+        let (in_factories_sat, payouts_coming_sat) = self.in_factories().await?;
         let checkpoints = inner.wallet.checkpoints().await;
+        let confirmed = wallet.confirmed.to_sat();
+        let confirmed_sat = confirmed.saturating_add(wallet.locked.to_sat());
+        let unconfirmed_sat = wallet.pending.to_sat();
+        let parts = [
+            confirmed_sat,
+            unconfirmed_sat,
+            payouts_sat,
+            payouts_coming_sat,
+            in_factories_sat,
+        ];
         Ok(Balance {
-            confirmed_sat: wallet
-                .confirmed
-                .to_sat()
-                .saturating_add(wallet.locked.to_sat()),
-            unconfirmed_sat: wallet.pending.to_sat(),
-            payouts_sat: unspent.map(|payout| payout.amount.to_sat()).sum(),
-            in_factories_sat: live.map(|row| row.capacity.to_sat()).sum(),
+            confirmed_sat,
+            unconfirmed_sat,
+            payouts_sat,
+            payouts_coming_sat,
+            in_factories_sat,
+            total_sat: parts.into_iter().fold(0, u64::saturating_add),
             coins: inner.wallet.coins().await.len(),
             height: checkpoints.last().map_or(0, |block| block.height),
         })
+    }
+
+    /// What of a payout is not on its way into the wallet already, by a sweep or a fee child that
+    /// the wallet counts as its own.
+    async fn left_over(&self, outpoint: OutPoint, amount: Amount) -> u64 {
+        match self.inner.chain.mempool_spender(outpoint).await {
+            Ok(Some(_)) => 0,
+            // A node that is away takes nothing from anybody.
+            Ok(None) | Err(_) => amount.to_sat(),
+        }
+    }
+
+    /// Capacity still in factories, and payouts that are on their way out of them.
+    async fn in_factories(&self) -> Result<(u64, u64)> {
+        let inner = &self.inner;
+        let tip = inner.wallet.checkpoints().await;
+        let tip = Height(tip.last().map_or(0, |block| block.height));
+        let chain = crate::exit::view(&inner.store, tip).await?;
+        let (mut inside, mut coming) = (0u64, 0u64);
+        for row in inner.store.factories().await? {
+            if !row.is_live() || row.confirmed.is_none() {
+                continue;
+            }
+            let Some(kit) = inner.kits.sound(row.factory).await? else {
+                inside = inside.saturating_add(row.capacity.to_sat());
+                continue;
+            };
+            let published = inner.store.published(row.factory).await?;
+            let published = published.iter().map(|row| row.txid).collect();
+            let found = Whereabouts::of(&kit, &chain, &published);
+            if found.inside {
+                inside = inside.saturating_add(row.capacity.to_sat());
+            }
+            for (outpoint, amount) in found.coming {
+                coming = coming.saturating_add(self.left_over(outpoint, amount).await);
+            }
+        }
+        Ok((inside, coming))
     }
 
     /// Confirmed, free coins of the on-chain wallet.

@@ -5,6 +5,7 @@
 mod fees;
 mod publish;
 mod quote;
+mod whereabouts;
 
 use std::collections::BTreeMap;
 
@@ -19,10 +20,11 @@ use factory_tree::units::{Blocks, Height};
 use crate::client::{Inner, Warning};
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::store::{ExitRow, FactoryRow, Goal, Progress};
+use crate::store::{ExitRow, FactoryRow, Goal, Progress, SharedStore};
 pub(crate) use fees::RELAXED_TARGET;
 use publish::{Published, Publisher};
 pub(crate) use quote::{coins_suffice, path_is_paid};
+pub(crate) use whereabouts::{Whereabouts, unrolled};
 
 /// What a kit's transaction is, as the export names it.
 pub(crate) fn kind_name(tx: &KitTx) -> String {
@@ -45,7 +47,7 @@ pub(crate) async fn drive(client: &Inner, tip: Height) -> Result<()> {
     if open.is_empty() {
         return Ok(());
     }
-    let view = view(client, tip).await?;
+    let view = view(&client.store, tip).await?;
     let exits: BTreeMap<FactoryId, ExitRow> = client
         .store
         .exits()
@@ -66,9 +68,9 @@ pub(crate) async fn drive(client: &Inner, tip: Height) -> Result<()> {
 }
 
 /// What the store knows of the chain.
-async fn view(client: &Inner, tip: Height) -> Result<ChainView> {
-    let seen = client.store.seen_txs().await?;
-    let spends = client.store.spends().await?;
+pub(crate) async fn view(store: &SharedStore, tip: Height) -> Result<ChainView> {
+    let seen = store.seen_txs().await?;
+    let spends = store.spends().await?;
     let confirmed = seen
         .iter()
         .map(|seen| (seen.tx.compute_txid(), seen.height));

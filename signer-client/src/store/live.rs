@@ -59,8 +59,13 @@ pub enum Request {
 pub enum Answer {
     /// Done; what there is to say about it.
     Done(serde_json::Value),
-    /// Not done, and why.
-    Failed(String),
+    /// Not done.
+    Failed {
+        /// Why.
+        why: String,
+        /// How a command line reports it.
+        exit_code: u8,
+    },
 }
 
 /// Between processes.
@@ -189,7 +194,8 @@ impl LiveStore for SqliteStore {
                     let why = format!(
                         "the running signer-client does not know this ({error}); use one release for both"
                     );
-                    self.answer(id, &Answer::Failed(why)).await?;
+                    self.answer(id, &Answer::Failed { why, exit_code: 1 })
+                        .await?;
                 }
             }
         }

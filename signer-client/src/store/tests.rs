@@ -265,7 +265,10 @@ async fn questions_are_answered_once() {
     let id = store.ask(&Request::Address).await.unwrap();
     assert_eq!(store.asked().await.unwrap(), [(id, Request::Address)]);
     assert_eq!(store.take_answer(id).await.unwrap(), None);
-    let answer = Answer::Failed("no".to_owned());
+    let answer = Answer::Failed {
+        why: "no".to_owned(),
+        exit_code: 4,
+    };
     store.answer(id, &answer).await.unwrap();
     assert!(store.asked().await.unwrap().is_empty());
     assert_eq!(store.take_answer(id).await.unwrap(), Some(answer));
@@ -307,7 +310,7 @@ async fn a_question_of_another_release_is_refused_and_harms_nobody() {
     let id = store.ask(&Request::Balance).await.unwrap();
     assert_eq!(store.asked().await.unwrap(), [(id, Request::Balance)]);
     let answer = store.take_answer(7).await.unwrap();
-    assert!(matches!(answer, Some(Answer::Failed(why)) if why.contains("fly")));
+    assert!(matches!(answer, Some(Answer::Failed { why, .. }) if why.contains("fly")));
 }
 
 #[tokio::test]

@@ -21,6 +21,9 @@ use index::WatchIndex;
 /// Longest wait after a failure of the node.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
+/// A node without blocks: nothing is known of coins, and no coordinator begins a factory.
+const NO_BLOCKS: &str = "the node has no recent block yet; on regtest mine one";
+
 /// Follows the chain until told to stop. A node that is away is waited for.
 ///
 /// # Errors
@@ -73,8 +76,9 @@ async fn follow(client: &Inner, trouble: &mut Option<String>, poll: Duration) ->
     let mut checked = Instant::now();
     loop {
         watcher.catch_up(client).await?;
-        note_trouble(client, trouble, None).await;
         let tip = watcher.position();
+        let empty = (tip.height == 0).then(|| NO_BLOCKS.to_owned());
+        note_trouble(client, trouble, empty).await;
         if last != Some(tip) || checked.elapsed() >= recheck || watcher.woken {
             watcher.at_tip(client, last != Some(tip)).await?;
             watcher.woken = false;

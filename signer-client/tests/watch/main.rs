@@ -126,3 +126,36 @@ async fn dust_from_strangers_is_not_swept() {
     let swept = sweep(&wallet.client, Some(feerate)).await.unwrap();
     assert_eq!((swept.payouts, swept.sat + swept.fee_sat), (1, 50_000));
 }
+
+#[tokio::test]
+async fn no_satoshi_of_a_payout_is_counted_twice() {
+    let kit = kit(7, ExpiryPolicy::ClientRefund);
+    let mut wallet = Wallet::new(kit.birth.0).await;
+    wallet.hold_good(&kit).await;
+    wallet.chain.mine(vec![kit.funding_tx.clone()]);
+    wallet.run();
+    wallet.synced().await;
+    let balance = wallet.client.balance().await.unwrap();
+    assert_eq!(balance.in_factories_sat, kit.capacity.to_sat());
+    assert_eq!(balance.total_sat, kit.capacity.to_sat());
+    // The timeout is published: its payout is counted, the capacity no more.
+    wallet.chain.mine_to(kit.expiry.0);
+    wallet.synced().await;
+    let published = wallet.chain.published();
+    let mut txs = kit.txs.iter();
+    let timeout = txs.find(|tx| published.contains(&tx.txid())).unwrap();
+    let outputs = timeout.tx.output.iter();
+    let paid = outputs.filter(|o| o.script_pubkey == kit.payout_script);
+    let paid: u64 = paid.map(|o| o.value.to_sat()).sum();
+    let balance = wallet.client.balance().await.unwrap();
+    let parts = (balance.in_factories_sat, balance.payouts_coming_sat);
+    assert_eq!((parts, balance.total_sat), ((0, paid), paid));
+    // Confirmed: it is in another place, and no more than before.
+    wallet.chain.mine(vec![timeout.tx.clone()]);
+    wallet.synced().await;
+    let balance = wallet.client.balance().await.unwrap();
+    let parts = (balance.payouts_coming_sat, balance.payouts_sat);
+    assert_eq!((parts, balance.total_sat), ((0, paid), paid));
+    let shown = wallet.client.factories().await.unwrap();
+    assert_eq!(shown[0].state, "paid");
+}
