@@ -19,6 +19,9 @@
 //! * leaves ([`Leaf`]): opened by the coordinator, expected by the client, compared with what was verified, gated until their factory is
 //!   confirmed, sent to the chain when the rules of factories say so ([`claim_verdict`]), told from other spends at their end;
 //! * payments in, out and through, and ordinary channels.
+//!
+//! Not crash-safe yet, and therefore not used by the services: a monitor's update may be on disk before the manager that made it. A
+//! crash in between was seen to close a channel at the next start. Both belong into one transaction.
 
 mod coins;
 mod config;

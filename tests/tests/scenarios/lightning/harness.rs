@@ -178,6 +178,10 @@ impl Member {
             Ok(usable.count() == channels)
         })
         .await
+        .with_context(|| {
+            let (all, peers) = (self.node().channels(), self.node().peers());
+            format!("node {} has {all:?}, and the peers {peers:?}", self.number)
+        })
     }
 
     pub fn invoice(&self, via: &Member, amount: u64) -> Result<String> {

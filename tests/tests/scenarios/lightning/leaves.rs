@@ -19,12 +19,12 @@ async fn a_channel_on_an_unborn_leaf_pays_both_ways_and_survives_restarts() -> R
     assert_eq!(lsp.paid().await?, Msat(50_000_000));
     client.sent().await?;
 
-    client.crash().await?;
+    client.restart().await?;
     client.usable(1).await?;
     lsp.usable(1).await?;
     pay_client(&mut lsp, &mut client, 10_000_000).await?;
 
-    lsp.crash().await?;
+    lsp.restart().await?;
     client.usable(1).await?;
     lsp.usable(1).await?;
     let invoice = lsp.plain_invoice(160_000_000)?;

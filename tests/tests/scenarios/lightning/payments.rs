@@ -59,7 +59,7 @@ async fn payments_from_outside_reach_a_wallet_and_come_back() -> Result<()> {
     client.sent().await?;
 
     // The wallet's number survives the coordinator's restart; a shut gate stops both ways.
-    lsp.crash().await?;
+    lsp.restart().await?;
     lsp.usable(2).await?;
     client.usable(1).await?;
     outside.usable(1).await?;
