@@ -49,13 +49,13 @@ pub trait FeeCoins: Send + Sync + fmt::Debug {
         prevouts: &[TxOut],
     ) -> Result<(), FeeCoinsError>;
 
-    /// Remembers a transaction that is about to be broadcast: what it spends is not free any more.
+    /// Remembers a transaction that is about to be broadcast: what it spends is free only for what replaces it.
     ///
     /// # Errors
     /// [`FeeCoinsError`].
     async fn record(&self, transaction: &Transaction) -> Result<(), FeeCoinsError>;
 
-    /// A signed transaction that pays this much to a script, from confirmed coins; only for ordinary channels.
+    /// A signed transaction that pays this much to a script, from confirmed coins, recorded; only for ordinary channels.
     ///
     /// # Errors
     /// [`FeeCoinsError`].

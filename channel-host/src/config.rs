@@ -38,6 +38,7 @@ impl FeePolicy {
 }
 
 /// What a node is told at its start.
+#[derive(Clone)]
 pub struct NodeConfig {
     /// The chain.
     pub network: Network,

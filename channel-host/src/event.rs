@@ -22,6 +22,15 @@ impl std::fmt::Display for PaymentHash {
     }
 }
 
+impl std::str::FromStr for PaymentHash {
+    type Err = bitcoin::hex::HexToArrayError;
+
+    /// From 64 hexadecimal digits.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        bitcoin::hex::FromHex::from_hex(text).map(Self)
+    }
+}
+
 impl std::fmt::Debug for PaymentHash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PaymentHash({self})")

@@ -20,13 +20,14 @@
 //!   confirmed, sent to the chain when the rules of factories say so ([`claim_verdict`]), told from other spends at their end;
 //! * payments in, out and through, and ordinary channels.
 //!
-//! Not crash-safe yet, and therefore not used by the services: a monitor's update may be on disk before the manager that made it. A
-//! crash in between was seen to close a channel at the next start. Both belong into one transaction.
+//! [`Host`] keeps a node running.
+//!
 
 mod coins;
 mod config;
 mod error;
 mod event;
+mod host;
 mod ids;
 mod leaf;
 mod leaf_keys;
@@ -34,18 +35,21 @@ mod node;
 mod pay;
 mod store;
 mod timeout;
+mod wallet_coins;
 
 pub use coins::{FeeCoin, FeeCoins, FeeCoinsError};
 pub use config::{FeePolicy, NodeConfig};
 pub use error::NodeError;
 pub use event::{EventSink, ExitReason, Msat, NodeEvent, NotTakenIn, PaymentHash};
+pub use host::{Host, HostState};
 pub use ids::{is_leaf, lsp_channel_id};
 pub use leaf::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKind, Stage};
 pub use leaf_keys::LeafKeys;
-pub use node::{ChannelView, LeafBalance, Node, PaymentState, PaymentView};
+pub use node::{ChannelView, LeafBalance, Node, PaymentState, PaymentView, Settlement};
 pub use pay::{
-    CLAIM_BUFFER, ClaimRefusal, ForwardRefusal, InterceptHint, InvoiceRequest, LeafTerms,
-    claim_verdict, min_final_delta,
+    CLAIM_BUFFER, ClaimRefusal, ForwardRefusal, InterceptHint, InvoiceRequest, InvoiceView,
+    LeafTerms, claim_verdict, min_final_delta, read_invoice,
 };
 pub use store::{Change, EntryKey, Store, StoreError};
 pub use timeout::{TimeoutError, funding_redeem_script};
+pub use wallet_coins::WalletCoins;

@@ -26,6 +26,7 @@ use crate::context::{ChainState, Context};
 use crate::datadir::{DataDir, DataDirError, DataDirLock};
 use crate::event::{Event, Events};
 use crate::keys::NodeKeys;
+use crate::lightning::{self, Lightning, LightningError};
 use crate::server::{self, Front};
 use crate::sessions::Sessions;
 use crate::store::{Store, StoreError, clients, owner};
@@ -76,6 +77,9 @@ pub enum StartError {
         "clients cannot be told how to connect: {0}; set public_address to a host:port they can reach"
     )]
     Connection(#[from] ConnectionError),
+    /// The Lightning node.
+    #[error(transparent)]
+    Lightning(#[from] LightningError),
     /// A port or socket.
     #[error(
         "cannot listen on {at}: {source}; is something else using it? (listen in the configuration)"
@@ -194,12 +198,15 @@ impl Coordinator {
             events,
             keys,
             source,
-            wallet,
+            wallet: Arc::new(wallet),
             chain: watch::Sender::new(ChainState::Away("the node has not been asked yet".into())),
             sessions: Sessions::default(),
             ceremonies: Ceremonies::default(),
             trees: Trees::default(),
+            lightning: Lightning::default(),
         });
+        // Before it can be named to clients; a Bitcoin node that is away is waited for.
+        lightning::start(&ctx, data.channels()).await?;
         let mut coordinator = Self {
             ctx,
             connection,
@@ -279,18 +286,26 @@ impl Coordinator {
     fn follow_chain(&mut self) {
         let ctx = Arc::clone(&self.ctx);
         self.spawn("chain", chain_task::run(ctx, self.shutdown.subscribe()));
-        let ready = Event::Ready {
-            listen: self.listen.to_string(),
-            node_id: self.ctx.keys.node_id().to_string(),
-            connection: self.connection.to_string(),
-        };
+        let ctx = Arc::clone(&self.ctx);
+        self.spawn("lightning", lightning::run(ctx, self.shutdown.subscribe()));
+        let (listen, connection) = (self.listen.to_string(), self.connection.to_string());
         let ctx = Arc::clone(&self.ctx);
         let mut stop = self.shutdown.subscribe();
         self.spawn("readiness", async move {
             let mut chain = ctx.chain.subscribe();
+            let both = async {
+                // The sender is in the context.
+                let _ = chain.wait_for(|state| state.height().is_some()).await;
+                ctx.lightning.runs().await
+            };
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => {}
-                _ = chain.wait_for(|state| state.height().is_some()) => ctx.events.emit(ready),
+                lightning = both => ctx.events.emit(Event::Ready {
+                    listen,
+                    node_id: ctx.keys.node_id().to_string(),
+                    connection,
+                    lightning,
+                }),
             }
         });
     }
@@ -320,6 +335,12 @@ impl Coordinator {
             tracing::warn!(
                 "a ceremony did not stop in time; it goes on after the next start as after a crash"
             );
+        }
+        if tokio::time::timeout(STOP_TIME, self.ctx.lightning.shutdown())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the Lightning node did not stop in time; that is as safe as a crash");
         }
         let deadline = tokio::time::Instant::now() + STOP_TIME;
         for (name, mut task) in self.tasks {

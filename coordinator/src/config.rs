@@ -31,6 +31,10 @@ pub struct Config {
     pub public_address: Option<String>,
     /// Whether the port speaks TLS.
     pub tls: bool,
+    /// Where Lightning peers connect to.
+    pub lightning_listen: SocketAddr,
+    /// Where clients and peers are told that is.
+    pub lightning_public_address: Option<String>,
     /// Where the seed's passphrase is.
     pub passphrase_file: Option<PathBuf>,
     /// Cost of guessing the passphrase of a new seed.
@@ -47,6 +51,8 @@ pub struct Config {
     pub server: ServerConfig,
     /// New factories.
     pub factory: FactoryConfig,
+    /// The Lightning node.
+    pub lightning: LightningConfig,
 }
 
 /// See `kdf` in the default file.
@@ -171,6 +177,16 @@ pub struct ServerConfig {
     pub messages_per_second: u32,
 }
 
+/// See `[lightning]` in the default file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LightningConfig {
+    /// What a forward costs, per payment.
+    pub base_fee_msat: u32,
+    /// What it costs beside, in millionths of the amount.
+    pub fee_ppm: u32,
+}
+
 /// See `[factory]` in the default file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -215,6 +231,12 @@ pub struct Overrides {
     /// `--public-address`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_address: Option<String>,
+    /// `--lightning-listen`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lightning_listen: Option<SocketAddr>,
+    /// `--lightning-public-address`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lightning_public_address: Option<String>,
     /// `--no-tls`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<bool>,

@@ -50,6 +50,8 @@ mod tests {
             network: Some(Network::Regtest),
             listen: Some("127.0.0.1:2".parse().unwrap()),
             public_address: Some("lsp.example:1".to_owned()),
+            lightning_listen: Some("127.0.0.1:3".parse().unwrap()),
+            lightning_public_address: Some("lsp.example:3".to_owned()),
             tls: Some(false),
             passphrase_file: Some("/a \"quoted\" path".into()),
             kdf: Some(Kdf::Light),

@@ -11,6 +11,7 @@ use crate::ceremony::Ceremonies;
 use crate::config::Config;
 use crate::event::Events;
 use crate::keys::NodeKeys;
+use crate::lightning::Lightning;
 use crate::sessions::Sessions;
 use crate::store::Store;
 use crate::trees::Trees;
@@ -49,7 +50,7 @@ pub struct Context {
     /// The Bitcoin node.
     pub source: Arc<dyn ChainSource>,
     /// The on-chain wallet.
-    pub wallet: OnchainWallet,
+    pub wallet: Arc<OnchainWallet>,
     /// Whether the node serves us.
     pub chain: watch::Sender<ChainState>,
     /// Connected clients.
@@ -58,6 +59,8 @@ pub struct Context {
     pub ceremonies: Ceremonies,
     /// Trees of factories on the chain.
     pub trees: Trees,
+    /// The Lightning node.
+    pub lightning: Lightning,
 }
 
 impl Context {

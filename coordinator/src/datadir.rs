@@ -81,6 +81,12 @@ impl DataDir {
         self.0.join("coordinator.sqlite")
     }
 
+    /// The Lightning node's store.
+    #[must_use]
+    pub fn channels(&self) -> PathBuf {
+        self.0.join("channels.sqlite")
+    }
+
     /// The operator's socket.
     #[must_use]
     pub fn admin_socket(&self) -> PathBuf {

@@ -23,7 +23,7 @@ pub type FreshSeed = [u8; 16];
 /// Every key of the coordinator.
 pub struct NodeKeys {
     keys: Keys,
-    leaf_keys: LeafKeys,
+    leaf_keys: Arc<LeafKeys>,
     node_id: NodeId,
 }
 
@@ -40,9 +40,13 @@ impl NodeKeys {
     /// [`SeedError`].
     pub fn new(seed: &Seed, network: bitcoin::Network) -> Result<Self, SeedError> {
         let keys = seed.keys(network)?;
-        let node_id = NodeId::of(&keys.node_key());
+        let leaf_keys = Arc::new(LeafKeys::new(&keys.ldk_seed()));
+        // The account is the Lightning node: a client knows one id for both.
+        let mut secret = leaf_keys.keys_manager().get_node_secret_key();
+        let node_id = NodeId::of(&secret);
+        secret.non_secure_erase();
         Ok(Self {
-            leaf_keys: LeafKeys::new(&keys.ldk_seed()),
+            leaf_keys,
             keys,
             node_id,
         })
@@ -57,13 +61,19 @@ impl NodeKeys {
     /// The key behind the node id.
     #[must_use]
     pub fn node_secret(&self) -> SecretKey {
-        self.keys.node_key()
+        self.leaf_keys.keys_manager().get_node_secret_key()
     }
 
     /// For the on-chain wallet.
     #[must_use]
     pub fn wallet_master(&self) -> bitcoin::bip32::Xpriv {
         self.keys.wallet_xpriv()
+    }
+
+    /// For channels.
+    #[must_use]
+    pub fn leaf_keys(&self) -> Arc<LeafKeys> {
+        Arc::clone(&self.leaf_keys)
     }
 
     /// The factory key of one attempt.
@@ -149,7 +159,13 @@ impl CeremonySigner {
     /// Whether this attempt's randomness is stored.
     #[must_use]
     pub fn knows(&self, attempt: Attempt) -> bool {
-        self.known().fresh.contains_key(&attempt)
+        self.fresh(attempt).is_some()
+    }
+
+    /// This attempt's randomness, once it is stored.
+    #[must_use]
+    pub fn fresh(&self, attempt: Attempt) -> Option<FreshSeed> {
+        self.known().fresh.get(&attempt).copied()
     }
 
     /// The coordinator's funding key of the channel of `leaf`; `None` before the attempt began.

@@ -358,7 +358,7 @@ async fn a_failed_ceremony_frees_its_pins_and_a_funded_one_never_fails() {
 async fn what_may_be_signed_is_never_given_up() {
     let (_dir, store) = store().await;
     running(&store).await;
-    let factory = factory(&store, "acked").await;
+    let factory = factory(&store, "ready").await;
     let id = round(1).ceremony;
     store
         .write(async |tx| {

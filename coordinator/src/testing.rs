@@ -18,7 +18,7 @@ use chain::{
 };
 use factory_tree::ceremony::coordinator::Invitee;
 use factory_tree::ceremony::message::Round;
-use factory_tree::factory::FactorySpec;
+use factory_tree::factory::{FactorySpec, Member};
 use factory_tree::ids::{Attempt, CeremonyId};
 use factory_tree::params::{ExpiryPolicy, FactoryParams, Profile};
 use factory_tree::testing::{TestClient, funding_tx};
@@ -31,7 +31,8 @@ use crate::ceremony::Ceremonies;
 use crate::config::Config;
 use crate::context::{ChainState, Context};
 use crate::event::{Event, Events};
-use crate::keys::NodeKeys;
+use crate::keys::{FreshSeed, NodeKeys};
+use crate::lightning::Lightning;
 use crate::sessions::Sessions;
 use crate::store::ceremonies::{self, Wish};
 use crate::store::factories::{self, NewFactory};
@@ -48,6 +49,7 @@ struct Blocks {
     all: HashMap<BlockHash, Block>,
     mempool: HashMap<Txid, Transaction>,
     refused: Vec<OutPoint>,
+    packages: Vec<Vec<Transaction>>,
     feerate: Option<FeeRate>,
     made: u32,
 }
@@ -135,6 +137,11 @@ impl FakeChain {
         self.blocks().mempool.values().cloned().collect()
     }
 
+    /// Every package that was submitted.
+    pub fn packages(&self) -> Vec<Vec<Transaction>> {
+        self.blocks().packages.clone()
+    }
+
     /// The node forgets its mempool.
     pub fn clear_mempool(&self) {
         self.blocks().mempool.clear();
@@ -220,16 +227,35 @@ impl ChainSource for FakeChain {
         Ok(txid)
     }
 
-    async fn submit_package(&self, _: &[Transaction]) -> Result<PackageOutcome> {
-        Err(not_here("submitpackage"))
+    async fn submit_package(&self, package: &[Transaction]) -> Result<PackageOutcome> {
+        let mut blocks = self.blocks();
+        blocks.packages.push(package.to_vec());
+        for tx in package {
+            blocks.mempool.insert(tx.compute_txid(), tx.clone());
+        }
+        Ok(PackageOutcome {
+            transactions: Vec::new(),
+            replaced: Vec::new(),
+            message: "success".into(),
+        })
     }
 
     async fn test_accept(&self, _: &[Transaction]) -> Result<Vec<TestAccept>> {
         Err(not_here("testmempoolaccept"))
     }
 
-    async fn coin(&self, _: OutPoint) -> Result<Option<Coin>> {
-        Err(not_here("gettxout"))
+    async fn coin(&self, outpoint: OutPoint) -> Result<Option<Coin>> {
+        let blocks = self.blocks();
+        let mut all = (0u32..).zip(&blocks.active);
+        Ok(all.find_map(|(height, block)| {
+            let mut txs = block.txdata.iter();
+            let tx = txs.find(|tx| tx.compute_txid() == outpoint.txid)?;
+            Some(Coin {
+                txout: tx.output.get(outpoint.vout as usize)?.clone(),
+                height,
+                coinbase: tx.is_coinbase(),
+            })
+        }))
     }
 
     async fn mempool_entry(&self, txid: Txid) -> Result<Option<MempoolEntry>> {
@@ -244,8 +270,14 @@ impl ChainSource for FakeChain {
         }))
     }
 
-    async fn mempool_spender(&self, _: OutPoint) -> Result<Option<Txid>> {
-        Err(not_here("gettxspendingprevout"))
+    async fn mempool_spender(&self, outpoint: OutPoint) -> Result<Option<Txid>> {
+        let blocks = self.blocks();
+        let mut all = blocks.mempool.iter();
+        let spends = |tx: &Transaction| {
+            let mut inputs = tx.input.iter();
+            inputs.any(|input| input.previous_output == outpoint)
+        };
+        Ok(all.find(|(_, tx)| spends(tx)).map(|(txid, _)| *txid))
     }
 
     async fn raw_mempool_transaction(&self, _: Txid) -> Result<Option<Transaction>> {
@@ -261,12 +293,20 @@ fn not_here(method: &'static str) -> ChainError {
     }
 }
 
+/// The attempt of [`TestWorld::factory`].
+pub const ROUND: Round = Round {
+    ceremony: CeremonyId([1; 16]),
+    attempt: Attempt(1),
+};
+/// Its randomness.
+pub const FRESH: FreshSeed = [7; 16];
+
 /// A coordinator's context on a chain of our own.
 pub struct TestWorld {
     pub ctx: Arc<Context>,
     pub chain: Arc<FakeChain>,
     pub events: broadcast::Receiver<Event>,
-    dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
 }
 
 impl TestWorld {
@@ -315,17 +355,18 @@ impl TestWorld {
 
     /// A factory whose funding is signed, and its tree.
     pub async fn factory(&self, expiry_policy: ExpiryPolicy, clients: u64) -> Tree {
-        let round = Round {
-            ceremony: CeremonyId([1; 16]),
-            attempt: Attempt(1),
-        };
-        let fresh = [7; 16];
+        let clients = (0..clients).map(|n| TestClient::new(1, n, Amount::from_sat(200_000)));
+        let members = clients.map(|client| client.member());
+        self.factory_of(expiry_policy, members.collect()).await
+    }
+
+    /// The same of these members.
+    pub async fn factory_of(&self, expiry_policy: ExpiryPolicy, members: Vec<Member>) -> Tree {
+        let (round, fresh) = (ROUND, FRESH);
         let params = FactoryParams {
             expiry_policy,
             ..FactoryParams::profile(Profile::Lite, Network::Regtest)
         };
-        let members =
-            (0..clients).map(|n| TestClient::new(1, n, Amount::from_sat(200_000)).member());
         let spec = FactorySpec {
             params: params.clone(),
             birth: Height(self.chain.height()),
@@ -334,7 +375,7 @@ impl TestWorld {
                 .keys
                 .factory_secret(round, fresh)
                 .public_key(&Secp256k1::new()),
-            members: members.collect(),
+            members,
         };
         let draft = Draft::new(spec.clone()).unwrap();
         let tx = funding_tx(1, draft.funding_output());
@@ -423,11 +464,12 @@ async fn context(
         events,
         keys,
         source: chain,
-        wallet: wallet.unwrap(),
+        wallet: Arc::new(wallet.unwrap()),
         chain: watch::Sender::new(ChainState::Away("not asked yet".into())),
         sessions: Sessions::default(),
         ceremonies: Ceremonies::default(),
         trees: Trees::default(),
+        lightning: Lightning::default(),
     };
     (Arc::new(ctx), reader)
 }

@@ -14,7 +14,6 @@ use crate::SeedError;
 /// BIP-43 purpose of everything but the wallet: "SS" in ASCII.
 const PURPOSE: u32 = 0x5353;
 
-const NODE: u32 = 0;
 const LDK: u32 = 1;
 const JOIN: u32 = 2;
 const FACTORY: u32 = 3;
@@ -41,7 +40,6 @@ impl JoinRole {
 pub struct Keys {
     network: Network,
     bip39_seed: Zeroizing<[u8; 64]>,
-    node_key: Zeroizing<[u8; 32]>,
     ldk_seed: Zeroizing<[u8; 32]>,
     join_master: Zeroizing<[u8; 32]>,
     factory_master: Zeroizing<[u8; 32]>,
@@ -55,7 +53,6 @@ impl Keys {
         Ok(Self {
             network,
             bip39_seed: Zeroizing::new(*bip39_seed),
-            node_key: subkey(NODE)?,
             ldk_seed: subkey(LDK)?,
             join_master: subkey(JOIN)?,
             factory_master: subkey(FACTORY)?,
@@ -74,13 +71,7 @@ impl Keys {
             .expect("the same derivation succeeded when these keys were made")
     }
 
-    /// The key behind the Lightning node id. It authenticates; it is never part of a factory.
-    pub fn node_key(&self) -> SecretKey {
-        SecretKey::from_slice(&*self.node_key)
-            .expect("taken from a secret key when these keys were made")
-    }
-
-    /// The seed of LDK's `KeysManager`.
+    /// The seed of LDK's `KeysManager`. The Lightning node id, which is also the account, follows from it.
     pub fn ldk_seed(&self) -> Zeroizing<[u8; 32]> {
         self.ldk_seed.clone()
     }

@@ -6,7 +6,6 @@
 //! | key | derivation | what it is for |
 //! |---|---|---|
 //! | [`Keys::wallet_xpriv`] | BIP-32 master `m` | on-chain wallet; the wallet derives BIP-86 accounts itself, so any BIP-39 wallet finds the coins again |
-//! | [`Keys::node_key`] | `m/21331'/net'/0'` | Lightning node id, authentication; never a factory key |
 //! | [`Keys::ldk_seed`] | `m/21331'/net'/1'` | seed of LDK's `KeysManager`; channel keys grow from it and the leaf id |
 //! | join master (internal) | `m/21331'/net'/2'` | |
 //! | [`Keys::join_secret`] | `H(join master, "superscalar/join/factory" or "superscalar/join/payout", join_nonce)` | the client's keys of one join |

@@ -23,10 +23,7 @@ fn right() -> Passphrase {
 }
 
 fn node(seed: &Seed) -> [u8; 32] {
-    seed.keys(Network::Regtest)
-        .unwrap()
-        .node_key()
-        .secret_bytes()
+    *seed.keys(Network::Regtest).unwrap().ldk_seed()
 }
 
 #[test]

@@ -20,7 +20,6 @@ const FRESH: [u8; 16] = [
 
 struct Vector {
     network: Network,
-    node_key: &'static str,
     ldk_seed: &'static str,
     join_factory: &'static str,
     join_payout: &'static str,
@@ -30,7 +29,6 @@ struct Vector {
 const VECTORS: [Vector; 5] = [
     Vector {
         network: Network::Bitcoin,
-        node_key: "4c35853ff9a0952ca83bb303fce7add5532a2d39d32e66df27dd75a9edeb01ff",
         ldk_seed: "0112d013e581ef7c3d61ef6685cafb9b0652e331f7a55b06e429caec64ab8528",
         join_factory: "3b91637a43b9a7546e0ca825994a95f43c577ef07bc2f5703ce804e03437bb7c",
         join_payout: "10b5e8bd390a31ff3f09e20ec8b196b94faf8cfd5b18d331d1f17459c17c3519",
@@ -38,7 +36,6 @@ const VECTORS: [Vector; 5] = [
     },
     Vector {
         network: Network::Testnet,
-        node_key: "df2474b2368aada26b545ce1a7a61db1d550632f937fcb0a3cfe944187d94540",
         ldk_seed: "eff89c06cad87e11bf43b7fdbafd852f81f10f9f8f534a655f7812fcfd1d7670",
         join_factory: "a7cacfbc097b950518cda3fa4c1c7be7c91ad9ca45e4d87ab809c9564a842da7",
         join_payout: "2baeb0130673226852fb3d7e8ca08b43375af7e9b1fcd8e4a266aca41479771f",
@@ -46,7 +43,6 @@ const VECTORS: [Vector; 5] = [
     },
     Vector {
         network: Network::Testnet4,
-        node_key: "45eb0d096ff08d752c45d0b88d67b8af2681a80dcb49d7303cf1655b36235a51",
         ldk_seed: "e019cb961a7d72a64a8b90a14422478e0b885a61beff1109f4e3113868edf282",
         join_factory: "831f28f4b80844899f6c2cb15c55dd0e04a5090286d0f863ae369920b558e847",
         join_payout: "7e18c9387619838b6bc9018c680990c46b4f8e0d60987d8d6d3a92e186cfe34f",
@@ -54,7 +50,6 @@ const VECTORS: [Vector; 5] = [
     },
     Vector {
         network: Network::Signet,
-        node_key: "6f578cb8e287df4715f6ac4655cd98867ffc68f99c4be395d93d5f5b415e64d7",
         ldk_seed: "981b1667b20e3e68e2e3e55ae291b9d05974e96ddc45928940dfd41ac688bfc9",
         join_factory: "f37e04ad1a8c4ada77cf8355714c24bb2cbf086d448e812cd4956621ec6d7bd1",
         join_payout: "0456daf9ae5644c508f590288e627cb01926dcfb1995752f57c9bed6ff2f3914",
@@ -62,7 +57,6 @@ const VECTORS: [Vector; 5] = [
     },
     Vector {
         network: Network::Regtest,
-        node_key: "ba5d0659b79b03c511bfbe8111acb45e3ef86667810a62f8c047bae6c10a8694",
         ldk_seed: "c1491fb85a85f526743a88cd361b98134db18755a9938e8ec2cca058d8455ff4",
         join_factory: "50f3358335fea6454a63b22a3eefd131b59ded9725b47d0fb43cf9a08bce2eb0",
         join_payout: "09a1133680e580aa9d3d5e0f17c41737c858cfeb11207bb169e569ee0a6c8311",
@@ -96,7 +90,6 @@ fn every_derivation_is_fixed() {
         let keys = seed.keys(vector.network).unwrap();
         let network = vector.network;
         assert_eq!(keys.network(), network);
-        assert_eq!(hex(&keys.node_key()), vector.node_key, "{network}");
         assert_eq!(hex::encode(*keys.ldk_seed()), vector.ldk_seed, "{network}");
         assert_eq!(
             hex(&keys.join_secret(JOIN_NONCE, JoinRole::Factory)),
@@ -130,7 +123,6 @@ fn all(keys: &Keys) -> Vec<[u8; 32]> {
     let mut other_fresh = FRESH;
     other_fresh[15] ^= 1;
     let scalars = [
-        keys.node_key(),
         keys.join_secret(JOIN_NONCE, JoinRole::Factory),
         keys.join_secret(JOIN_NONCE, JoinRole::Payout),
         keys.join_secret(other_nonce, JoinRole::Factory),
@@ -155,7 +147,7 @@ fn no_key_serves_twice() {
         .map(|vector| seed.keys(vector.network).unwrap());
     let keys: Vec<_> = networks.flat_map(|keys| all(&keys)).collect();
     assert_eq!(keys.iter().collect::<HashSet<_>>().len(), keys.len());
-    assert_eq!(keys.len(), 50);
+    assert_eq!(keys.len(), 45);
 }
 
 #[test]

@@ -116,6 +116,45 @@ CREATE TABLE fee_children (
 ) STRICT;
 CREATE INDEX fee_children_by_parent ON fee_children (parent);
 
+-- Lightning payments, in and out; one invoice is paid once. Heights and Unix times of their beginning and end.
+CREATE TABLE payments (
+    hash BLOB NOT NULL CHECK (length(hash) = 32),
+    direction TEXT NOT NULL CHECK (direction IN ('in', 'out')),
+    amount_msat INTEGER NOT NULL,
+    fee_msat INTEGER,
+    state TEXT NOT NULL CHECK (state IN ('pending', 'succeeded', 'failed')),
+    -- What it was for.
+    description TEXT NOT NULL,
+    -- Why it failed.
+    failure TEXT,
+    created_height INTEGER NOT NULL,
+    created_time INTEGER NOT NULL,
+    ended_height INTEGER,
+    ended_time INTEGER,
+    PRIMARY KEY (hash, direction)
+) STRICT;
+
+-- What our invoices were for, until they have expired unpaid.
+CREATE TABLE invoices (
+    hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
+    description TEXT NOT NULL,
+    expires_time INTEGER NOT NULL
+) STRICT;
+CREATE INDEX invoices_by_expiry ON invoices (expires_time);
+
+-- What the Lightning node said last of the channel on a factory's leaf, and its commitment once that may be published.
+CREATE TABLE channels (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    view TEXT,
+    commitment BLOB
+) STRICT;
+
+-- The way to the coordinator's Lightning node, as it said last. At most one row.
+CREATE TABLE lightning_route (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    route TEXT NOT NULL
+) STRICT;
+
 -- The on-chain wallet's change sets, in order. They hold no secrets.
 CREATE TABLE wallet_changes (
     id INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -14,6 +14,12 @@ CREATE TABLE chain_txs (
 
 CREATE INDEX chain_txs_by_height ON chain_txs (height);
 
+CREATE TABLE channels (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    view TEXT,
+    commitment BLOB
+) STRICT;
+
 CREATE TABLE exits (
     factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
     goal TEXT NOT NULL CHECK (goal IN ('leave', 'timeout')),
@@ -73,6 +79,14 @@ CREATE TABLE interest (
     note TEXT NOT NULL
 ) STRICT;
 
+CREATE TABLE invoices (
+    hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
+    description TEXT NOT NULL,
+    expires_time INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX invoices_by_expiry ON invoices (expires_time);
+
 CREATE TABLE joins (
     join_nonce BLOB PRIMARY KEY CHECK (length(join_nonce) = 16),
     ceremony BLOB NOT NULL CHECK (length(ceremony) = 16),
@@ -92,9 +106,31 @@ CREATE TABLE kits (
     kit BLOB NOT NULL
 ) STRICT;
 
+CREATE TABLE lightning_route (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    route TEXT NOT NULL
+) STRICT;
+
 CREATE TABLE live (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     state TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE payments (
+    hash BLOB NOT NULL CHECK (length(hash) = 32),
+    direction TEXT NOT NULL CHECK (direction IN ('in', 'out')),
+    amount_msat INTEGER NOT NULL,
+    fee_msat INTEGER,
+    state TEXT NOT NULL CHECK (state IN ('pending', 'succeeded', 'failed')),
+    -- What it was for.
+    description TEXT NOT NULL,
+    -- Why it failed.
+    failure TEXT,
+    created_height INTEGER NOT NULL,
+    created_time INTEGER NOT NULL,
+    ended_height INTEGER,
+    ended_time INTEGER,
+    PRIMARY KEY (hash, direction)
 ) STRICT;
 
 CREATE TABLE payouts (

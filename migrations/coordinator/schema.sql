@@ -4,7 +4,7 @@ CREATE TABLE attempt (
     ceremony BLOB NOT NULL REFERENCES ceremony (ceremony),
     attempt INTEGER NOT NULL,
     fresh BLOB NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('drawn', 'invited', 'proposed', 'completed', 'acked', 'funding_signed', 'failed')),
+    state TEXT NOT NULL CHECK (state IN ('drawn', 'invited', 'proposed', 'completed', 'ready', 'funding_signed', 'failed')),
     invited TEXT, -- JSON: clients and capacities
     left_out TEXT, -- JSON: clients and why
     reason TEXT,
@@ -47,12 +47,20 @@ CREATE TABLE client (
     score_height INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE exit (
+    leaf_id BLOB PRIMARY KEY,
+    factory BLOB NOT NULL REFERENCES factory (factory),
+    position INTEGER NOT NULL,
+    wished_height INTEGER NOT NULL,
+    reason TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE factory (
     number INTEGER PRIMARY KEY,
     factory BLOB NOT NULL UNIQUE,
     ceremony BLOB NOT NULL,
     attempt INTEGER NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('proposed', 'completed', 'acked', 'funding_signed', 'failed')),
+    state TEXT NOT NULL CHECK (state IN ('proposed', 'completed', 'ready', 'funding_signed', 'failed')),
     spec BLOB NOT NULL, -- JSON
     funding_tx BLOB NOT NULL, -- unsigned
     funding_txid BLOB NOT NULL,
@@ -94,6 +102,7 @@ CREATE TABLE member (
     factory BLOB NOT NULL REFERENCES factory (factory),
     position INTEGER NOT NULL,
     capacity_sat INTEGER NOT NULL,
+    leaf_id BLOB NOT NULL UNIQUE, -- of its channel
     PRIMARY KEY (client, factory)
 ) STRICT, WITHOUT ROWID;
 
@@ -120,6 +129,17 @@ CREATE TABLE owner (
     network TEXT NOT NULL,
     node_id BLOB NOT NULL
 ) STRICT;
+
+CREATE TABLE payment (
+    hash BLOB PRIMARY KEY,
+    direction TEXT NOT NULL CHECK (direction IN ('in', 'out')),
+    state TEXT NOT NULL CHECK (state IN ('pending', 'succeeded', 'failed')),
+    msat INTEGER NOT NULL,
+    fee_msat INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    created_height INTEGER NOT NULL,
+    ended_height INTEGER
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE pin (
     txid BLOB NOT NULL,

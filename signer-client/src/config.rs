@@ -92,6 +92,9 @@ pub struct Config {
     /// Leaving.
     #[serde(default)]
     pub exit: ExitConfig,
+    /// Lightning.
+    #[serde(default)]
+    pub lightning: LightningConfig,
 }
 
 /// The Bitcoin node.
@@ -168,8 +171,16 @@ pub struct ExitConfig {
     pub final_depth: u32,
 }
 
+/// Lightning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LightningConfig {
+    /// Blocks the coordinator waits for its own money after it closed a channel alone.
+    pub to_self_delay: u16,
+}
+
 mod defaults {
-    use super::{ChainConfig, ConnectionConfig, ExitConfig, LimitsConfig};
+    use super::{ChainConfig, ConnectionConfig, ExitConfig, LightningConfig, LimitsConfig};
 
     pub(super) fn log_level() -> String {
         "info".to_owned()
@@ -216,6 +227,14 @@ mod defaults {
         }
     }
 
+    impl Default for LightningConfig {
+        fn default() -> Self {
+            Self {
+                to_self_delay: 1008,
+            }
+        }
+    }
+
     impl Default for ExitConfig {
         fn default() -> Self {
             Self {
@@ -243,6 +262,7 @@ impl Config {
             connection: ConnectionConfig::default(),
             limits: LimitsConfig::default(),
             exit: ExitConfig::default(),
+            lightning: LightningConfig::default(),
         }
     }
 
@@ -395,6 +415,14 @@ impl Config {
         }
         if self.exit.final_depth == 0 {
             return Err(value("exit.final_depth", &0, "use at least 1"));
+        }
+        // BOLT 2's smallest useful delay to LDK's largest.
+        if !(144..=2016).contains(&self.lightning.to_self_delay) {
+            return Err(value(
+                "lightning.to_self_delay",
+                &self.lightning.to_self_delay,
+                "use 144 to 2016",
+            ));
         }
         if self.exit.recheck_seconds == 0 {
             return Err(value("exit.recheck_seconds", &0, "use at least 1"));

@@ -2,6 +2,7 @@
 
 use chain::ChainError;
 use chain::wallet::WalletError;
+use channel_host::NodeError;
 use factory_tree::ids::FactoryId;
 use factory_tree::kit::KitError;
 use keystore::{PassphraseError, SeedError};
@@ -39,6 +40,15 @@ pub enum Error {
     /// The on-chain wallet.
     #[error(transparent)]
     Wallet(#[from] WalletError),
+    /// The Lightning node.
+    #[error("the Lightning node: {0}")]
+    Lightning(#[from] NodeError),
+    /// There is no Lightning node now.
+    #[error("this wallet's Lightning node does not run: {0}")]
+    NoLightning(String),
+    /// Nothing was paid, or no invoice made.
+    #[error("{0}")]
+    PaymentRefused(String),
     /// A stored exit kit.
     #[error(
         "the exit kit of factory {factory} is not good any more: {cause}; put a backup of the database back"
@@ -107,8 +117,12 @@ impl Error {
                 | ChainError::NotReady { .. },
             )
             | Self::Unreachable { .. }
+            | Self::NoLightning(_)
+            | Self::Lightning(NodeError::Unreachable { .. })
             | Self::Disconnected(_) => 3,
             Self::Refused(_)
+            | Self::PaymentRefused(_)
+            | Self::Lightning(NodeError::Refused(_))
             | Self::NothingToLeave { .. }
             | Self::NothingToSweep
             | Self::Handshake(_)

@@ -181,6 +181,87 @@ pub enum Event {
         /// The factory.
         factory: FactoryId,
     },
+    /// The coordinator's Lightning node is connected.
+    LightningConnected,
+    /// There is no Lightning now: the own node does not run, or the coordinator's is not connected.
+    LightningDown {
+        /// Why.
+        problem: String,
+    },
+    /// The channel on a factory's leaf stands, as verified.
+    ChannelOpened {
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The channel on a factory's leaf did not come about.
+    ChannelRefused {
+        /// The factory.
+        factory: FactoryId,
+        /// Why.
+        why: String,
+    },
+    /// A channel takes no more payments.
+    ChannelClosed {
+        /// The factory.
+        factory: FactoryId,
+        /// In Lightning's words.
+        reason: String,
+        /// Closed by both sides together.
+        cooperative: bool,
+    },
+    /// A channel has to go to the chain: its factory is being left.
+    ExitNeeded {
+        /// The factory.
+        factory: FactoryId,
+        /// Why.
+        reason: String,
+    },
+    /// The signed commitment of a channel whose leaf is confirmed; anybody may pay for it.
+    CommitmentReady {
+        /// The factory.
+        factory: FactoryId,
+        /// The commitment.
+        txid: Txid,
+    },
+    /// A channel's output on the chain is spent.
+    ChannelSpent {
+        /// The factory.
+        factory: FactoryId,
+        /// `commitment`, `cooperative`, `timeout`, `poison` or `reap`.
+        kind: String,
+        /// The spending transaction.
+        txid: Txid,
+        /// Height of its block.
+        height: u32,
+    },
+    /// Somebody paid this wallet.
+    PaymentReceived {
+        /// The payment's hash.
+        hash: String,
+        /// How much.
+        amount_msat: u64,
+    },
+    /// Somebody wanted to pay this wallet, and it was sent back.
+    PaymentRefused {
+        /// The payment's hash.
+        hash: String,
+        /// Why.
+        reason: String,
+    },
+    /// A payment of this wallet arrived.
+    PaymentSent {
+        /// The payment's hash.
+        hash: String,
+        /// What it cost.
+        fee_msat: u64,
+    },
+    /// A payment of this wallet came back whole.
+    PaymentFailed {
+        /// The payment's hash.
+        hash: String,
+        /// Why.
+        reason: String,
+    },
     /// The chain was followed to its tip.
     Synced {
         /// The tip.
@@ -247,7 +328,12 @@ impl Events {
 fn log(stamped: &Stamped) {
     let text = || serde_json::to_string(stamped).unwrap_or_default();
     match &stamped.event {
-        Event::Refused { .. } | Event::ServerError { .. } | Event::ChainTrouble { .. } => {
+        Event::Refused { .. }
+        | Event::ServerError { .. }
+        | Event::ChainTrouble { .. }
+        | Event::LightningDown { .. }
+        | Event::ChannelRefused { .. }
+        | Event::PaymentRefused { .. } => {
             tracing::warn!(event = %text());
         }
         Event::Synced { .. } => tracing::debug!(event = %text()),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use bitcoin::bip32::Xpriv;
 use bitcoin::key::{Keypair, TapTweak};
@@ -14,7 +15,7 @@ use keystore::{JoinRole, Keys, Passphrase, Seed, SeedError};
 /// Every key of one wallet on one network. Not shown by `Debug`.
 pub struct ClientKeys {
     keys: Keys,
-    leaf: LeafKeys,
+    leaf: Arc<LeafKeys>,
     secp: Secp256k1<All>,
     node_id: ClientId,
 }
@@ -39,9 +40,9 @@ impl ClientKeys {
     /// [`SeedError::Underivable`], for no seed anybody will ever see.
     pub fn new(seed: &Seed, network: Network) -> Result<Self, SeedError> {
         let keys = seed.keys(network)?;
-        let leaf = LeafKeys::new(&keys.ldk_seed());
+        let leaf = Arc::new(LeafKeys::new(&keys.ldk_seed()));
         let secp = Secp256k1::new();
-        let mut node = keys.node_key();
+        let mut node = leaf.keys_manager().get_node_secret_key();
         let node_id = ClientId(PublicKey::from_secret_key(&secp, &node).serialize());
         node.non_secure_erase();
         Ok(Self {
@@ -70,16 +71,16 @@ impl ClientKeys {
         self.keys.network()
     }
 
-    /// The account.
+    /// The account, which is also the Lightning node.
     #[must_use]
     pub const fn node_id(&self) -> ClientId {
         self.node_id
     }
 
-    /// The key that authenticates.
+    /// The key that authenticates: the Lightning node's.
     #[must_use]
     pub fn node_key(&self) -> SecretKey {
-        self.keys.node_key()
+        self.leaf.keys_manager().get_node_secret_key()
     }
 
     /// For the on-chain wallet.
@@ -90,7 +91,7 @@ impl ClientKeys {
 
     /// Channel keys.
     #[must_use]
-    pub const fn leaf_keys(&self) -> &LeafKeys {
+    pub const fn leaf_keys(&self) -> &Arc<LeafKeys> {
         &self.leaf
     }
 

@@ -17,6 +17,7 @@ pub mod event;
 mod exit;
 pub mod fault;
 pub mod keys;
+mod lightning;
 pub mod lock;
 #[cfg(feature = "fault-points")]
 mod misbehave;
@@ -24,8 +25,12 @@ mod shared_chain;
 pub mod store;
 mod watch;
 
+pub use channel_host::{Msat, PaymentHash};
 pub use client::{ClientParts, Shutdown, SignerClient, Tasks};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use event::{Event, Stamped};
+pub use lightning::{
+    ChannelState, ChannelView, Invoice, InvoiceOptions, LightningBalance, SpentView,
+};
 pub use shared_chain::SharedChain;

@@ -35,6 +35,16 @@ pub(crate) fn twist(message: &ToCoordinator) -> Vec<ClientMessage> {
     }
 }
 
+/// Whether to stay away from the coordinator's Lightning node.
+pub(crate) fn hides_from_lightning() -> bool {
+    how() == "silent_before_channel"
+}
+
+/// Whether to find something wrong with every channel.
+pub(crate) fn refuses_channel() -> bool {
+    how() == "refuse_channel"
+}
+
 /// Signs the challenge with a key that is not the node's.
 pub(crate) fn twist_key(secret: &mut SecretKey) {
     if how() == "wrong_auth" {
@@ -106,6 +116,7 @@ fn foreign(message: &ToCoordinator) -> ClientMessage {
         ToCoordinator::Partials(partials) => partials.round = round,
         ToCoordinator::Present(own)
         | ToCoordinator::Ack { round: own, .. }
+        | ToCoordinator::ChannelOpened { round: own, .. }
         | ToCoordinator::Decline { round: own, .. } => *own = round,
     }
     (&foreign).into()

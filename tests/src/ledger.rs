@@ -28,6 +28,8 @@ pub enum Owner {
     Party(String),
     /// Still in the factory: several must sign.
     Factory,
+    /// In a Lightning channel, or out of one and not yet in anybody's wallet.
+    Channel,
     /// An anchor: whoever spends it first.
     Anyone,
 }
@@ -56,6 +58,8 @@ pub struct Known {
     pub coordinator: String,
     /// Scripts that the harness pays parties at.
     pub gifts: HashMap<ScriptBuf, String>,
+    /// Addresses of the parties' on-chain wallets.
+    pub wallets: HashMap<ScriptBuf, String>,
     /// Name of each client by the id that exports have.
     pub clients: HashMap<String, String>,
 }
@@ -152,7 +156,7 @@ impl Ledger {
             .checked_sub(paid)
             .with_context(|| format!("{txid} makes money"))?;
         self.fees = add(self.fees, fee)?;
-        let maker = self.maker(txid, &spent)?;
+        let maker = self.maker(tx, txid, &spent)?;
         let kind = self.kind(txid, &spent, &maker);
         let by = match &maker {
             Owner::Party(name) => Some(name.clone()),
@@ -166,12 +170,14 @@ impl Ledger {
             fee_sat: fee.to_sat(),
             by,
         });
-        let (roles, gifts) = (self.roles.clone_for(txid, tx), self.known.gifts.clone());
-        self.credit(tx, |outpoint, output| {
-            let gift = gifts.get(&output.script_pubkey).cloned().map(Owner::Party);
-            let anchor = (output.script_pubkey == ScriptBuf::new_p2a()).then_some(Owner::Anyone);
-            let role = roles.get(&outpoint).cloned();
-            Ok(role.or(gift).or(anchor).unwrap_or_else(|| maker.clone()))
+        let outpoints = (0u32..).map(|vout| OutPoint::new(txid, vout));
+        let owners: HashMap<OutPoint, Owner> = outpoints
+            .zip(&tx.output)
+            .map(|(outpoint, output)| (outpoint, self.payee(outpoint, output, &maker)))
+            .collect();
+        self.credit(tx, |outpoint, _| {
+            let owner = owners.get(&outpoint).cloned();
+            owner.with_context(|| format!("{outpoint} is nobody's"))
         })?;
         if maker == Owner::Outside {
             self.given(tx)?;
@@ -179,18 +185,37 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whose coins a transaction spends. What only the factory paid for, and is none of its own
-    /// transactions, is its coordinator's sweep: all others would need a signature of everybody.
-    fn maker(&self, txid: Txid, spent: &[(TxOut, Owner)]) -> Result<Owner> {
+    /// Whose an output is. What goes to no known script is in a channel, or comes out of one.
+    fn payee(&self, outpoint: OutPoint, output: &TxOut, maker: &Owner) -> Owner {
+        let script = &output.script_pubkey;
+        let role = self.roles.get(&outpoint).cloned();
+        let gift = || self.known.party(script).map(Owner::Party);
+        let anchor = || (*script == ScriptBuf::new_p2a()).then_some(Owner::Anyone);
+        role.or_else(gift).or_else(anchor).unwrap_or(match maker {
+            Owner::Outside => Owner::Outside,
+            _ => Owner::Channel,
+        })
+    }
+
+    /// Whose coins a transaction spends. What only the factory and its channels paid for is whose wallet it pays to: a sweep;
+    /// or nobody's yet: a commitment.
+    fn maker(&self, tx: &Transaction, txid: Txid, spent: &[(TxOut, Owner)]) -> Result<Owner> {
         let mut owners: Vec<&Owner> = spent.iter().map(|(_, owner)| owner).collect();
-        owners.retain(|owner| !matches!(owner, Owner::Anyone | Owner::Factory));
+        owners.retain(|owner| !matches!(owner, Owner::Anyone | Owner::Factory | Owner::Channel));
         owners.sort();
         owners.dedup();
         match owners.as_slice() {
             [one] => Ok((*one).clone()),
             [] if self.kinds.contains_key(&txid) => Ok(Owner::Factory),
-            [] if spent.iter().any(|(_, owner)| *owner == Owner::Factory) => {
-                Ok(Owner::Party(self.known.coordinator.clone()))
+            [] => {
+                let scripts = tx.output.iter().map(|output| &output.script_pubkey);
+                let mut paid: Vec<String> = scripts.filter_map(|s| self.known.party(s)).collect();
+                paid.sort();
+                paid.dedup();
+                match <[String; 1]>::try_from(paid) {
+                    Ok([party]) => Ok(Owner::Party(party)),
+                    Err(_) => Ok(Owner::Channel),
+                }
             }
             other => bail!("{txid} spends the coins of {other:?}"),
         }
@@ -201,7 +226,8 @@ impl Ledger {
         let own = match maker {
             _ if spends(Owner::Anyone) => "fee_child",
             Owner::Outside => "gift",
-            _ if spends(Owner::Factory) => "sweep",
+            Owner::Channel => "commitment",
+            _ if spends(Owner::Factory) || spends(Owner::Channel) => "sweep",
             _ => "payment",
         };
         self.kinds.get(&txid).map_or(own, String::as_str).to_owned()
@@ -298,6 +324,12 @@ impl Ledger {
 }
 
 impl Known {
+    /// Whose a script is.
+    fn party(&self, script: &ScriptBuf) -> Option<String> {
+        let gift = self.gifts.get(script);
+        gift.or_else(|| self.wallets.get(script)).cloned()
+    }
+
     fn payee(&self, factory: &Export, script: &ScriptBuf) -> Result<Owner> {
         let mut clients = factory.clients();
         let payee = clients.find(|client| client.payout_script_pubkey.as_ref() == Some(script));
@@ -305,22 +337,6 @@ impl Known {
         let name = self.clients.get(&payee.id);
         let name = name.with_context(|| format!("unknown client {}", payee.id))?;
         Ok(Owner::Party(name.clone()))
-    }
-}
-
-/// The part of a map that one transaction needs.
-trait Roles {
-    fn clone_for(&self, txid: Txid, tx: &Transaction) -> HashMap<OutPoint, Owner>;
-}
-
-impl Roles for HashMap<OutPoint, Owner> {
-    fn clone_for(&self, txid: Txid, tx: &Transaction) -> HashMap<OutPoint, Owner> {
-        let outpoints = (0u32..)
-            .take(tx.output.len())
-            .map(|vout| OutPoint::new(txid, vout));
-        outpoints
-            .filter_map(|at| self.get(&at).map(|owner| (at, owner.clone())))
-            .collect()
     }
 }
 

@@ -2,12 +2,16 @@
 
 pub mod binaries;
 pub mod bitcoind;
+pub mod coins;
 pub mod command;
 pub mod event;
 pub mod export;
 pub mod ledger;
 pub mod mining;
+pub mod outside;
+pub mod payments;
 pub mod process;
 pub mod service;
+pub mod wallets;
 pub mod watchdog;
 pub mod world;

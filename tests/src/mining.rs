@@ -15,6 +15,9 @@ use crate::world::{Created, World};
 /// How long somebody who may publish now is given to do so before blocks are mined without it.
 const THINKING: Duration = Duration::from_millis(600);
 
+/// Blocks for which money of whoever closes a channel alone is locked, in all scenarios.
+pub const TO_SELF_DELAY: u32 = 144;
+
 /// What a wallet tells while it leaves.
 const STEPS: [&str; 3] = ["exit_published", "exit_waiting", "timeout_published"];
 
@@ -96,6 +99,15 @@ impl World {
         }
     }
 
+    /// Mines as long as somebody publishes something.
+    pub fn mine_until_quiet(&self) -> Result<()> {
+        while self.somebody_publishes()? {
+            self.mine(1)?;
+            self.everybody_sees(self.node.height()?)?;
+        }
+        Ok(())
+    }
+
     fn everybody_sees(&self, height: u32) -> Result<()> {
         if self.coordinator.process().is_ok() {
             self.coordinator_sees(height)?;
@@ -127,7 +139,11 @@ impl World {
             .flatten();
         let locks: Vec<u32> = locks.map(u32::try_from).collect::<Result<_, _>>()?;
         let heights = self.heights(export.transactions.iter().map(|tx| tx.txid).collect())?;
-        let mut milestones = vec![export.expiry_height];
+        let life = [param("active"), param("dying")].into_iter().flatten();
+        let life = u32::try_from(life.sum::<u64>())?;
+        // `E`, at which the coordinator closes what is on the chain, and `T`.
+        let mut milestones = vec![export.birth_height + life, export.expiry_height];
+        milestones.extend(self.closings()?);
         for tx in &export.transactions {
             let input = tx.inputs.first().context("a transaction has an input")?;
             let parent = heights.get(&input.txid);
@@ -139,6 +155,22 @@ impl World {
             }
         }
         Ok(milestones)
+    }
+
+    /// Heights at which money out of channels that were closed by one side alone is free.
+    fn closings(&self) -> Result<Vec<u32>> {
+        let mut heights = Vec::new();
+        for service in self.clients.iter().chain([&self.coordinator]) {
+            if service.process().is_err() {
+                continue;
+            }
+            let events = service.events()?;
+            let spent = events.iter().filter(|event| event.is("channel_spent"));
+            for height in spent.filter_map(|event| event.number("height")) {
+                heights.push(u32::try_from(height)?.saturating_add(TO_SELF_DELAY));
+            }
+        }
+        Ok(heights)
     }
 
     /// Heights of the blocks of those of these transactions that are in the chain.

@@ -13,6 +13,9 @@ use crate::command::{self, Answer};
 use crate::event::Event;
 use crate::process::{Launch, Process};
 
+/// What every seed of a scenario is encrypted with.
+pub const PASSPHRASE: &str = "correct horse battery staple";
+
 /// One installation of `coordinator` or `signer-client`.
 #[derive(Debug)]
 pub struct Service {
@@ -50,7 +53,7 @@ impl Service {
         let passphrase = installation
             .home
             .join(format!("{}.passphrase", installation.name));
-        fs::write(&passphrase, "correct horse battery staple\n")?;
+        fs::write(&passphrase, format!("{PASSPHRASE}\n"))?;
         fs::set_permissions(&passphrase, fs::Permissions::from_mode(0o600))?;
         Ok(Self {
             name: installation.name.to_owned(),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use bitcoin::address::NetworkUnchecked;
@@ -15,6 +16,7 @@ use crate::event::Event;
 use crate::export::Export;
 use crate::ledger::{Known, Ledger};
 use crate::service::{Installation, Service};
+use crate::wallets;
 
 /// Milliseconds between two looks of a service at the chain: tests do not want to wait.
 const POLL_MS: i64 = 25;
@@ -25,8 +27,11 @@ pub const COMPRESSED: &[(&str, u32)] = &[
     ("active", 36),
     ("dying", 60),
     ("expiry_margin", 150),
-    ("late_margin", 6),
+    ("late_margin", LATE_MARGIN),
 ];
+
+/// Blocks before the expiry by which everything published is spent, in that calendar.
+pub const LATE_MARGIN: u32 = 6;
 
 /// What the coordinator of a scenario has at first.
 pub const COORDINATOR_COINS: Amount = Amount::from_sat(100_000_000);
@@ -35,7 +40,7 @@ pub const COORDINATOR_COINS: Amount = Amount::from_sat(100_000_000);
 #[derive(Debug)]
 pub struct World {
     /// The Bitcoin node.
-    pub node: Bitcoind,
+    pub node: Arc<Bitcoind>,
     /// The coordinator.
     pub coordinator: Service,
     /// The wallets.
@@ -87,7 +92,7 @@ impl World {
         let (home, logs) = (directory.join("data"), directory.join("logs"));
         fs::create_dir_all(&home)?;
         fs::create_dir_all(&logs)?;
-        let node = Bitcoind::start_with(options)?;
+        let node = Arc::new(Bitcoind::start_with(options)?);
         let coordinator = Service::new(Installation {
             name: "coordinator",
             program: binaries::coordinator()?,
@@ -98,15 +103,17 @@ impl World {
         coordinator.configure("network", "regtest")?;
         coordinator.configure("kdf", "light")?;
         coordinator.configure("listen", format!("127.0.0.1:{}", free_port()?))?;
+        coordinator.configure("lightning_listen", format!("127.0.0.1:{}", free_port()?))?;
         coordinator.configure("chain.rpc_url", node.rpc_url())?;
         coordinator.configure("chain.rpc_cookie", path_text(&node.cookie_file())?)?;
         coordinator.configure("chain.poll_ms", POLL_MS)?;
         coordinator.configure("chain.fallback_feerate", 2)?;
         let made = coordinator.json(&["init"])?;
-        let known = Known {
+        let mut known = Known {
             coordinator: coordinator.name().to_owned(),
             ..Known::default()
         };
+        known.wallets.extend(wallets::scripts(&coordinator)?);
         Ok(Self {
             connection: text(&made, "connection")?,
             plain: false,
@@ -167,9 +174,15 @@ impl World {
         client.configure("chain.fallback_sat_per_vb", 2)?;
         client.configure("connection.reconnect_min_ms", 50)?;
         client.configure("connection.reconnect_max_ms", 400)?;
+        // The least that LDK takes: who closes waits no longer than it must.
+        client.configure(
+            "lightning.to_self_delay",
+            i64::from(crate::mining::TO_SELF_DELAY),
+        )?;
         self.known
             .clients
             .insert(text(&made, "node_id")?, name.to_owned());
+        self.known.wallets.extend(wallets::scripts(&client)?);
         Ok(client)
     }
 
@@ -247,6 +260,11 @@ impl World {
         self.clients
             .get(index)
             .with_context(|| format!("no client {index}"))
+    }
+
+    /// Whose coins a script's are, for the balance sheet.
+    pub fn know(&mut self, script: ScriptBuf, name: &str) {
+        self.known.gifts.insert(script, name.to_owned());
     }
 
     /// The chain, told as who owns what.

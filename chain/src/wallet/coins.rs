@@ -82,6 +82,11 @@ impl OnchainWallet {
         self.state.lock().await.free_coins(&HashSet::new())
     }
 
+    /// Of these, the confirmed coins that only an unconfirmed transaction spends: whoever made it may replace it, and spend them again.
+    pub async fn replaceable_coins(&self, among: &HashSet<OutPoint>) -> Vec<WalletCoin> {
+        self.state.lock().await.replaceable_coins(among)
+    }
+
     /// Remembers a transaction of ours as on its way, before it is broadcast: its inputs are spent, its change is pending.
     ///
     /// # Errors
@@ -182,6 +187,24 @@ impl State {
         let outputs = self.wallet.list_output().filter(|output| {
             !avoid.contains(&output.outpoint) && rivals.iter().any(|tx| spends(tx, output.outpoint))
         });
+        outputs.filter_map(|output| self.coin(output)).collect()
+    }
+
+    fn replaceable_coins(&self, among: &HashSet<OutPoint>) -> Vec<WalletCoin> {
+        let unconfirmed = self
+            .wallet
+            .transactions()
+            .filter(|tx| !tx.chain_position.is_confirmed());
+        let mut spent = HashSet::new();
+        for tx in unconfirmed {
+            let inputs = tx.tx_node.tx.input.iter();
+            spent.extend(inputs.map(|input| input.previous_output));
+        }
+        spent.retain(|outpoint| among.contains(outpoint));
+        let outputs = self
+            .wallet
+            .list_output()
+            .filter(|output| spent.contains(&output.outpoint));
         outputs.filter_map(|output| self.coin(output)).collect()
     }
 

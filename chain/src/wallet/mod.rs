@@ -168,6 +168,23 @@ impl OnchainWallet {
     pub async fn sign(&self, transaction: &mut Transaction, prevouts: &[TxOut]) -> Result<()> {
         self.state.lock().await.sign(transaction, prevouts)
     }
+
+    /// Signs the inputs that are the wallet's and leaves the others alone, for a transaction that somebody else completes; `prevouts` are the
+    /// outputs spent, in the order of the inputs.
+    ///
+    /// # Errors
+    /// [`WalletError::Keys`] if there is not one output per input; nothing is signed then.
+    pub async fn sign_own(&self, transaction: &mut Transaction, prevouts: &[TxOut]) -> Result<()> {
+        self.state.lock().await.sign_own(transaction, prevouts)
+    }
+
+    /// Where change goes: an address of ours that nobody has paid to, stored as used before it is returned.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn change_script(&self) -> Result<ScriptBuf> {
+        self.state.lock().await.change_script().await
+    }
 }
 
 impl State {
@@ -239,6 +256,15 @@ impl State {
         let spends = transaction.input.iter().zip(prevouts);
         let signers = spends
             .map(|(input, prevout)| self.keypair_of(prevout, input.previous_output).map(Some));
+        let signers = signers.collect::<Result<Vec<_>>>()?;
+        keys::sign_key_path(transaction, prevouts, &signers)
+    }
+
+    fn sign_own(&self, transaction: &mut Transaction, prevouts: &[TxOut]) -> Result<()> {
+        let signers = prevouts.iter().map(|prevout| {
+            let path = self.wallet.derivation_of_spk(prevout.script_pubkey.clone());
+            path.map(|path| self.keys.keypair(path)).transpose()
+        });
         let signers = signers.collect::<Result<Vec<_>>>()?;
         keys::sign_key_path(transaction, prevouts, &signers)
     }

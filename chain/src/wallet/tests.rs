@@ -283,6 +283,57 @@ async fn only_our_own_inputs_are_signed() {
     assert_eq!(draft.fee, sat(vsize * 5));
 }
 
+#[tokio::test]
+async fn what_is_not_ours_is_left_for_others_to_sign() {
+    let (wallet, _, _) = wallet_with(&[60_000]).await;
+    let coin = wallet.coins().await.remove(0);
+    let mut shared = paying(&[output(50_000)], 3);
+    shared.input.push(bitcoin::TxIn {
+        previous_output: coin.outpoint,
+        ..bitcoin::TxIn::default()
+    });
+    let unsigned = shared.clone();
+    // One prevout too few, and one too many: there is no telling which is whose.
+    let three = [output(1_000), coin.txout.clone(), output(1_000)];
+    for prevouts in [&three[1..2], &three[..]] {
+        let refused = wallet.sign_own(&mut shared, prevouts).await;
+        assert!(matches!(refused, Err(WalletError::Keys(_))));
+        assert_eq!(shared, unsigned);
+    }
+    let prevouts = [output(1_000), coin.txout.clone()];
+    wallet.sign_own(&mut shared, &prevouts).await.unwrap();
+    assert!(shared.input[0].witness.is_empty());
+    // BIP-341: 64 bytes for the default sighash type; the key is the output's.
+    let signature =
+        bitcoin::taproot::Signature::from_slice(shared.input[1].witness.nth(0).unwrap()).unwrap();
+    let sighash = bitcoin::sighash::SighashCache::new(&shared)
+        .taproot_key_spend_signature_hash(
+            1,
+            &bitcoin::sighash::Prevouts::All(&prevouts),
+            bitcoin::TapSighashType::Default,
+        )
+        .unwrap();
+    let key = bitcoin::XOnlyPublicKey::from_slice(&coin.txout.script_pubkey.as_bytes()[2..]);
+    bitcoin::secp256k1::Secp256k1::verification_only()
+        .verify_schnorr(&signature.signature, &sighash.into(), &key.unwrap())
+        .unwrap();
+}
+
+#[tokio::test]
+async fn only_coins_of_transactions_on_their_way_are_replaceable() {
+    let (wallet, mut chain, _) = wallet_with(&[60_000, 40_000]).await;
+    let coins = wallet.coins().await;
+    let all = coins.iter().map(|coin| coin.outpoint).collect();
+    assert_eq!(wallet.replaceable_coins(&all).await, []);
+    let mut spend = paying(&[output(30_000)], 3);
+    spend.input[0].previous_output = coins[0].outpoint;
+    wallet.record_unconfirmed(&spend).await.unwrap();
+    assert_eq!(wallet.replaceable_coins(&all).await, coins[..1]);
+    assert_eq!(wallet.replaceable_coins(&Default::default()).await, []);
+    wallet.apply(&chain.mine(vec![spend])).await.unwrap();
+    assert_eq!(wallet.replaceable_coins(&all).await, []);
+}
+
 #[derive(Debug, Default)]
 struct FullDisk(MemoryStore, std::sync::atomic::AtomicBool);
 

@@ -196,7 +196,7 @@ impl Book {
                     continue;
                 };
                 let record = self.update(*id, |record| {
-                    record.spent = Some((record.kind_of(txid), txid, height));
+                    record.spent = Some((record.kind_of(transaction), txid, height));
                 })?;
                 if let Some((kind, txid, height)) = record.spent {
                     news.push(ChainNews::Spent(*id, kind, txid, height));

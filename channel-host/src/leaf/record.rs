@@ -4,7 +4,7 @@ use std::fmt;
 
 use bitcoin::hashes::{Hash, HashEngine, sha256};
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, Txid};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxIn, Txid};
 use lightning::ln::types::ChannelId;
 use serde::{Deserialize, Serialize};
 
@@ -200,6 +200,9 @@ pub(crate) struct Record {
     pub spent: Option<(SpendKind, Txid, u32)>,
     /// Whether payments were pending when it was spent.
     pub pending_at_end: bool,
+    /// Whether a stop of ours broke the handshake off, and the host does not know yet.
+    #[serde(default)]
+    pub interrupted: bool,
 }
 
 impl Record {
@@ -225,6 +228,7 @@ impl Record {
             confirmed_at: None,
             spent: None,
             pending_at_end: false,
+            interrupted: false,
         }
     }
 
@@ -237,12 +241,20 @@ impl Record {
         !self.factory_confirmed || self.stage != Stage::Open || self.spent.is_some()
     }
 
-    /// The class of a transaction that spends the channel output.
-    pub(crate) fn kind_of(&self, txid: Txid) -> SpendKind {
-        self.spends
-            .iter()
-            .find(|spend| spend.txid == txid)
-            .map_or(SpendKind::Commitment, |spend| spend.kind)
+    /// The class of a transaction that spends the channel output. A closing transaction that the peer published before we had its last word is
+    /// told by what it is not: a commitment hides its number in sequence and lock time (BOLT 3).
+    pub(crate) fn kind_of(&self, transaction: &Transaction) -> SpendKind {
+        let txid = transaction.compute_txid();
+        if let Some(known) = self.spends.iter().find(|spend| spend.txid == txid) {
+            return known.kind;
+        }
+        let marked = |input: &TxIn| input.sequence.to_consensus_u32() >> 24 == 0x80;
+        let locked = transaction.lock_time.to_consensus_u32() >> 24 == 0x20;
+        if locked && transaction.input.iter().all(marked) {
+            SpendKind::Commitment
+        } else {
+            SpendKind::Cooperative
+        }
     }
 
     pub(crate) fn view(&self) -> LeafView {
@@ -263,4 +275,53 @@ impl Record {
 
 const fn split(id: u128) -> (u64, u64) {
     ((id >> 64) as u64, id as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::absolute::LockTime;
+    use bitcoin::transaction::Version;
+    use bitcoin::{Sequence, TxOut};
+
+    use super::*;
+
+    fn spend(sequence: u32, lock_time: u32) -> Transaction {
+        Transaction {
+            version: Version(3),
+            lock_time: LockTime::from_consensus(lock_time),
+            input: vec![TxIn {
+                sequence: Sequence(sequence),
+                ..TxIn::default()
+            }],
+            output: vec![],
+        }
+    }
+
+    #[test]
+    fn a_commitment_is_told_by_its_number_and_a_known_spend_by_its_id() {
+        let timeout = spend(0xffff_fffd, 900_000);
+        let leaf = Leaf {
+            id: LeafId([1; 16]),
+            channel_id: 1 << 64,
+            transaction: Transaction {
+                output: vec![TxOut::NULL],
+                ..timeout.clone()
+            },
+            vout: 0,
+            redeem_script: ScriptBuf::new(),
+            exit_delay: 150,
+            last_expiry: 100_000,
+            spends: vec![KnownSpend {
+                txid: timeout.compute_txid(),
+                kind: SpendKind::Timeout,
+            }],
+        };
+        let key = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
+        let record = Record::new(leaf, Amount::ONE_SAT, key.parse().unwrap(), Side::Client);
+        let kind = |sequence, lock_time| record.kind_of(&spend(sequence, lock_time));
+        assert_eq!(record.kind_of(&timeout), SpendKind::Timeout);
+        assert_eq!(kind(0x80ab_cdef, 0x2012_3456), SpendKind::Commitment);
+        assert_eq!(kind(0xffff_ffff, 0), SpendKind::Cooperative);
+        assert_eq!(kind(0xffff_fffd, 900_001), SpendKind::Cooperative);
+    }
 }

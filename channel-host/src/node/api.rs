@@ -8,8 +8,8 @@ use bitcoin::Amount;
 use bitcoin::secp256k1::PublicKey;
 use tokio::task::JoinHandle;
 
-use super::payments::PaymentView;
-use super::{ChannelView, LeafBalance, Node};
+use super::payments::{MAX_LOCK, PaymentView};
+use super::{ChannelView, LeafBalance, Node, Settlement};
 use crate::error::NodeError;
 use crate::event::{Msat, PaymentHash};
 use crate::leaf::{KnownSpend, Leaf, LeafId, LeafView};
@@ -143,6 +143,11 @@ impl Node {
         self.core.balance(leaf)
     }
 
+    /// What of a leaf's channel is ours on the chain, or will be, until it is in the wallet; nothing while a block is being taken in.
+    pub fn settlement(&self, leaf: LeafId) -> Option<Settlement> {
+        self.core.settlement(leaf)
+    }
+
     // ---- payments --------------------------------------------------------------------------------------------
 
     /// The coordinator's side: the way to a client that its invoices name, with the client's number for life.
@@ -192,10 +197,24 @@ impl Node {
     /// # Errors
     /// [`NodeError::Refused`] if nothing was sent.
     pub fn pay(&self, invoice: &str, amount: Option<Msat>) -> Result<PaymentHash, NodeError> {
-        self.core.pay(invoice, amount)
+        self.core.pay(invoice, amount, MAX_LOCK)
     }
 
-    /// Pays without an invoice. `exit_delay` is the receiver's, where it is not one of our own leaves with it.
+    /// [`Node::pay`] over ways that lock the money for no more than so many blocks.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if nothing was sent.
+    pub fn pay_within(
+        &self,
+        invoice: &str,
+        amount: Option<Msat>,
+        max_lock: u32,
+    ) -> Result<PaymentHash, NodeError> {
+        self.core.pay(invoice, amount, max_lock)
+    }
+
+    /// Pays without an invoice. `preimage`: 32 fresh random bytes, whose SHA-256 names the payment, so that it can be written down before
+    /// it is sent. `exit_delay` is the receiver's, where it is not one of our own leaves with it.
     ///
     /// # Errors
     /// [`NodeError::Refused`] if nothing was sent.
@@ -204,8 +223,9 @@ impl Node {
         to: PublicKey,
         amount: Msat,
         exit_delay: Option<u32>,
+        preimage: [u8; 32],
     ) -> Result<PaymentHash, NodeError> {
-        self.core.keysend(to, amount, exit_delay)
+        self.core.keysend(to, amount, exit_delay, preimage)
     }
 
     /// Payments of ours that are on their way, or were not long ago.
@@ -247,18 +267,15 @@ impl Node {
     ///
     /// # Errors
     /// Those of the store; it is stopped all the same, as after a crash.
-    pub async fn shutdown(self) -> Result<(), NodeError> {
+    pub async fn shutdown(&self) -> Result<(), NodeError> {
         self.end().await;
-        let saved = self
-            .core
-            .save_manager()
-            .and_then(|()| self.core.save_gossip());
+        let saved = self.core.save_all().and_then(|()| self.core.save_gossip());
         self.core.store.close();
         Ok(saved?)
     }
 
     /// Stops without a last word or a last write, as a crash would.
-    pub async fn abort(self) {
+    pub async fn abort(&self) {
         self.core.store.close();
         self.end().await;
     }

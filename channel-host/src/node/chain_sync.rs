@@ -11,7 +11,7 @@ const RECENT: u32 = 144;
 
 /// Something that follows the chain, and where it is.
 pub(super) struct Listener<'a> {
-    pub at: BlockLocator,
+    pub at: &'a mut BlockLocator,
     pub listen: &'a (dyn Listen + Sync),
 }
 
@@ -23,11 +23,11 @@ pub(super) async fn catch_up(
 ) -> Result<BlockId, NodeError> {
     loop {
         for listener in &mut *listeners {
-            let fork = fork_point(chain, &listener.at).await?;
+            let fork = fork_point(chain, listener.at).await?;
             if fork.hash != listener.at.block_hash {
                 book.rewind(fork.height.saturating_add(1))?;
-                listener.at = BlockLocator::new(fork.hash, fork.height);
-                listener.listen.blocks_disconnected(listener.at);
+                *listener.at = BlockLocator::new(fork.hash, fork.height);
+                listener.listen.blocks_disconnected(*listener.at);
             }
         }
         let tip = chain.tip().await?;

@@ -117,7 +117,6 @@ impl Core {
         let coins = &self.config.coins;
         let amount = Amount::from_sat(value);
         let transaction = coins.pay(script, amount, feerate).await.map_err(refused)?;
-        coins.record(&transaction).await.map_err(refused)?;
         self.manager
             .funding_transaction_generated(channel, peer, transaction)?;
         Ok(())

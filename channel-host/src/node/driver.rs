@@ -1,6 +1,7 @@
 //! The one task that moves a node: blocks, LDK's events, time.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bitcoin::Block;
@@ -26,6 +27,8 @@ const PING_EVERY: Duration = Duration::from_secs(10);
 const MINUTE: Duration = Duration::from_secs(60);
 const GOSSIP_EVERY: Duration = Duration::from_secs(600);
 const RECONNECT_EVERY: Duration = Duration::from_secs(1);
+/// How often to look whether the receiver of a payment that waits is back.
+const WAITING_EVERY: Duration = Duration::from_millis(200);
 
 /// When each of the slow chores is due.
 struct Chores {
@@ -33,6 +36,7 @@ struct Chores {
     minute: Instant,
     gossip: Instant,
     reconnect: Instant,
+    waiting: Instant,
 }
 
 fn due(at: &mut Instant, every: Duration) -> bool {
@@ -57,9 +61,14 @@ impl Core {
             minute: now,
             gossip: now + GOSSIP_EVERY,
             reconnect: now,
+            waiting: now,
         };
         let mut moves = interval(PAYMENTS_EVERY);
         let mut polls = interval(self.config.poll_interval);
+        let begun = self.begin().await;
+        if let Some(cause) = self.failure(begun) {
+            return self.give_up(cause).await;
+        }
         moves.set_missed_tick_behavior(MissedTickBehavior::Delay);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -71,10 +80,11 @@ impl Core {
                 () = self.manager.get_event_or_persistence_needed_future() => {}
                 () = self.monitors.get_update_future() => {}
                 _ = moves.tick() => {
-                    idle = !self.manager.needs_pending_htlc_processing();
-                    if !idle {
+                    let moving = self.manager.needs_pending_htlc_processing();
+                    if moving {
                         self.manager.process_pending_htlc_forwards();
                     }
+                    idle = !moving && self.monitors.pending_operation_count() == 0;
                 }
             }
             let done = match looked {
@@ -91,23 +101,38 @@ impl Core {
                 done.and(self.settle().await)
             };
             self.chores(&mut chores).await;
-            let failure = self.store.failure().or(match done {
-                Err(NodeError::Store(error)) => Some(error),
-                Err(error) => {
-                    tracing::error!(%error, "the Lightning node stumbled");
-                    None
-                }
-                Ok(()) => None,
-            });
-            if let Some(cause) = failure {
+            if let Some(cause) = self.failure(done) {
                 return self.give_up(cause).await;
             }
         }
     }
 
+    /// What a block would have us look at, and perhaps did while we were away.
+    async fn begin(&self) -> Result<(), NodeError> {
+        self.settle().await?;
+        if self.close_lost(&self.lost).await.is_err() {
+            tracing::warn!("that a leaf is closed is told at the next start");
+        }
+        self.exit_step().await?;
+        self.settle().await
+    }
+
+    /// Why the node cannot go on.
+    fn failure(&self, done: Result<(), NodeError>) -> Option<StoreError> {
+        self.store.failure().or(match done {
+            Err(NodeError::Store(error)) => Some(error),
+            Err(error) => {
+                tracing::error!(%error, "the Lightning node stumbled");
+                None
+            }
+            Ok(()) => None,
+        })
+    }
+
     /// Nothing that cannot be stored may be promised: no peer hears from us any more.
     async fn give_up(&self, cause: StoreError) {
         tracing::error!(%cause, "the Lightning node stops");
+        self.stopping.store(true, Ordering::Release);
         self.peers.disconnect_all_peers();
         let _ = self.config.events.take(NodeEvent::Stopped { cause }).await;
     }
@@ -121,16 +146,38 @@ impl Core {
             .process_pending_events_async(|event| self.handle(event))
             .await;
         self.peers.process_events();
-        if self.manager.get_and_clear_needs_persistence() {
-            self.save_manager()?;
+        if self.save()? {
+            // What waited for its monitor may go out now.
+            self.peers.process_events();
         }
+        self.note_settled();
         Ok(())
     }
 
-    pub(super) fn save_manager(&self) -> Result<(), StoreError> {
+    /// Stores what changed; `true` if monitors did.
+    pub(super) fn save(&self) -> Result<bool, StoreError> {
+        self.save_if(self.manager.get_and_clear_needs_persistence())
+    }
+
+    /// Stores the manager whether it says it changed or not.
+    pub(super) fn save_all(&self) -> Result<(), StoreError> {
+        self.save_if(true).map(|_| ())
+    }
+
+    /// The manager first, then the monitors' updates it made: a manager that is behind a monitor is outdated to LDK, which closes the channel at
+    /// the next start; one that is ahead repeats the update. The updates are counted before the manager is written, and only so many are let go:
+    /// writing it waits for whoever queued one of them, while later ones may be missing in what was written.
+    fn save_if(&self, changed: bool) -> Result<bool, StoreError> {
+        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let updates = self.monitors.pending_operation_count();
+        if updates == 0 && !changed {
+            return Ok(false);
+        }
         let key = single(CHANNEL_MANAGER_PERSISTENCE_KEY);
         self.store
-            .write(vec![Change::Put(key, self.manager.encode())])
+            .write(vec![Change::Put(key, self.manager.encode())])?;
+        self.monitors.flush(updates, &self.log);
+        Ok(updates > 0)
     }
 
     /// What is learnt of the network: lost without harm, so stored now and then.
@@ -237,6 +284,9 @@ impl Core {
         }
         if due(&mut chores.reconnect, RECONNECT_EVERY) {
             self.reconnect();
+        }
+        if due(&mut chores.waiting, WAITING_EVERY) {
+            self.serve_waiting().await;
         }
         if due(&mut chores.gossip, GOSSIP_EVERY) {
             // A failure shows in the store.

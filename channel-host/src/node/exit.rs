@@ -1,7 +1,5 @@
 //! Leaves on their way to the chain, looked at after every block.
 
-use bitcoin::Block;
-use lightning::chain::channelmonitor::Balance;
 use lightning::ln::channel_state::{ChannelDetails, InboundHTLCStateDetails};
 use lightning::ln::types::ChannelId;
 use lightning::util::persist::{
@@ -10,25 +8,23 @@ use lightning::util::persist::{
 };
 
 use super::Core;
+use super::ended::has_htlcs;
 use crate::error::NodeError;
 use crate::event::{ExitReason, NodeEvent};
-use crate::leaf::{HtlcView, LeafId, Record, SpendKind, Stage, exit_due};
+use crate::leaf::{HtlcView, LeafId, Record, Stage, exit_due};
 use crate::store::{Change, EntryKey};
-
-/// Confirmations after which LDK counts on a spend (`ANTI_REORG_DELAY`).
-const BURIED: u32 = 6;
 
 impl Core {
     pub(super) async fn exit_step(&self) -> Result<(), NodeError> {
         let channels = self.manager.list_channels();
         for leaf in self.book.all() {
-            if let Some((kind, _, height)) = leaf.spent {
-                self.look_at_end(&leaf, kind, height).await;
-                continue;
-            }
             let channel = channels
                 .iter()
                 .find(|channel| channel.user_channel_id == leaf.channel_id());
+            if leaf.spent.is_some() {
+                self.look_at_end(&leaf, channel.is_some()).await;
+                continue;
+            }
             match channel {
                 Some(channel) if leaf.stage != Stage::Abandoned => {
                     self.look_at_open(&leaf, channel, &channels).await?;
@@ -93,32 +89,6 @@ impl Core {
         Ok(())
     }
 
-    /// LDK takes every spend for a commitment: after another one it waits for HTLCs that are not there, until it is started again.
-    async fn look_at_end(&self, leaf: &Record, kind: SpendKind, height: u32) {
-        let buried = self.book.height() == height.saturating_add(BURIED.saturating_sub(1));
-        let foreign = !matches!(kind, SpendKind::Commitment | SpendKind::Cooperative);
-        if buried && foreign && leaf.pending_at_end {
-            self.tell(NodeEvent::RestartNeeded { leaf: leaf.id }).await;
-        }
-    }
-
-    /// Notes before LDK sees a block which of the leaves it spends had payments pending.
-    pub(super) fn note_pending_payments(&self, block: &Block) -> Result<(), NodeError> {
-        let inputs = block.txdata.iter().flat_map(|tx| &tx.input);
-        let spent = inputs.filter_map(|input| self.book.by_outpoint(input.previous_output));
-        for leaf in spent {
-            let pending = self.channel_of(&leaf).is_some_and(|channel| {
-                !channel.pending_inbound_htlcs.is_empty()
-                    || !channel.pending_outbound_htlcs.is_empty()
-            });
-            if pending {
-                self.book
-                    .update(leaf.id, |leaf| leaf.pending_at_end = true)?;
-            }
-        }
-        Ok(())
-    }
-
     pub(super) async fn request_exit(&self, id: LeafId) -> Result<(), NodeError> {
         let known = self
             .book
@@ -140,17 +110,8 @@ impl Core {
     }
 
     pub(super) fn has_htlcs(&self, channel: ChannelId) -> bool {
-        let Ok(monitor) = self.monitors.get_monitor(channel) else {
-            return false;
-        };
-        monitor.get_claimable_balances().iter().any(|balance| {
-            matches!(
-                balance,
-                Balance::MaybeTimeoutClaimableHTLC { .. }
-                    | Balance::MaybePreimageClaimableHTLC { .. }
-                    | Balance::ContentiousClaimable { .. }
-            )
-        })
+        let monitor = self.monitors.get_monitor(channel);
+        monitor.is_ok_and(|monitor| has_htlcs(&monitor))
     }
 
     /// Drops a monitor, which only then can no longer punish an old state.
@@ -168,11 +129,17 @@ impl Core {
         let Some(channel) = leaf.ldk_id.map(ChannelId) else {
             return Ok(());
         };
+        if self.monitors.get_monitor(channel).is_err() {
+            return Ok(());
+        }
         if self.has_htlcs(channel) {
             return Err(not_over("payments are pending in it"));
         }
-        // LDK does not read a manager that knows a channel without its monitor.
-        self.save_manager()?;
+        // LDK reads no manager that knows a channel, or an update on its way, whose monitor is missing. The first time lets updates go, what
+        // follows takes in that they are done, the second stores that.
+        self.save_all()?;
+        self.peers.process_events();
+        self.save_all()?;
         let Ok(monitor) = self.monitors.get_monitor(channel) else {
             return Ok(());
         };

@@ -32,8 +32,9 @@ fn is_leaf_type(kind: &ChannelTypeFeatures) -> bool {
 }
 
 impl Core {
-    /// After a start: what a crash may have left between our book and LDK's.
-    pub(super) fn settle_leaves(&self) -> Result<(), NodeError> {
+    /// After a start: what a crash may have left between our book and LDK's. Returns leaves whose open channel LDK does not know.
+    pub(super) async fn settle_leaves(&self) -> Result<Vec<LeafId>, NodeError> {
+        let mut lost = Vec::new();
         for leaf in self.book.all() {
             let live = self.channel_of(&leaf).is_some();
             let stage = match (leaf.stage, leaf.side) {
@@ -41,10 +42,42 @@ impl Core {
                 (Stage::Opening, Side::Lsp) if !live => Stage::Expected,
                 // The peer may hold a commitment of ours, or not: the id is used up.
                 (Stage::Opening, Side::Client) | (Stage::Funded, _) if !live => Stage::Abandoned,
-                (Stage::Open, _) if !live => Stage::Closed,
+                (Stage::Open, _) if !live => {
+                    lost.push(leaf.id);
+                    Stage::Open
+                }
                 (stage, _) => stage,
             };
-            self.book.update(leaf.id, |leaf| leaf.stage = stage)?;
+            let leaf = self.book.update(leaf.id, |leaf| {
+                leaf.interrupted |= leaf.stage != stage;
+                leaf.stage = stage;
+            })?;
+            if leaf.interrupted {
+                self.tell_interrupted(leaf.id).await?;
+            }
+        }
+        Ok(lost)
+    }
+
+    async fn tell_interrupted(&self, leaf: LeafId) -> Result<(), NodeError> {
+        let reason = LeafRefusal::BrokenOff("the node was stopped meanwhile".into());
+        let event = NodeEvent::LeafRefused { leaf, reason };
+        // Not taken in, it is told at the next start.
+        if self.config.events.take(event).await.is_ok() {
+            self.book.update(leaf, |leaf| leaf.interrupted = false)?;
+        }
+        Ok(())
+    }
+
+    /// Closes in our book what LDK has closed without a word to us: its events have been handled by now.
+    pub(super) async fn close_lost(&self, lost: &[LeafId]) -> Result<(), Again> {
+        for leaf in lost.iter().filter_map(|id| self.book.get(*id)) {
+            let Some(channel) = leaf.ldk_id.filter(|_| leaf.stage == Stage::Open) else {
+                continue;
+            };
+            let reason = ClosureReason::OutdatedChannelManager;
+            self.leaf_closed(leaf, ChannelId(channel), reason, true)
+                .await?;
         }
         Ok(())
     }
@@ -311,8 +344,6 @@ impl Core {
         if !matches!(leaf.stage, Stage::Funded | Stage::Open) {
             return Ok(());
         }
-        // What stands must still stand after a crash: LDK closes a channel whose monitor is stored and which its manager does not know.
-        self.save_manager().map_err(NodeError::from)?;
         self.book.update(leaf.id, |leaf| leaf.stage = Stage::Open)?;
         self.told(NodeEvent::LeafOpened { leaf: leaf.id }).await
     }
@@ -378,7 +409,7 @@ impl Core {
             self.reject((channel.channel_id, leaf.peer), "the factory is given up");
             self.peers.process_events();
         }
-        self.save_manager()?;
+        self.save_all()?;
         Ok(())
     }
 

@@ -5,18 +5,22 @@ mod broadcast;
 mod chain_sync;
 mod channels;
 mod driver;
+mod ended;
 mod exit;
 mod fees;
+mod forwards;
 mod handle;
 mod leaves;
 mod log;
 mod payments;
 mod peers;
 mod persist;
+mod settlement;
 mod start;
 mod sweep;
 
-use std::sync::atomic::AtomicBool;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, RwLock};
 
 use lightning::chain::Filter;
@@ -37,7 +41,7 @@ use tokio::task::JoinHandle;
 
 use crate::coins::CoinSource;
 use crate::config::NodeConfig;
-use crate::leaf::Book;
+use crate::leaf::{Book, LeafId};
 use crate::leaf_keys::LeafKeys;
 use crate::pay::LeafRouter;
 use crate::store::Store;
@@ -52,6 +56,7 @@ use sweep::SweepTarget;
 pub use channels::ChannelView;
 pub use leaves::LeafBalance;
 pub use payments::{PaymentState, PaymentView};
+pub use settlement::Settlement;
 
 pub(crate) type Log = Arc<TracingLog>;
 pub(crate) type Graph = Arc<NetworkGraph<Log>>;
@@ -123,6 +128,16 @@ struct Core {
     bumper: Bumper,
     sweeper: Sweeper,
     sweep_target: Arc<SweepTarget>,
+    /// Held while the manager and then the monitors are written.
+    saving: std::sync::Mutex<()>,
+    /// The height up to which LDK's events were handled.
+    settled_at: AtomicU32,
+    /// Open leaves that LDK did not know at the start.
+    lost: Vec<LeafId>,
+    /// Payments for receivers who are away.
+    waiting: std::sync::Mutex<Vec<forwards::Waiting>>,
+    /// Leaves that ended without Lightning's doing and whose payments LDK failed back at this start, or will at the next one.
+    failed_back: std::sync::Mutex<HashSet<LeafId>>,
     stopping: AtomicBool,
 }
 

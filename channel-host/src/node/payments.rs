@@ -7,22 +7,22 @@ use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
 use lightning::bolt11_invoice::Bolt11Invoice;
+use lightning::chain::channelmonitor::Balance;
 use lightning::events::{Event, PaymentPurpose};
 use lightning::ln::channelmanager::{OptionalBolt11PaymentParams, PaymentId};
 use lightning::ln::outbound_payment::{RecipientOnionFields, Retry};
 use lightning::ln::types::ChannelId;
 use lightning::routing::router::{PaymentParameters, RouteParameters, RouteParametersConfig};
-use lightning::sign::EntropySource;
 use lightning::types::payment::{PaymentHash as LdkHash, PaymentPreimage};
 
 use super::Core;
 use super::handle::Again;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent, PaymentHash};
-use crate::leaf::{Record, Stage};
+use crate::leaf::{Record, SpendKind, Stage};
 use crate::pay::{
-    ClaimRefusal, InterceptHint, Intercepted, InvoiceRequest, LeafTerms, Registered, build_invoice,
-    claim_verdict, decide, leaf_delta, min_final_delta,
+    ClaimRefusal, InterceptHint, Intercepted, InvoiceRequest, LeafTerms, Registered, Way,
+    build_invoice, claim_verdict, leaf_delta, min_final_delta,
 };
 use crate::store::{Change, EntryKey, Store};
 
@@ -31,7 +31,7 @@ const SUBSPACE: &str = "scids";
 /// Height LDK uses to go back on from an HTLC's expiry to `claim_deadline` (`HTLC_FAIL_BACK_BUFFER`).
 const FAIL_BACK_BUFFER: u32 = 39;
 /// The most blocks a payment of ours may be locked: BOLT 4's 2016, with room for blocks found meanwhile.
-const MAX_LOCK: u32 = 1_950;
+pub(super) const MAX_LOCK: u32 = 1_950;
 /// How long other ways are tried.
 const RETRY: Duration = Duration::from_secs(10);
 /// What a keysend leaves the receiver beyond its exit delay.
@@ -68,7 +68,7 @@ impl ScidBook {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn client(&self, scid: u64) -> Option<PublicKey> {
+    pub(super) fn client(&self, scid: u64) -> Option<PublicKey> {
         self.lock().get(&scid).copied()
     }
 
@@ -108,13 +108,24 @@ pub enum PaymentState {
     Abandoned,
 }
 
+/// What binds a claim. A commitment on the chain, or on its way there, can still be claimed from.
 fn terms(leaf: &Record) -> LeafTerms {
+    let (exit_delay, in_force) = match leaf.spent {
+        None => (
+            leaf.exit_delay,
+            leaf.factory_confirmed && matches!(leaf.stage, Stage::Open | Stage::Closed),
+        ),
+        Some((kind, ..)) => (0, kind == SpendKind::Commitment),
+    };
     LeafTerms {
-        exit_delay: leaf.exit_delay,
+        exit_delay,
         last_expiry: leaf.last_expiry,
-        gated: leaf.is_gated(),
+        gated: !in_force,
     }
 }
+
+/// Ways over private channels that an invoice names at the most.
+const PRIVATE_WAYS: usize = 3;
 
 impl Core {
     /// The slowest exit among our open leaves, or those with one peer.
@@ -167,6 +178,7 @@ impl Core {
             self.manager.get_our_node_id(),
             min_final,
             request,
+            &self.ways(request),
             Registered {
                 hash,
                 secret,
@@ -175,17 +187,80 @@ impl Core {
         )
     }
 
+    /// The ways an invoice names: the client's number, or, for what no channel can take at once, a number per channel. A payer splits a payment
+    /// over ways that each say how much they carry; it would not over one way.
+    fn ways(&self, request: &InvoiceRequest) -> Vec<Way> {
+        let mut ways = Vec::new();
+        for hint in &request.hints {
+            let rooms = self.rooms(hint);
+            let room = rooms.iter().filter_map(|way| way.most).max();
+            let fits = request.amount.is_none() || request.amount <= room;
+            if fits || rooms.len() < 2 {
+                ways.push(Way::from(*hint));
+            } else {
+                ways.extend(rooms);
+            }
+        }
+        if ways.is_empty() {
+            ways = self.private_ways();
+        }
+        ways
+    }
+
+    /// Ways over our ordinary channels that are not announced; none if the world knows one that is.
+    fn private_ways(&self) -> Vec<Way> {
+        let channels = self.manager.list_usable_channels();
+        let ordinary: Vec<_> = channels
+            .into_iter()
+            .filter(|channel| !crate::is_leaf(channel.user_channel_id))
+            .collect();
+        if ordinary.iter().any(|channel| channel.is_announced) {
+            return Vec::new();
+        }
+        let ways = ordinary.iter().filter_map(|channel| {
+            let forwards = channel.counterparty.forwarding_info.as_ref()?;
+            Some(Way::from(InterceptHint {
+                lsp: channel.counterparty.node_id,
+                scid: channel.get_inbound_payment_scid()?,
+                cltv_delta: forwards.cltv_expiry_delta,
+                base_msat: forwards.fee_base_msat,
+                proportional_millionths: forwards.fee_proportional_millionths,
+            }))
+        });
+        // More make the invoice long, not the payment likelier.
+        ways.take(PRIVATE_WAYS).collect()
+    }
+
+    /// One way for each channel with room.
+    fn rooms(&self, hint: &InterceptHint) -> Vec<Way> {
+        let channels = self.manager.list_channels_with_counterparty(&hint.lsp);
+        let open = channels.into_iter().filter(|channel| {
+            let leaf = self.book.by_channel(channel.user_channel_id);
+            leaf.is_some_and(|leaf| !leaf.is_gated())
+        });
+        let rooms = open.filter_map(|channel| {
+            let scid = channel.get_inbound_payment_scid()?;
+            let limit = channel.inbound_htlc_maximum_msat.unwrap_or(u64::MAX);
+            Some(Way {
+                hint: InterceptHint { scid, ..*hint },
+                most: Some(Msat(channel.inbound_capacity_msat.min(limit))),
+            })
+        });
+        rooms.filter(|way| way.most > Some(Msat(0))).collect()
+    }
+
     pub(super) fn pay(
         &self,
         invoice: &str,
         amount: Option<Msat>,
+        max_lock: u32,
     ) -> Result<PaymentHash, NodeError> {
         let invoice = Bolt11Invoice::from_str(invoice)
             .map_err(|error| NodeError::Refused(format!("this is no invoice: {error:?}")))?;
         let hash = PaymentHash(invoice.payment_hash().0);
         let params = OptionalBolt11PaymentParams {
             route_params_config: RouteParametersConfig {
-                max_total_cltv_expiry_delta: MAX_LOCK,
+                max_total_cltv_expiry_delta: max_lock.min(MAX_LOCK),
                 ..Default::default()
             },
             retry_strategy: Retry::Timeout(RETRY),
@@ -208,9 +283,9 @@ impl Core {
         to: PublicKey,
         amount: Msat,
         exit_delay: Option<u32>,
+        preimage: [u8; 32],
     ) -> Result<PaymentHash, NodeError> {
-        let keys = self.config.keys.keys_manager();
-        let preimage = PaymentPreimage(keys.get_secure_random_bytes());
+        let preimage = PaymentPreimage(preimage);
         let hash: LdkHash = preimage.into();
         let delay = exit_delay.unwrap_or_else(|| self.exit_delay(Some(to)));
         let last = min_final_delta(delay).saturating_add(KEYSEND_SLACK);
@@ -265,6 +340,8 @@ impl Core {
                 Ok(())
             }
             (Ok(()), None) => {
+                // Should the channel be closed by the time we are back from a crash, only a manager that knows the payment can claim it.
+                self.save_all().map_err(NodeError::from)?;
                 let hash = PaymentHash(hash.0);
                 self.told(NodeEvent::PaymentHeld {
                     hash,
@@ -302,14 +379,7 @@ impl Core {
     pub(super) fn claim(&self, preimage: [u8; 32]) -> Result<(), NodeError> {
         let preimage = PaymentPreimage(preimage);
         let hash: LdkHash = preimage.into();
-        let mut parts = Vec::new();
-        for channel in self.manager.list_channels() {
-            for htlc in &channel.pending_inbound_htlcs {
-                if htlc.payment_hash == hash {
-                    parts.push((channel.user_channel_id, htlc.cltv_expiry));
-                }
-            }
-        }
+        let parts = self.held_parts(hash);
         let expiry = parts.iter().map(|(_, expiry)| *expiry).min();
         let expiry =
             expiry.ok_or_else(|| NodeError::Refused("no such payment is held".to_owned()))?;
@@ -320,6 +390,38 @@ impl Core {
         self.manager.claim_funds(preimage);
         self.peers.process_events();
         Ok(())
+    }
+
+    /// The channels over which a payment came that is not settled, and when it expires there: open ones by the manager, closed ones by their
+    /// monitors.
+    fn held_parts(&self, hash: LdkHash) -> Vec<(u128, u32)> {
+        let channels = self.manager.list_channels();
+        let mut parts = Vec::new();
+        for channel in &channels {
+            let held = channel.pending_inbound_htlcs.iter();
+            let held = held.filter(|htlc| htlc.payment_hash == hash);
+            parts.extend(held.map(|htlc| (channel.user_channel_id, htlc.cltv_expiry)));
+        }
+        let closed = self.monitors.list_monitors().into_iter();
+        for id in closed.filter(|id| channels.iter().all(|channel| channel.channel_id != *id)) {
+            let Ok(monitor) = self.monitors.get_monitor(id) else {
+                continue;
+            };
+            let leaf = self.book.by_ldk_id(id);
+            for balance in monitor.get_claimable_balances() {
+                if let Balance::MaybePreimageClaimableHTLC {
+                    payment_hash,
+                    expiry_height,
+                    ..
+                } = balance
+                    && payment_hash == hash
+                {
+                    let channel = leaf.as_ref().map_or(0, Record::channel_id);
+                    parts.push((channel, expiry_height));
+                }
+            }
+        }
+        parts
     }
 
     pub(super) fn fail(&self, hash: PaymentHash) {
@@ -347,27 +449,7 @@ impl Core {
             // Unknown only for payments that an older release took in: then no expiry is far enough.
             outgoing_expiry: outgoing_htlc_expiry_block_height.unwrap_or(u32::MAX),
         };
-        let channels = self.manager.list_channels();
-        let client = self.scids.client(htlc.scid);
-        let fees = &self.config.fees;
-        match decide(&self.book, &channels, client, fees, &htlc) {
-            Ok((channel, peer)) => {
-                let amount = htlc.outbound_msat;
-                let forwarded =
-                    self.manager
-                        .forward_intercepted_htlc(intercept_id, &channel, peer, amount);
-                if let Err(error) = forwarded {
-                    tracing::info!(?error, "a payment cannot be forwarded");
-                    // Fails if it was failed already.
-                    let _ = self.manager.fail_intercepted_htlc(intercept_id);
-                }
-                Ok(())
-            }
-            Err(reason) => {
-                let _ = self.manager.fail_intercepted_htlc(intercept_id);
-                let hash = htlc.hash;
-                self.told(NodeEvent::ForwardRefused { hash, reason }).await
-            }
-        }
+        self.forward_or_wait(intercept_id, htlc).await;
+        Ok(())
     }
 }

@@ -164,6 +164,8 @@ impl Core {
     pub(super) async fn listen(self: Arc<Self>, listener: TcpListener) {
         loop {
             match listener.accept().await {
+                // Nobody would drive the connection.
+                Ok(_) if self.is_stopping() => return,
                 Ok((stream, _)) => {
                     if let Ok(stream) = stream.into_std() {
                         let peers = Arc::clone(&self.peers);

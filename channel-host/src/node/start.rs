@@ -4,6 +4,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chain::Follower;
+use lightning::chain::channelmonitor::ChannelMonitor;
 use lightning::chain::{BlockLocator, Listen};
 use lightning::ln::channelmanager::{ChainParameters, ChannelManagerReadArgs};
 use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
@@ -23,6 +24,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::broadcast::submit_all;
 use super::chain_sync::{Listener, catch_up, checkpoints};
+use super::ended::{failed_back, note_ended, unspent_leaves};
 use super::log::TracingLog;
 use super::*;
 use crate::error::NodeError;
@@ -92,6 +94,22 @@ fn check_owner(store: &Store, config: &NodeConfig, id: &str) -> Result<(), NodeE
     }
 }
 
+/// Monitors and what they need to take in blocks by themselves, each at its height.
+type Watching = Vec<(
+    BlockLocator,
+    (
+        ChannelMonitor<InMemorySigner>,
+        Arc<Broadcaster>,
+        Arc<FeeCache>,
+        Log,
+    ),
+)>;
+
+fn watched(watching: &mut Watching) -> Vec<Listener<'_>> {
+    let each = watching.iter_mut();
+    each.map(|(at, listen)| Listener { at, listen }).collect()
+}
+
 async fn load(
     config: NodeConfig,
 ) -> Result<
@@ -131,6 +149,22 @@ async fn load(
             what: "channel monitors",
             cause: error.to_string(),
         })?;
+    let unspent = unspent_leaves(&book);
+    // Monitors follow the chain by themselves until they are where the rest is. First: what the manager fails back when it is read, it takes from
+    // them, and on the disk they may be blocks behind.
+    let mut watching: Watching = stored
+        .into_iter()
+        .map(|(at, monitor)| {
+            let parts = (
+                monitor,
+                Arc::clone(&broadcaster),
+                Arc::clone(&fees),
+                Arc::clone(&log),
+            );
+            (at, parts)
+        })
+        .collect();
+    catch_up(&*chain, &book, &mut watched(&mut watching)).await?;
     let monitor_store = Arc::new(MonitorStore::new(persister));
     let monitors: Arc<Monitors> = Arc::new(ChainMonitor::new(
         None,
@@ -140,7 +174,8 @@ async fn load(
         Arc::clone(&monitor_store),
         Arc::clone(&keys),
         keys.get_peer_storage_key(),
-        false,
+        // Updates wait until the manager that made them is stored (`Core::save`).
+        true,
     ));
 
     let graph: Graph = Arc::new(match store.get(single(NETWORK_GRAPH_PERSISTENCE_KEY))? {
@@ -170,7 +205,7 @@ async fn load(
     ));
 
     let tip = chain.tip().await?;
-    let (manager_at, manager) = match store.get(single(CHANNEL_MANAGER_PERSISTENCE_KEY))? {
+    let (mut manager_at, manager) = match store.get(single(CHANNEL_MANAGER_PERSISTENCE_KEY))? {
         Some(bytes) => {
             let args = ChannelManagerReadArgs::new(
                 Arc::clone(&keys),
@@ -183,7 +218,7 @@ async fn load(
                 message_router,
                 Arc::clone(&log),
                 config.ldk(),
-                stored.iter().map(|(_, monitor)| monitor).collect(),
+                watching.iter().map(|(_, parts)| &parts.0).collect(),
             );
             <(BlockLocator, Manager)>::read(&mut bytes.as_slice(), args)
                 .map_err(unreadable("channel manager"))?
@@ -217,7 +252,7 @@ async fn load(
 
     let sweep_target = Arc::new(SweepTarget::default());
     sweep_target.refresh(&*config.coins).await;
-    let (sweeper_at, sweeper) = match store.get(single(OUTPUT_SWEEPER_PERSISTENCE_KEY))? {
+    let (mut sweeper_at, sweeper) = match store.get(single(OUTPUT_SWEEPER_PERSISTENCE_KEY))? {
         Some(bytes) => <(BlockLocator, Sweeper)>::read(
             &mut bytes.as_slice(),
             (
@@ -247,39 +282,29 @@ async fn load(
         }
     };
 
-    // Monitors follow the chain by themselves until they are where the rest is.
-    let watching: Vec<_> = stored
-        .into_iter()
-        .map(|(at, monitor)| {
-            let parts = (
-                monitor,
-                Arc::clone(&broadcaster),
-                Arc::clone(&fees),
-                Arc::clone(&log),
-            );
-            (at, parts)
-        })
-        .collect();
-    let mut listeners: Vec<Listener<'_>> = watching
-        .iter()
-        .map(|(at, parts)| Listener {
-            at: *at,
-            listen: parts,
-        })
-        .collect();
-    let parts: [(BlockLocator, &(dyn Listen + Sync)); 2] =
-        [(manager_at, &*manager), (sweeper_at, &sweeper)];
+    // At the monitors' height, and with the channels the manager has on the disk: as LDK judged it.
+    let failed_back = failed_back(&book, &manager.list_channels());
+    let mut listeners = watched(&mut watching);
+    let parts: [(&mut BlockLocator, &(dyn Listen + Sync)); 2] =
+        [(&mut manager_at, &*manager), (&mut sweeper_at, &sweeper)];
     listeners.extend(parts.map(|(at, listen)| Listener { at, listen }));
     let tip = catch_up(&*chain, &book, &mut listeners).await?;
     drop(listeners);
+    note_ended(&book, unspent)?;
     for (_, (monitor, ..)) in watching {
         let id: ChannelId = monitor.channel_id();
+        let updates = monitor.get_latest_update_id();
         monitors
             .load_existing_monitor(id, monitor)
             .map_err(|()| NodeError::Unreadable {
                 what: "channel monitors",
                 cause: "one channel has two".into(),
             })?;
+        // The manager may have been stored before it knew that a channel's first monitor was. LDK asks again for updates on their way, but does
+        // not know this one for one: the channel would wait for ever.
+        if updates == 0 {
+            monitors.channel_monitor_updated(id, updates)?;
+        }
     }
 
     let gossip = Arc::new(Gossip::new(Arc::clone(&graph), None, Arc::clone(&log)));
@@ -313,7 +338,7 @@ async fn load(
     );
     let known = checkpoints(&*chain, tip).await?;
     let follower = Follower::new(Arc::clone(&chain), known)?;
-    let core = Core {
+    let mut core = Core {
         peer_book: PeerBook::open(Arc::clone(&store))?,
         scids: ScidBook::open(Arc::clone(&store))?,
         config,
@@ -331,8 +356,13 @@ async fn load(
         bumper,
         sweeper,
         sweep_target,
+        saving: std::sync::Mutex::default(),
+        settled_at: AtomicU32::new(0),
+        lost: Vec::new(),
+        waiting: std::sync::Mutex::default(),
+        failed_back: std::sync::Mutex::new(failed_back),
         stopping: AtomicBool::new(false),
     };
-    core.settle_leaves()?;
+    core.lost = core.settle_leaves().await?;
     Ok((Arc::new(core), follower, packages))
 }

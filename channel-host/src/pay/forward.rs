@@ -19,8 +19,11 @@ pub enum ForwardRefusal {
     /// The payment it comes from is gone.
     #[error("the payment behind it is gone")]
     UnknownPrevious,
-    /// The next hop is away, or no channel to it has room.
-    #[error("the next hop is away, or no channel to it has room")]
+    /// The next hop is away, and did not come back in time.
+    #[error("the next hop is away")]
+    Away,
+    /// No channel to the next hop has room for so much at once.
+    #[error("no channel to the next hop has room for so much at once")]
     NoRoom,
     /// One of the two leaves is not in force.
     #[error("it goes over a leaf whose factory is not confirmed, or which is over")]
@@ -65,17 +68,14 @@ pub(crate) fn decide(
     htlc: &Intercepted,
 ) -> Result<(ChannelId, PublicKey), ForwardRefusal> {
     let (from, expiry) = source(book, channels, htlc)?;
-    let peer = match client {
-        Some(peer) => peer,
-        None => channels
-            .iter()
-            .find(|channel| {
-                channel.short_channel_id == Some(htlc.scid)
-                    || channel.outbound_scid_alias == Some(htlc.scid)
-            })
-            .map(|channel| channel.counterparty.node_id)
-            .ok_or(ForwardRefusal::UnknownNext)?,
-    };
+    let peer = next_hop(channels, client, htlc.scid).ok_or(ForwardRefusal::UnknownNext)?;
+    let mut with_peer = channels
+        .iter()
+        .filter(|channel| channel.counterparty.node_id == peer)
+        .peekable();
+    if with_peer.peek().is_some() && !with_peer.any(|channel| channel.is_usable) {
+        return Err(ForwardRefusal::Away);
+    }
     let next = likely_channel(channels, &peer, htlc.outbound_msat).ok_or(ForwardRefusal::NoRoom)?;
     let to = book.by_channel(next.user_channel_id);
 
@@ -103,6 +103,21 @@ pub(crate) fn decide(
         return Err(ForwardRefusal::FeeTooLow { offered, needed });
     }
     Ok((next.channel_id, peer))
+}
+
+/// Who is meant by a number: a client's for life, or a channel's.
+pub(crate) fn next_hop(
+    channels: &[ChannelDetails],
+    client: Option<PublicKey>,
+    scid: u64,
+) -> Option<PublicKey> {
+    let named = |channel: &&ChannelDetails| {
+        channel.short_channel_id == Some(scid) || channel.outbound_scid_alias == Some(scid)
+    };
+    client.or_else(|| {
+        let channel = channels.iter().find(named)?;
+        Some(channel.counterparty.node_id)
+    })
 }
 
 /// The leaf a payment came over, if it was one, and its expiry there; of equal parts of one payment the worst, as LDK does not say which is meant.

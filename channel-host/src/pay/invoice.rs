@@ -41,6 +41,20 @@ pub struct InvoiceRequest {
     pub hints: Vec<InterceptHint>,
 }
 
+/// One way an invoice names.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Way {
+    pub hint: InterceptHint,
+    /// What it carries at the most, if the payer is to know.
+    pub most: Option<Msat>,
+}
+
+impl From<InterceptHint> for Way {
+    fn from(hint: InterceptHint) -> Self {
+        Self { hint, most: None }
+    }
+}
+
 /// What LDK wants to recognise the payment by.
 pub(crate) struct Registered {
     pub hash: PaymentHash,
@@ -54,6 +68,7 @@ pub(crate) fn build(
     payee: PublicKey,
     min_final: u32,
     request: &InvoiceRequest,
+    ways: &[Way],
     registered: Registered,
 ) -> Result<Bolt11Invoice, NodeError> {
     let refused = |error: &dyn std::fmt::Display| NodeError::Refused(error.to_string());
@@ -72,7 +87,7 @@ pub(crate) fn build(
     if let Some(Msat(amount)) = request.amount {
         invoice = invoice.amount_milli_satoshis(amount);
     }
-    for hint in &request.hints {
+    for Way { hint, most } in ways {
         invoice = invoice.private_route(RouteHint(vec![RouteHintHop {
             src_node_id: hint.lsp,
             short_channel_id: hint.scid,
@@ -82,7 +97,7 @@ pub(crate) fn build(
             },
             cltv_expiry_delta: hint.cltv_delta,
             htlc_minimum_msat: None,
-            htlc_maximum_msat: None,
+            htlc_maximum_msat: most.map(|most| most.0),
         }]));
     }
     let raw = match registered.metadata {

@@ -6,8 +6,6 @@ pub const CLAIM_BUFFER: u32 = 36;
 const FINAL_MARGIN: u32 = 42;
 /// On top of the exit delays on either side, what stays between the two expiries of a forward: LDK's claim buffer and grace period twice over.
 const FORWARD_MARGIN: u32 = 48;
-/// Room above the bare minimum, for blocks found while a payment is on its way.
-const SLACK: u32 = 24;
 
 /// What binds payments over one leaf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,11 +75,10 @@ pub fn min_final_delta(exit_delay: u32) -> u32 {
     exit_delay.saturating_add(FINAL_MARGIN)
 }
 
-/// The delta the coordinator asks for forwarding into a leaf.
+/// The delta the coordinator asks for forwarding into a leaf. No more than it needs: factories are laid out so that this and
+/// [`min_final_delta`] leave outside payers the blocks of a route, and blocks found on the way do not change the distance of two expiries.
 pub(crate) fn leaf_delta(exit_delay: u32) -> u32 {
-    exit_delay
-        .saturating_add(FORWARD_MARGIN)
-        .saturating_add(SLACK)
+    required_delta(None, Some(exit_delay))
 }
 
 /// What has to lie between the expiries of a forward: both channels may have to be brought to the chain first.

@@ -6,7 +6,7 @@ use bitcoin::secp256k1::{self, PublicKey, Secp256k1};
 use lightning::blinded_path::payment::{BlindedPaymentPath, ReceiveTlvs};
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::routing::router::{
-    DefaultRouter, InFlightHtlcs, Path, Route, RouteParameters, Router,
+    DefaultRouter, InFlightHtlcs, Path, Payee, Route, RouteParameters, Router,
 };
 use lightning::routing::scoring::{ProbabilisticScorer, ProbabilisticScoringFeeParameters};
 use lightning::sign::{KeysManager, ReceiveAuthKey};
@@ -26,6 +26,8 @@ type Inner = DefaultRouter<
 
 /// What the first hop's expiry may exceed the sum of a path's deltas by: LDK counts from the next block.
 const HEIGHT_SLACK: u32 = 3;
+/// How often a part over an invoice's hint is made smaller.
+const MAX_HALVINGS: usize = 4;
 
 pub(crate) struct LeafRouter {
     inner: Inner,
@@ -68,6 +70,25 @@ impl LeafRouter {
     }
 }
 
+/// An invoice's hints do not say how much they carry (BOLT 11), and what failed over one would never be tried again over it. A private channel more
+/// likely lacks room than it lies: it gets smaller parts, half as much with each failure.
+fn split_at_hints(params: &mut RouteParameters) {
+    let amount = params.final_value_msat;
+    let payment = &mut params.payment_params;
+    let failed = &mut payment.previously_failed_channels;
+    let Payee::Clear { route_hints, .. } = &mut payment.payee else {
+        return;
+    };
+    for hop in route_hints.iter_mut().flat_map(|hint| &mut hint.0) {
+        let scid = hop.short_channel_id;
+        let failures = failed.iter().filter(|failed| **failed == scid).count();
+        if (1..=MAX_HALVINGS).contains(&failures) {
+            hop.htlc_maximum_msat = Some(amount >> failures);
+            failed.retain(|failed| *failed != scid);
+        }
+    }
+}
+
 fn first_hop<'a>(path: &Path, hops: &[&'a ChannelDetails]) -> Option<&'a ChannelDetails> {
     let scid = path.hops.first()?.short_channel_id;
     hops.iter()
@@ -92,6 +113,7 @@ impl Router for LeafRouter {
         loop {
             let extra = hops.iter().map(|hop| self.extra(hop)).max().unwrap_or(0);
             let mut ours = params.clone();
+            split_at_hints(&mut ours);
             let limit = &mut ours.payment_params.max_total_cltv_expiry_delta;
             *limit = limit.saturating_sub(extra);
             let mut route = self

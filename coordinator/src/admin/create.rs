@@ -243,6 +243,12 @@ fn translate(
         Event::Acked { round, .. } if round.ceremony == id => {
             progress(round, phase(P::Acking), done, total)
         }
+        Event::OpeningChannels { round, .. } if round.ceremony == id => {
+            progress(round, phase(P::Opening), 0, total)
+        }
+        Event::ChannelOpened { round, .. } if round.ceremony == id => {
+            progress(round, phase(P::Opening), done, total)
+        }
         Event::CeremonyComplete { round, factory } if round.ceremony == id => {
             *complete = Some(factory);
             progress(round, phase(P::Finished), 0, 1)

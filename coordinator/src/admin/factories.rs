@@ -71,13 +71,15 @@ pub async fn show(ctx: &Context, id: &[u8]) -> Result<FactoryShowResponse, Servi
     let spec = spec.ok_or_else(|| {
         ServiceError::new(ErrorCode::Internal, "the factory has no specification")
     })?;
-    let acked = matches!(row.state, AttemptState::Acked | AttemptState::FundingSigned);
+    let acked = matches!(row.state, AttemptState::Ready | AttemptState::FundingSigned);
+    let mut channels = super::node::leaf_channels(ctx);
     let members = spec.members.iter().map(|member| Member {
         client: member.client.0.to_vec().into(),
         factory_key: member.factory_key.serialize().to_vec().into(),
         payout_script: member.payout_script.to_bytes().into(),
         capacity_sat: member.capacity.to_sat(),
         acked,
+        channel: channels.remove(&channel_host::LeafId(member.leaf_id.0)),
     });
     let clients = u32::try_from(spec.members.len()).unwrap_or(u32::MAX);
     let signed = signatures.map_or(0, |all| {

@@ -3,6 +3,7 @@
 mod convert;
 mod create;
 mod factories;
+mod node;
 mod overview;
 
 use std::path::Path;
@@ -156,6 +157,90 @@ impl Admin for Operator {
     ) -> Result<Response<FactoryCancelResponse>, Status> {
         Ok(Response::new(
             factories::cancel(&self.ctx, &request.get_ref().id).await?,
+        ))
+    }
+
+    async fn node_info(
+        &self,
+        _: Request<NodeInfoRequest>,
+    ) -> Result<Response<NodeInfoResponse>, Status> {
+        Ok(Response::new(node::info(&self.ctx)))
+    }
+
+    async fn node_connect(
+        &self,
+        request: Request<NodeConnectRequest>,
+    ) -> Result<Response<NodeConnectResponse>, Status> {
+        Ok(Response::new(
+            node::connect(&self.ctx, request.into_inner()).await?,
+        ))
+    }
+
+    async fn node_disconnect(
+        &self,
+        request: Request<NodeDisconnectRequest>,
+    ) -> Result<Response<NodeDisconnectResponse>, Status> {
+        Ok(Response::new(
+            node::disconnect(&self.ctx, &request.get_ref().node_id).await?,
+        ))
+    }
+
+    async fn node_peers(
+        &self,
+        _: Request<NodePeersRequest>,
+    ) -> Result<Response<NodePeersResponse>, Status> {
+        Ok(Response::new(node::peers(&self.ctx)?))
+    }
+
+    async fn node_channels(
+        &self,
+        _: Request<NodeChannelsRequest>,
+    ) -> Result<Response<NodeChannelsResponse>, Status> {
+        Ok(Response::new(node::channels(&self.ctx)?))
+    }
+
+    async fn node_open_channel(
+        &self,
+        request: Request<NodeOpenChannelRequest>,
+    ) -> Result<Response<NodeOpenChannelResponse>, Status> {
+        Ok(Response::new(
+            node::open_channel(&self.ctx, request.into_inner()).await?,
+        ))
+    }
+
+    async fn node_close_channel(
+        &self,
+        request: Request<NodeCloseChannelRequest>,
+    ) -> Result<Response<NodeCloseChannelResponse>, Status> {
+        Ok(Response::new(
+            node::close_channel(&self.ctx, request.into_inner()).await?,
+        ))
+    }
+
+    async fn node_pay(
+        &self,
+        request: Request<NodePayRequest>,
+    ) -> Result<Response<Payment>, Status> {
+        Ok(Response::new(
+            node::pay(&self.ctx, request.into_inner()).await?,
+        ))
+    }
+
+    async fn node_invoice(
+        &self,
+        request: Request<NodeInvoiceRequest>,
+    ) -> Result<Response<NodeInvoiceResponse>, Status> {
+        Ok(Response::new(
+            node::invoice(&self.ctx, request.into_inner()).await?,
+        ))
+    }
+
+    async fn node_payments(
+        &self,
+        request: Request<NodePaymentsRequest>,
+    ) -> Result<Response<NodePaymentsResponse>, Status> {
+        Ok(Response::new(
+            node::payments(&self.ctx, request.get_ref().limit).await?,
         ))
     }
 }

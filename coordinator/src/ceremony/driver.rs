@@ -22,6 +22,7 @@ use super::{Mail, Status};
 use crate::context::Context;
 use crate::event::{Event, abort_name, abort_text};
 use crate::keys::CeremonySigner;
+use crate::lightning::Opening;
 use crate::store::attempts::{self, AttemptState};
 use crate::store::ceremonies::{self, CeremonyRow};
 use crate::store::{StoreError, factories};
@@ -62,6 +63,8 @@ pub(super) struct Driver {
     /// Coins that came free with the failure of the ceremony.
     pub(super) pins: Vec<bitcoin::OutPoint>,
     pub(super) shutdown: watch::Receiver<bool>,
+    /// The channels of the attempt under way, while they are opened.
+    pub(super) opening: Option<Opening>,
     status: watch::Sender<Status>,
     mailbox: mpsc::Receiver<Mail>,
     tip: u32,
@@ -118,6 +121,7 @@ async fn give_up(ctx: &Context, id: CeremonyId, reason: &AbortReason) {
         .await;
     match given_up {
         Ok(Some(pins)) => {
+            ctx.lightning.look_again();
             ctx.wallet
                 .release(pins.into_iter().map(|pin| pin.outpoint))
                 .await;
@@ -159,7 +163,7 @@ async fn run(
             }) => break (*terms, feerate, first, invited),
             Ok(Beginning::Over) | Err(GatherEnd::Stopped) => return None,
             Err(GatherEnd::Failed(reason)) => return Some(reason),
-            // Nothing goes on without the database, and nothing is given up for it: everybody may have acked already.
+            // Nothing goes on without the database, and nothing is given up for it: every channel may stand already.
             Err(GatherEnd::Store(error)) => {
                 store_failed(ctx, &error);
                 ctx.ceremonies.unclaim(id, None);
@@ -179,6 +183,7 @@ async fn run(
         work: VecDeque::new(),
         wakes: Vec::new(),
         pins: Vec::new(),
+        opening: None,
         tip: ctx.height(),
         ctx: Arc::clone(ctx),
         status,
@@ -225,7 +230,7 @@ async fn begin(
     if let Some(last) = &last
         && matches!(
             last.state,
-            AttemptState::Acked | AttemptState::FundingSigned
+            AttemptState::Ready | AttemptState::FundingSigned
         )
     {
         let round = Round {
@@ -352,7 +357,7 @@ async fn pin(
     Ok(terms)
 }
 
-/// Every client had acked before the restart: nothing is left but to fund.
+/// Every channel stood before the restart: nothing is left but to fund.
 async fn go_on_to_fund(ctx: &Context, round: Round) -> crate::store::Result<()> {
     let row = ctx
         .store
@@ -389,12 +394,14 @@ pub(super) async fn sign_off(
     Ok(())
 }
 
-/// Secret nonces do not survive a restart: an attempt that not everybody had acked fails.
+/// Secret nonces do not survive a restart: an attempt whose channels did not all stand fails.
 async fn restarted(ctx: &Context, round: Round) -> crate::store::Result<()> {
     let reason = AbortReason::Restarted;
     ctx.store
         .write(async |tx| attempts::fail(tx, round, &abort_text(&reason), &[]).await)
         .await?;
+    // Its channels, if any were opened, are given up.
+    ctx.lightning.look_again();
     ctx.events.emit(Event::AttemptFailed {
         round,
         reason: abort_name(&reason),
@@ -526,6 +533,16 @@ impl Driver {
         }
         let others = others.into_iter().map(|mail| match mail {
             Mail::Client { client, message } => Input::Message { client, message },
+            Mail::Channel {
+                round,
+                client,
+                result: Ok(()),
+            } => Input::ChannelOpened { round, client },
+            Mail::Channel {
+                round,
+                client,
+                result: Err(why),
+            } => Input::ChannelRefused { round, client, why },
             Mail::Connected(client) => Input::Connected(client),
             Mail::Gone(client) => Input::Gone(client),
             Mail::Cancel => Input::Cancel,

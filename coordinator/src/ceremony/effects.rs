@@ -1,5 +1,6 @@
 //! What the machine wants done, in order; nothing is sent before what was to be stored is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use factory_tree::ceremony::coordinator::{
@@ -7,6 +8,7 @@ use factory_tree::ceremony::coordinator::{
 };
 use factory_tree::ceremony::message::{Join, Round};
 use factory_tree::ids::{ClientId, FactoryId};
+use factory_tree::tree::Tree;
 use proto::session::ServiceError;
 use proto::v1::server_message::Body;
 use proto::v1::{ErrorCode, ServerMessage};
@@ -17,9 +19,10 @@ use zeroize::Zeroizing;
 use super::driver::{Driver, STORE_PAUSE, Stop, Work, sign_off};
 use super::joins::Verdict;
 use crate::event::Event;
-use crate::funding;
 use crate::keys::random;
+use crate::lightning::Opening;
 use crate::store::StoreError;
+use crate::{fault, funding};
 
 impl Driver {
     pub(super) async fn execute_all(&mut self, effects: Vec<Effect>) -> Result<(), Stop> {
@@ -63,10 +66,20 @@ impl Driver {
                 self.work.push_front(Work::Input(input));
             }
             Effect::Emit(event) => self.emit(event),
+            Effect::OpenChannels { round, tree } => self.open_channels(round, tree),
             Effect::Fund { round, tree, .. } => self.fund(round, tree.id()).await?,
             Effect::Finished(outcome) => return self.finished(outcome).await,
         }
         Ok(())
+    }
+
+    fn open_channels(&mut self, round: Round, tree: Arc<Tree>) {
+        // A proposal made without it is never stored, let alone signed.
+        let Some(fresh) = self.signer.fresh(round.attempt) else {
+            return;
+        };
+        self.opening = Some(Opening::start(&self.ctx, round, tree, fresh));
+        fault::point("channels_opening");
     }
 
     fn emit(&self, event: MachineEvent) {

@@ -33,6 +33,15 @@ pub enum Mail {
         /// What.
         message: ToCoordinator,
     },
+    /// A client's channel stands on our side, or cannot.
+    Channel {
+        /// Of which attempt.
+        round: Round,
+        /// Whose.
+        client: ClientId,
+        /// Why it cannot.
+        result: Result<(), String>,
+    },
     /// A client's stream came (back).
     Connected(ClientId),
     /// A client's stream closed.
@@ -92,7 +101,7 @@ impl Ceremonies {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn register(&self, id: CeremonyId) -> (mpsc::Receiver<Mail>, watch::Sender<Status>) {
+    pub(crate) fn register(&self, id: CeremonyId) -> (mpsc::Receiver<Mail>, watch::Sender<Status>) {
         let (mail, mailbox) = mpsc::channel(MAILBOX);
         let (status, reader) = watch::channel(Status {
             round: None,

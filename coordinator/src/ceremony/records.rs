@@ -22,7 +22,7 @@ const fn fault_point(record: &Record) -> Option<&'static str> {
         Record::Invited { .. } => Some("invited"),
         Record::Proposed { .. } => Some("proposal_stored"),
         Record::Completed { .. } => Some("finals_stored"),
-        Record::Acked { .. } => Some("acked_stored"),
+        Record::Ready { .. } => Some("ready_stored"),
         Record::Blamed { .. } | Record::AttemptFailed { .. } | Record::CeremonyFailed { .. } => {
             None
         }
@@ -42,6 +42,11 @@ impl Driver {
         if let Record::Invited { round, .. } = record {
             self.signer.begin(round.attempt, fresh);
             self.joins.clear();
+        }
+        if let Record::AttemptFailed { .. } | Record::CeremonyFailed { .. } = record {
+            // First nothing more is opened, then what was opened is given up.
+            self.opening = None;
+            self.ctx.lightning.look_again();
         }
         if let Some(name) = fault_point(record) {
             fault::point(name);
@@ -105,8 +110,8 @@ impl Driver {
                         };
                         factories::complete(tx, *round, *factory, &all).await?;
                     }
-                    Record::Acked { round, factory } => {
-                        factories::acked(tx, *round, *factory).await?;
+                    Record::Ready { round, factory } => {
+                        factories::ready(tx, *round, *factory).await?;
                         let entry = HistoryRow {
                             factory: Some(*factory),
                             ..entry(height, "factory_built", *round, String::new())

@@ -51,7 +51,7 @@ fn silent(ctx: &Context, byte: u8) -> mpsc::Receiver<Outgoing> {
 
 impl TestWorld {
     /// A world whose coordinator has two coins, and knows the tip.
-    async fn rich(configure: impl FnOnce(&mut crate::config::Config)) -> Self {
+    pub(crate) async fn rich(configure: impl FnOnce(&mut crate::config::Config)) -> Self {
         let mut world = Self::new().await;
         configure(&mut std::sync::Arc::get_mut(&mut world.ctx).unwrap().config);
         let mut output = Vec::new();
@@ -151,16 +151,16 @@ async fn a_cancel_that_comes_too_late_takes_no_coin_from_a_signed_funding() {
     assert_eq!(world.state(id).await, CeremonyState::Complete);
 }
 
-/// As [`TestWorld::factory`], but the coordinator was killed after the last ack was stored and before the funding was signed.
-async fn acked(world: &TestWorld) -> factory_tree::tree::Tree {
+/// As [`TestWorld::factory`], but the coordinator was killed after it was stored that every channel stands and before the funding was signed.
+async fn ready(world: &TestWorld) -> factory_tree::tree::Tree {
     let tree = world
         .factory(factory_tree::params::ExpiryPolicy::ClientRefund, 4)
         .await;
     let changed = world.ctx.store.write(async |tx| {
         for update in [
             "UPDATE ceremony SET state = 'running'",
-            "UPDATE attempt SET state = 'acked'",
-            "UPDATE factory SET state = 'acked'",
+            "UPDATE attempt SET state = 'ready'",
+            "UPDATE factory SET state = 'ready'",
         ] {
             sqlx::query(update).execute(&mut *tx).await?;
         }
@@ -171,9 +171,9 @@ async fn acked(world: &TestWorld) -> factory_tree::tree::Tree {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_everybody_acked_is_funded_when_the_database_works_again() {
+async fn what_was_ready_is_funded_when_the_database_works_again() {
     let mut world = TestWorld::new().await;
-    acked(&world).await;
+    ready(&world).await;
     let full =
         "CREATE TRIGGER full BEFORE UPDATE ON factory BEGIN SELECT RAISE(ABORT, 'full'); END";
     let broken = world

@@ -126,6 +126,7 @@ async fn catch_up(ctx: &Context, follower: &mut Follower) -> Result<(), ChainTas
         for event in &batch {
             ctx.wallet.apply(event).await?;
         }
+        ctx.lightning.look_again();
     }
 }
 

@@ -11,6 +11,7 @@ use super::{ChainTaskError, height_after};
 use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
+use crate::lightning;
 use crate::notify;
 use crate::store::factories::FactoryRow;
 use crate::store::history::{self, HistoryRow};
@@ -271,6 +272,10 @@ impl Scan {
             .await?;
         if confirmed {
             fault::point("confirmed_stored");
+        }
+        if !changed.is_empty() {
+            // Whoever hears that a factory is usable may pay over it at once, and whoever hears that it is not is paid no more.
+            lightning::settle(ctx).await;
         }
         events.extend(late.into_iter().map(|event| (tip, event)));
         for (height, event) in events {

@@ -9,11 +9,14 @@ use crate::testing::TestWorld;
 
 impl TestWorld {
     /// Follows the chain to its tip, from where the wallet is.
-    async fn follow(&self) {
+    pub(crate) async fn follow(&self) {
         let source = Arc::clone(&self.ctx.source);
         let mut follower = Follower::new(source, self.ctx.wallet.checkpoints().await).unwrap();
         catch_up(&self.ctx, &mut follower).await.unwrap();
         self.ctx.events.set_height(self.chain.height());
+        self.ctx
+            .chain
+            .send_replace(ChainState::Ready(self.chain.height()));
         at_tip(&self.ctx).await.unwrap();
     }
 

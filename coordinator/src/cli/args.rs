@@ -79,6 +79,9 @@ pub enum Command {
     /// Clients.
     #[command(subcommand)]
     Client(ClientCommand),
+    /// The Lightning node: peers, channels, payments.
+    #[command(subcommand)]
+    Node(NodeCommand),
 }
 
 /// Flags of `init`.
@@ -134,6 +137,12 @@ pub struct ConfigArgs {
     /// What clients are told to connect to, if not the same.
     #[arg(long, value_name = "HOST:PORT")]
     public_address: Option<String>,
+    /// Where Lightning peers connect to.
+    #[arg(long, value_name = "IP:PORT")]
+    lightning_listen: Option<SocketAddr>,
+    /// What Lightning peers are told to connect to, if not the same.
+    #[arg(long, value_name = "HOST:PORT")]
+    lightning_public_address: Option<String>,
     /// Serve without TLS, on a loopback address only.
     #[arg(long)]
     no_tls: bool,
@@ -166,6 +175,8 @@ impl ConfigArgs {
             network: None,
             listen: self.listen,
             public_address: self.public_address.clone(),
+            lightning_listen: self.lightning_listen,
+            lightning_public_address: self.lightning_public_address.clone(),
             tls: self.no_tls.then_some(false),
             passphrase_file: self.passphrase_file.as_ref().map(absolute),
             kdf: None,
@@ -285,6 +296,79 @@ pub enum ClientCommand {
         /// Only those that are connected.
         #[arg(long)]
         connected: bool,
+    },
+}
+
+/// Commands of the Lightning node.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Its id and address, and what it could send and receive.
+    Info,
+    /// Connect to a peer, and stay connected.
+    Connect {
+        /// Node id and address.
+        #[arg(value_name = "ID@HOST:PORT")]
+        peer: String,
+    },
+    /// End a connection, and forget the peer's address.
+    Disconnect {
+        /// Node id.
+        id: String,
+    },
+    /// Who is connected.
+    Peers,
+    /// All channels, those on leaves too.
+    Channels,
+    /// Open an ordinary channel, paid from the on-chain wallet.
+    OpenChannel {
+        /// The peer's node id; it must be connected.
+        id: String,
+        /// What the channel is to hold, in satoshi.
+        #[arg(long, value_name = "SAT")]
+        capacity: u64,
+        /// Let the world know it.
+        #[arg(long)]
+        announce: bool,
+    },
+    /// Close a channel, together with its peer.
+    CloseChannel {
+        /// Its id, as `node channels` shows it.
+        channel: String,
+        /// Alone: our money waits some days for it. A channel on a leaf goes to the chain with its path.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Pay a BOLT 11 invoice, and wait for the end of that.
+    Pay {
+        /// The invoice.
+        invoice: String,
+        /// How much, in satoshi, if the invoice leaves it open.
+        #[arg(long, value_name = "SAT")]
+        amount: Option<u64>,
+        /// How long to wait, in seconds; the payment goes on.
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        timeout: u32,
+    },
+    /// Make a BOLT 11 invoice.
+    Invoice {
+        /// How much, in satoshi [default: as the payer likes].
+        #[arg(value_name = "AMOUNT_SAT")]
+        amount: Option<u64>,
+        /// The same in thousandths of a satoshi.
+        #[arg(long, value_name = "MSAT", conflicts_with = "amount")]
+        msat: Option<u64>,
+        /// What for.
+        #[arg(long, default_value = "")]
+        description: String,
+        /// How long it can be paid, in seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+        expiry: u32,
+    },
+    /// Payments to and from the node, newest first; not those through it.
+    Payments {
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
     },
 }
 

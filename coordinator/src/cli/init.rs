@@ -15,6 +15,7 @@ use crate::app;
 use crate::config::{Config, Kdf, Overrides};
 use crate::config_file;
 use crate::datadir::{DataDir, DataDirError};
+use crate::keys::NodeKeys;
 
 /// Names a file with the passphrase, where the configuration names none.
 pub const PASSPHRASE_VARIABLE: &str = "SUPERSCALAR_PASSPHRASE_FILE";
@@ -48,7 +49,7 @@ pub fn init(args: &Args, init: &InitArgs) -> Result<(), Failure> {
         let _ = std::fs::remove_file(data.config());
     }
     let (seed, new_words) = created?;
-    let node_id = NodeId::of(&seed.keys(config.network)?.node_key());
+    let node_id = NodeKeys::new(&seed, config.network)?.node_id();
     // Behind port 0 or an unspecified address there is nothing to tell yet.
     let connection = app::connection(&config, config.listen, node_id, identity.as_ref()).ok();
     let made = Made {

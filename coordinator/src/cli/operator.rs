@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::args::{Args, ClientCommand, Command, CreateArgs, FactoryCommand, WalletCommand};
-use super::{Exit, Failure, outln, output, progress};
+use super::{Exit, Failure, node, outln, output, progress};
 use crate::config::Expiry;
 use crate::datadir::DataDir;
 use crate::params;
@@ -68,7 +68,7 @@ pub(super) fn failure(error: &ServiceError) -> Failure {
     Failure::new(exit, anyhow!(error.message.clone()))
 }
 
-fn refused(status: Status) -> Failure {
+pub(super) fn refused(status: Status) -> Failure {
     failure(&ServiceError::from_status(&status))
 }
 
@@ -120,6 +120,7 @@ async fn dispatch(
             Ok(())
         }
         Command::Factory(command) => factory(admin, args, command).await,
+        Command::Node(command) => node::call(admin, json, command).await,
     }
 }
 
@@ -188,7 +189,7 @@ async fn factory(
     }
 }
 
-fn usage(text: String) -> Failure {
+pub(super) fn usage(text: String) -> Failure {
     Failure::new(Exit::Usage, anyhow!(text))
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::outln;
 
 /// Prints a table with its columns aligned.
-fn table(head: &[&str], rows: &[Vec<String>]) {
+pub(super) fn table(head: &[&str], rows: &[Vec<String>]) {
     let mut widths: Vec<usize> = head.iter().map(|name| name.len()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -36,14 +36,14 @@ fn table(head: &[&str], rows: &[Vec<String>]) {
 }
 
 /// Prints names and values, aligned.
-fn pairs(pairs: &[(&str, String)]) {
+pub(super) fn pairs(pairs: &[(&str, String)]) {
     let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, value) in pairs {
         outln!("{name:width$}  {value}");
     }
 }
 
-fn yes(flag: bool) -> String {
+pub(super) fn yes(flag: bool) -> String {
     if flag { "yes" } else { "no" }.to_owned()
 }
 
@@ -52,7 +52,7 @@ fn network(value: i32) -> String {
         .map_or_else(|_| "?".to_owned(), |network| network.to_string())
 }
 
-fn outpoint(wire: Option<&v1::OutPoint>) -> Option<OutPoint> {
+pub(super) fn outpoint(wire: Option<&v1::OutPoint>) -> Option<OutPoint> {
     let wire = wire?;
     Some(OutPoint::new(Txid::from_slice(&wire.txid).ok()?, wire.vout))
 }
@@ -65,6 +65,7 @@ pub fn phase(phase: Phase) -> &'static str {
         Phase::Confirming => "confirming",
         Phase::Signing => "signing",
         Phase::Finalizing => "acknowledging",
+        Phase::Opening => "opening channels",
         Phase::Funding => "funding",
         Phase::Done => "done",
         Phase::Failed => "failed",
@@ -345,7 +346,7 @@ pub fn show(as_json: bool, answer: &FactoryShowResponse) {
                 json!({
                     "client": hex::encode(&member.client), "factory_pubkey": hex::encode(&member.factory_key),
                     "payout_script_pubkey": hex::encode(&member.payout_script), "capacity_sat": member.capacity_sat,
-                    "acked": member.acked,
+                    "acked": member.acked, "channel": member.channel.as_ref().map(leaf_channel),
                 })
             })
             .collect();
@@ -382,10 +383,57 @@ pub fn show(as_json: bool, answer: &FactoryShowResponse) {
                 hex::encode(&member.client),
                 member.capacity_sat.to_string(),
                 yes(member.acked),
+                channel_state(member.channel.as_ref()),
+                member
+                    .channel
+                    .as_ref()
+                    .map_or_else(dash, |channel| sat(channel.local_msat)),
+                member
+                    .channel
+                    .as_ref()
+                    .map_or_else(dash, |channel| sat(channel.remote_msat)),
             ]
         })
         .collect();
-    table(&["client", "capacity", "acked"], &rows);
+    table(
+        &[
+            "client",
+            "capacity",
+            "acked",
+            "channel",
+            "ours (sat)",
+            "theirs (sat)",
+        ],
+        &rows,
+    );
+}
+
+fn leaf_channel(channel: &LeafChannel) -> Value {
+    json!({
+        "state": channel.state, "usable": channel.usable, "local_msat": channel.local_msat,
+        "remote_msat": channel.remote_msat, "pending": channel.pending, "exiting": channel.exiting,
+        "confirmed_height": channel.confirmed_height, "spent_by": channel.spent_by,
+    })
+}
+
+fn channel_state(channel: Option<&LeafChannel>) -> String {
+    let Some(channel) = channel else {
+        return dash();
+    };
+    match (&channel.spent_by, channel.exiting) {
+        (Some(by), _) => format!("{}, spent by {by}", channel.state),
+        (None, true) => format!("{}, exiting", channel.state),
+        (None, false) => channel.state.clone(),
+    }
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+/// Thousandths of a satoshi as satoshi, exactly.
+pub(super) fn sat(msat: u64) -> String {
+    format!("{}.{:03}", msat / 1000, msat % 1000)
 }
 
 /// A parameter as people write it.

@@ -16,11 +16,12 @@ pub use words::{abort_name, abort_text, decline_text, left_out_name};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// It serves, and its chain is in sync.
+    /// It serves, its chain is in sync, and its Lightning node runs.
     Ready {
         listen: String,
         node_id: String,
         connection: String,
+        lightning: String,
     },
     /// A client authenticated.
     ClientConnected { client: ClientId },
@@ -75,6 +76,25 @@ pub enum Event {
         round: Round,
         client: ClientId,
     },
+    /// Every client holds its exit kit: channels are opened on the leaves.
+    OpeningChannels {
+        #[serde(flatten)]
+        round: Round,
+        factory: FactoryId,
+    },
+    /// A client's channel stands on both sides.
+    ChannelOpened {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+    },
+    /// A client's channel did not come about.
+    ChannelRefused {
+        #[serde(flatten)]
+        round: Round,
+        client: ClientId,
+        why: String,
+    },
     /// A client declined.
     Declined {
         #[serde(flatten)]
@@ -109,7 +129,7 @@ pub enum Event {
         reason: &'static str,
         detail: String,
     },
-    /// Every client of a factory holds its exit kit.
+    /// Every client of a factory holds its exit kit, and every channel stands.
     CeremonyComplete {
         #[serde(flatten)]
         round: Round,
@@ -144,6 +164,56 @@ pub enum Event {
         sat: u64,
         outputs: usize,
     },
+    /// The Lightning node runs; clients and peers connect to this address.
+    LightningReady { node_id: String, address: String },
+    /// The Lightning node does not run; it is tried again.
+    LightningDown { problem: String },
+    /// A leaf's channel takes no more payments.
+    ChannelClosed {
+        factory: FactoryId,
+        client: ClientId,
+        reason: String,
+        cooperative: bool,
+    },
+    /// A leaf's path is published from now on.
+    ExitNeeded {
+        factory: FactoryId,
+        client: ClientId,
+        reason: String,
+    },
+    /// A transaction of a leaf's path went out, paid for by a child.
+    ExitPublished {
+        factory: FactoryId,
+        client: ClientId,
+        txid: Txid,
+        kind: String,
+        vbytes: u64,
+        fee_sat: u64,
+    },
+    /// A leaf's channel output is spent: commitment, cooperative, timeout, poison or reap.
+    ChannelSpent {
+        factory: FactoryId,
+        client: ClientId,
+        kind: &'static str,
+        txid: Txid,
+        height: u32,
+    },
+    /// Somebody paid us.
+    PaymentReceived { hash: String, amount_msat: u64 },
+    /// Somebody's payment to us was sent back.
+    PaymentRefused { hash: String, reason: String },
+    /// Our payment arrived.
+    PaymentSent { hash: String, fee_msat: u64 },
+    /// Our payment came back.
+    PaymentFailed { hash: String, reason: String },
+    /// A payment went through us.
+    PaymentForwarded { amount_msat: u64, fee_msat: u64 },
+    /// A payment through us was sent back at once.
+    ForwardRefused { hash: String, reason: String },
+    /// An ordinary channel may be used; `channel` is its number with us, 0 if the peer opened it.
+    OnchainChannelOpened { channel: String, peer: String },
+    /// An ordinary channel is closed.
+    OnchainChannelClosed { channel: String, reason: String },
     /// A block was taken into account.
     BlockConnected { height: u32 },
     /// A block left the chain.
@@ -176,6 +246,9 @@ impl From<machine::Event> for Event {
             E::PartialsReceived { round, client } => Self::PartialsReceived { round, client },
             E::FinalsSent { round, factory } => Self::FinalsSent { round, factory },
             E::Acked { round, client } => Self::Acked { round, client },
+            E::OpeningChannels { round, factory } => Self::OpeningChannels { round, factory },
+            E::ChannelOpened { round, client } => Self::ChannelOpened { round, client },
+            E::ChannelRefused { round, client, why } => Self::ChannelRefused { round, client, why },
             E::Declined {
                 round,
                 client,
@@ -223,6 +296,9 @@ impl Event {
                 | Self::Joined { .. }
                 | Self::PartialsReceived { .. }
                 | Self::Acked { .. }
+                | Self::ChannelOpened { .. }
+                | Self::PaymentForwarded { .. }
+                | Self::ForwardRefused { .. }
                 | Self::BlockConnected { .. }
         )
     }
@@ -238,6 +314,9 @@ impl Event {
                 | Self::CeremonyFailed { .. }
                 | Self::FactoryUnconfirmed { .. }
                 | Self::ChainUnavailable { .. }
+                | Self::LightningDown { .. }
+                | Self::ChannelRefused { .. }
+                | Self::ExitNeeded { .. }
                 | Self::StoreFailed { .. }
         )
     }

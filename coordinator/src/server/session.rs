@@ -21,6 +21,7 @@ use super::handshake::handshake;
 use super::pace::Pace;
 use crate::ceremony::Mail;
 use crate::event::Event;
+use crate::lightning;
 use crate::sessions::{Interest, Outgoing};
 
 /// Starts a session's task and returns what it will send.
@@ -104,6 +105,7 @@ async fn run(
         // As if the older stream had been seen to close: the client may have been restarted since.
         front.ctx.ceremonies.gone(client).await;
     }
+    lightning::greet(&front.ctx, client).await;
     front.ctx.ceremonies.connected(client).await;
     let reason = serve(&front, client, &mut incoming, &out, &mut handle.ended).await;
     if front.ctx.sessions.stop(&client, handle.number) {
@@ -207,8 +209,11 @@ async fn handle(
         }
         FromClient::Ceremony(message) => {
             let round = message.round();
-            // The last ack ends the ceremony: the same ack again finds none, and is harmless.
-            let repeatable = matches!(message, ToCoordinator::Ack { .. });
+            // The last of these ends the ceremony: the same again finds none, and is harmless.
+            let repeatable = matches!(
+                message,
+                ToCoordinator::Ack { .. } | ToCoordinator::ChannelOpened { .. }
+            );
             if front
                 .ctx
                 .ceremonies

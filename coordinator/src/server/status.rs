@@ -19,6 +19,7 @@ pub(crate) const fn phase(phase: Phase) -> v1::Phase {
         Phase::Confirming | Phase::Funding => v1::Phase::Confirming,
         Phase::Signing => v1::Phase::Signing,
         Phase::Acking => v1::Phase::Finalizing,
+        Phase::Opening => v1::Phase::Opening,
         Phase::Finished => v1::Phase::Funding,
     }
 }
@@ -37,7 +38,7 @@ pub(crate) const fn factory_state(row: &FactoryRow) -> FactoryState {
         | AttemptState::Invited
         | AttemptState::Proposed
         | AttemptState::Completed
-        | AttemptState::Acked => FactoryState::Proposed,
+        | AttemptState::Ready => FactoryState::Proposed,
     }
 }
 

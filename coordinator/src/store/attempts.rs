@@ -22,8 +22,8 @@ pub enum AttemptState {
     Proposed,
     /// Every signature is there.
     Completed,
-    /// Every client holds its exit kit.
-    Acked,
+    /// Every client holds its exit kit, and every channel stands.
+    Ready,
     /// The funding is signed, or may be: from here on it is only broadcast again.
     FundingSigned,
     /// It failed; its funding is never signed.
@@ -36,7 +36,7 @@ impl AttemptState {
         Self::Invited,
         Self::Proposed,
         Self::Completed,
-        Self::Acked,
+        Self::Ready,
         Self::FundingSigned,
         Self::Failed,
     ];
@@ -49,7 +49,7 @@ impl AttemptState {
             Self::Invited => "invited",
             Self::Proposed => "proposed",
             Self::Completed => "completed",
-            Self::Acked => "acked",
+            Self::Ready => "ready",
             Self::FundingSigned => "funding_signed",
             Self::Failed => "failed",
         }

@@ -4,7 +4,7 @@ use bitcoin::consensus::encode;
 use bitcoin::secp256k1::{ecdsa, schnorr};
 use bitcoin::{Amount, OutPoint, Transaction};
 use factory_tree::ceremony::message::Round;
-use factory_tree::factory::FactorySpec;
+use factory_tree::factory::{FactorySpec, Member};
 use factory_tree::ids::{CeremonyId, ClientId, FactoryId};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite};
@@ -120,24 +120,26 @@ pub async fn propose(conn: &mut Conn, new: NewFactory<'_>) -> Result<()> {
     .bind(new.confirmations)
     .execute(&mut *conn)
     .await?;
-    let places: Vec<(u32, i64, &ClientId)> = (0u32..)
+    let places: Vec<(u32, i64, &Member)> = (0u32..)
         .zip(members)
         .map(|(position, member)| {
             Ok((
                 position,
                 codec::int("amount", member.capacity.to_sat())?,
-                &member.client,
+                member,
             ))
         })
         .collect::<Result<_>>()?;
     for chunk in places.chunks(1000) {
-        let mut query: QueryBuilder<Sqlite> =
-            QueryBuilder::new("INSERT INTO member (client, factory, position, capacity_sat) ");
-        query.push_values(chunk, |mut row, (position, sat, client)| {
-            row.push_bind(client.0.as_slice())
+        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+            "INSERT INTO member (client, factory, position, capacity_sat, leaf_id) ",
+        );
+        query.push_values(chunk, |mut row, (position, sat, member)| {
+            row.push_bind(member.client.0.as_slice())
                 .push_bind(new.id.0.as_slice())
                 .push_bind(*position)
-                .push_bind(*sat);
+                .push_bind(*sat)
+                .push_bind(member.leaf_id.0.as_slice());
         });
         query.build().execute(&mut *conn).await?;
     }
@@ -167,12 +169,12 @@ pub async fn complete(
     attempts::set_state(conn, round, AttemptState::Completed).await
 }
 
-/// Every client holds its exit kit.
+/// Every client holds its exit kit, and every channel stands.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn acked(conn: &mut Conn, round: Round, id: FactoryId) -> Result<()> {
-    move_on(conn, round, id, AttemptState::Acked).await
+pub async fn ready(conn: &mut Conn, round: Round, id: FactoryId) -> Result<()> {
+    move_on(conn, round, id, AttemptState::Ready).await
 }
 
 /// From here on the funding is only broadcast, never given up. To be stored before it is signed.

@@ -10,8 +10,10 @@ mod codec;
 mod error;
 pub mod factories;
 pub mod history;
+pub mod leaves;
 pub mod outputs;
 pub mod owner;
+pub mod payments;
 pub mod sweeps;
 mod wallet;
 

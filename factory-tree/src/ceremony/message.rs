@@ -180,6 +180,13 @@ pub enum ToCoordinator {
         /// The factory whose exit kit is stored.
         factory: FactoryId,
     },
+    /// Step 7: the channel on its leaf stands, as it verified it.
+    ChannelOpened {
+        /// Which attempt.
+        round: Round,
+        /// The factory.
+        factory: FactoryId,
+    },
     /// Instead of any of these.
     Decline {
         /// Which attempt.
@@ -196,7 +203,10 @@ impl ToCoordinator {
         match self {
             Self::Join(join) => join.round,
             Self::Partials(partials) => partials.round,
-            Self::Present(round) | Self::Ack { round, .. } | Self::Decline { round, .. } => *round,
+            Self::Present(round)
+            | Self::Ack { round, .. }
+            | Self::ChannelOpened { round, .. }
+            | Self::Decline { round, .. } => *round,
         }
     }
 }

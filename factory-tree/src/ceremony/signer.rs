@@ -37,8 +37,10 @@ pub enum SignerPhase {
     Signed,
     /// The exit kit is stored; it is rehearsed from disk.
     Kept,
-    /// The coordinator has been told.
+    /// The coordinator has been told; waits for the channel on the leaf.
     Acked,
+    /// The channel stands, and the coordinator has been told.
+    Opened,
     /// Over.
     Finished,
 }
@@ -70,7 +72,13 @@ pub const TRANSITIONS: &[(SignerPhase, &str, &[SignerPhase])] = &[
         &[SignerPhase::Acked, SignerPhase::Finished],
     ),
     (SignerPhase::Kept, "failed", &[SignerPhase::Finished]),
+    (
+        SignerPhase::Acked,
+        "channel",
+        &[SignerPhase::Opened, SignerPhase::Finished],
+    ),
     (SignerPhase::Acked, "failed", &[SignerPhase::Finished]),
+    (SignerPhase::Opened, "failed", &[SignerPhase::Finished]),
 ];
 
 /// One attempt of one client.
@@ -92,6 +100,7 @@ enum State {
     Signed(Box<Checked>, Partials),
     Kept(FactoryId),
     Acked(FactoryId),
+    Opened(FactoryId),
     Finished,
 }
 
@@ -182,6 +191,7 @@ impl Signer {
             State::Signed(..) => SignerPhase::Signed,
             State::Kept(_) => SignerPhase::Kept,
             State::Acked(_) => SignerPhase::Acked,
+            State::Opened(_) => SignerPhase::Opened,
             State::Finished => SignerPhase::Finished,
         }
     }
@@ -204,6 +214,7 @@ impl Signer {
             SignerInput::Signed(records) => self.sign(&records, effects),
             SignerInput::Finals(finals) => self.finals(*finals, effects),
             SignerInput::Rehearsed(result) => self.rehearsed(result, effects),
+            SignerInput::Channel(result) => self.channel(result, effects),
             SignerInput::Failed {
                 round,
                 reason,
@@ -421,6 +432,15 @@ impl Signer {
                 self.state = State::Acked(factory);
                 return;
             }
+            State::Opened(factory) => {
+                let round = self.round();
+                effects.push(SignerEffect::Send(ToCoordinator::ChannelOpened {
+                    round,
+                    factory,
+                }));
+                self.state = State::Opened(factory);
+                return;
+            }
             other => {
                 self.state = other;
                 return;
@@ -491,10 +511,38 @@ impl Signer {
                     round,
                     factory,
                 }));
+                effects.push(SignerEffect::ExpectChannel(factory));
                 effects.push(SignerEffect::Send(ToCoordinator::Ack { round, factory }));
                 effects.push(SignerEffect::Emit(SignerEvent::Acked { round, factory }));
-                effects.push(SignerEffect::Finished(SignerOutcome::Acked { factory }));
                 self.state = State::Acked(factory);
+            }
+        }
+    }
+
+    fn channel(&mut self, result: Result<(), String>, effects: &mut Vec<SignerEffect>) {
+        let State::Acked(factory) = self.state else {
+            return;
+        };
+        let round = self.round();
+        match result {
+            Err(found) => self.refuse(
+                Refusal {
+                    rule: Rule::Channel,
+                    found,
+                },
+                effects,
+            ),
+            Ok(()) => {
+                effects.push(SignerEffect::Send(ToCoordinator::ChannelOpened {
+                    round,
+                    factory,
+                }));
+                effects.push(SignerEffect::Emit(SignerEvent::ChannelOpened {
+                    round,
+                    factory,
+                }));
+                effects.push(SignerEffect::Finished(SignerOutcome::Opened { factory }));
+                self.state = State::Opened(factory);
             }
         }
     }

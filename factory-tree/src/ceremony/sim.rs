@@ -41,18 +41,24 @@ enum Fault {
     SilentAfterJoin,
     SilentAfterProposal,
     SilentAfterFinals,
+    SilentAfterAck,
+    ChannelRefused,
+    RefusesChannel,
     BadPartial,
     BadChannelSignature,
     Declines,
     Duplicates,
 }
 
-const FAULTS: [Fault; 9] = [
+const FAULTS: [Fault; 12] = [
     Fault::Honest,
     Fault::NeverJoins,
     Fault::SilentAfterJoin,
     Fault::SilentAfterProposal,
     Fault::SilentAfterFinals,
+    Fault::SilentAfterAck,
+    Fault::ChannelRefused,
+    Fault::RefusesChannel,
     Fault::BadPartial,
     Fault::BadChannelSignature,
     Fault::Declines,
@@ -116,6 +122,8 @@ struct Wallet {
     signed: Vec<SignedRecord>,
     kits: BTreeMap<FactoryId, String>,
     outcome: Option<SignerOutcome>,
+    /// The factory whose channel may be opened.
+    expected: Option<FactoryId>,
     before: Option<SignerPhase>,
 }
 
@@ -296,6 +304,7 @@ impl Sim {
                     self.to_coordinator
                         .push_back(Input::FundingReady(Box::new(funding)));
                 }
+                Effect::OpenChannels { round, tree } => self.open_channels(round, &tree),
                 Effect::Emit(event) => self.events.push(event),
                 Effect::Fund { round, tree, .. } => self.funded.push((round, tree)),
                 Effect::Finished(outcome) => self.outcome = Some(outcome),
@@ -367,6 +376,36 @@ impl Sim {
         self.signer_effects(client, wallet, fault, step.effects);
     }
 
+    /// Both Lightning nodes of every member.
+    fn open_channels(&mut self, round: Round, tree: &crate::tree::Tree) {
+        for member in &tree.spec().members {
+            let client = member.client;
+            let Some((mut wallet, fault)) = self.wallets.remove(&client) else {
+                continue;
+            };
+            assert_eq!(wallet.expected, Some(tree.id()), "opened before the ack");
+            let (here, there) = match fault {
+                Fault::SilentAfterAck => (true, None),
+                Fault::ChannelRefused => (false, None),
+                Fault::RefusesChannel => (true, Some(Err("another script".to_owned()))),
+                _ => (true, Some(Ok(()))),
+            };
+            self.to_coordinator.push_back(if here {
+                Input::ChannelOpened { round, client }
+            } else {
+                let why = "the peer broke off".to_owned();
+                Input::ChannelRefused { round, client, why }
+            });
+            if let (Some(result), Some(signer)) = (there, wallet.signer.take()) {
+                wallet.before = Some(signer.phase());
+                let step = signer.step(SignerInput::Channel(result));
+                wallet.moved(step.state);
+                self.signer_effects(client, &mut wallet, fault, step.effects);
+            }
+            self.wallets.insert(client, (wallet, fault));
+        }
+    }
+
     fn signer_effects(
         &mut self,
         client: ClientId,
@@ -402,6 +441,13 @@ impl Sim {
                     let step = signer.step(input);
                     wallet.moved(step.state);
                     self.signer_effects(client, wallet, fault, step.effects);
+                }
+                SignerEffect::ExpectChannel(factory) => {
+                    assert!(
+                        wallet.kits.contains_key(&factory),
+                        "expected before it is kept"
+                    );
+                    wallet.expected = Some(factory);
                 }
                 SignerEffect::Send(message) => self.send(client, wallet, fault, message),
                 SignerEffect::Emit(_) => {}
@@ -490,13 +536,13 @@ impl Sim {
                 // I2: the whole exit from the own disk.
                 let kit = ExitKit::from_json(&wallet.kits[&factory]).unwrap();
                 kit.verify().unwrap();
-                assert_eq!(wallet.outcome, Some(SignerOutcome::Acked { factory }));
-                assert_eq!(wallet.signer.as_ref().unwrap().phase(), SignerPhase::Acked);
+                assert_eq!(wallet.outcome, Some(SignerOutcome::Opened { factory }));
+                assert_eq!(wallet.signer.as_ref().unwrap().phase(), SignerPhase::Opened);
             }
         }
         let stored = |wanted: fn(&Record) -> bool| self.records.iter().any(wanted);
         assert!(stored(|r| matches!(r, Record::Completed { .. })));
-        assert!(stored(|r| matches!(r, Record::Acked { .. })));
+        assert!(stored(|r| matches!(r, Record::Ready { .. })));
     }
 }
 
@@ -561,7 +607,11 @@ fn honest_clients_get_a_factory_in_one_attempt() {
 fn each_misbehaviour_costs_only_its_author() {
     for fault in FAULTS {
         let faults = [Fault::Honest, fault, Fault::Honest, Fault::Honest];
-        run(&faults).check_complete(&faults);
+        let sim = run(&faults);
+        sim.check_complete(&faults);
+        if fault == Fault::Duplicates {
+            assert!(sim.refused.is_empty(), "{:?}", sim.refused);
+        }
     }
 }
 
@@ -704,7 +754,12 @@ fn a_client_that_comes_back_is_sent_what_it_missed() {
     let faults = [Fault::Honest; 3];
     let mut sim = Sim::new(&faults, lite());
     let client = client_id(2);
-    for phase in [Phase::Joining, Phase::Signing, Phase::Acking] {
+    for phase in [
+        Phase::Joining,
+        Phase::Signing,
+        Phase::Acking,
+        Phase::Opening,
+    ] {
         while sim.ceremony.as_ref().unwrap().phase() != phase {
             let input = sim.to_coordinator.pop_front().unwrap();
             sim.input(input);
@@ -714,6 +769,24 @@ fn a_client_that_comes_back_is_sent_what_it_missed() {
     }
     sim.run();
     sim.check_complete(&faults);
+}
+
+/// A channel that stood and is closed again before all stand costs a new attempt: no funding is signed for it.
+#[test]
+fn a_channel_closed_again_is_not_funded() {
+    let mut sim = Sim::new(&[Fault::Honest; 3], lite());
+    while sim.ceremony.as_ref().unwrap().phase() != Phase::Opening {
+        let input = sim.to_coordinator.pop_front().unwrap();
+        sim.input(input);
+    }
+    let round = sim.ceremony.as_ref().unwrap().round();
+    let (client, why) = (client_id(2), "closed".to_owned());
+    sim.input(Input::ChannelOpened { round, client });
+    sim.input(Input::ChannelRefused { round, client, why });
+    sim.run();
+    let attempts: Vec<_> = sim.funded.iter().map(|(round, _)| round.attempt).collect();
+    assert_eq!(attempts, [Attempt(2)]);
+    assert_eq!(sim.funded[0].1.spec().members.len(), 2);
 }
 
 /// Its own last answer to the ping and a decline, in one breath: the funding transaction that the
@@ -748,6 +821,7 @@ fn cancelling_ends_it_at_any_phase() {
         Phase::Funding,
         Phase::Signing,
         Phase::Acking,
+        Phase::Opening,
     ] {
         let mut sim = Sim::new(&[Fault::Honest; 3], lite());
         while sim.ceremony.as_ref().unwrap().phase() != phase {

@@ -163,6 +163,15 @@ pub enum End {
         /// What that means.
         meaning: Meaning,
     },
+    /// A commitment of the channel, or its cooperative close: what of it is the client's, Lightning pays out.
+    Lightning {
+        /// The channel output.
+        outpoint: OutPoint,
+        /// The transaction.
+        by: Txid,
+        /// The height it confirmed at.
+        height: Height,
+    },
     /// Nothing gets the money out of this output as the goal wants: under `LspReclaim` only
     /// publishing the path does.
     NoTimeout {
@@ -184,8 +193,6 @@ pub enum Meaning {
     OtherState,
     /// Sold, or taken by the LSP after its delay, unsold.
     StockSpent,
-    /// A commitment transaction or a cooperative close: the money is Lightning's.
-    ChannelClosed,
 }
 
 impl Step {
@@ -193,6 +200,20 @@ impl Step {
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.funded && self.publish.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Whether the channel has come to its end on Lightning, and all that is left is a share in a stock.
+    #[must_use]
+    pub fn only_stock_left(&self, kit: &ExitKit) -> bool {
+        let mut ends = self.ends.iter();
+        let ended = ends.any(|end| matches!(end, End::Lightning { .. }));
+        let waiting = self.waiting.iter().map(|waiting| waiting.index);
+        let mut left = self.publish.iter().copied().chain(waiting);
+        let is_stock = |index: usize| {
+            let tx = kit.txs.get(index);
+            tx.is_some_and(|tx| tx.spends.kind == SpentKind::Stock)
+        };
+        ended && left.all(is_stock)
     }
 
     /// What has been paid to the client.
@@ -285,11 +306,19 @@ impl Follower<'_> {
             return;
         };
         if let Some(spender) = self.view.spent.get(&outpoint) {
-            self.step.ends.push(End::Foreign {
-                outpoint,
-                kind,
-                by: spender.txid,
-                meaning: self.meaning(kind, spender.height),
+            let (by, height) = (spender.txid, spender.height);
+            self.step.ends.push(match self.meaning(kind, height) {
+                Some(meaning) => End::Foreign {
+                    outpoint,
+                    kind,
+                    by,
+                    meaning,
+                },
+                None => End::Lightning {
+                    outpoint,
+                    by,
+                    height,
+                },
             });
             return;
         }
@@ -320,9 +349,10 @@ impl Follower<'_> {
             .map(|(_, chosen)| chosen)
     }
 
-    fn meaning(&self, kind: SpentKind, height: Height) -> Meaning {
+    /// Nothing for a channel, whose spends that are not of the kit are Lightning's.
+    fn meaning(&self, kind: SpentKind, height: Height) -> Option<Meaning> {
         let reclaim = self.kit.params.expiry_policy == ExpiryPolicy::LspReclaim;
-        match kind {
+        Some(match kind {
             SpentKind::Funding | SpentKind::Static | SpentKind::State => {
                 if reclaim && height > self.kit.expiry {
                     Meaning::Reclaimed
@@ -333,7 +363,7 @@ impl Follower<'_> {
             SpentKind::FirstStage => Meaning::SpentTogether,
             SpentKind::Kickoff => Meaning::OtherState,
             SpentKind::Stock => Meaning::StockSpent,
-            SpentKind::Channel => Meaning::ChannelClosed,
-        }
+            SpentKind::Channel => return None,
+        })
     }
 }

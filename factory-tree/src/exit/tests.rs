@@ -243,6 +243,53 @@ fn foreign_spends_are_named() {
     }
 }
 
+/// Everything of the path confirmed, the leaf at the height that is returned.
+fn on_the_chain(kit: &ExitKit) -> (ChainView, u32) {
+    let mut view = funded(kit, 1005);
+    let leaf = 1007 + 144;
+    for (tx, height) in kit.path().zip([1006, 1007, leaf]) {
+        view.confirmed.insert(tx.txid(), Height(height));
+    }
+    view.tip = Height(leaf);
+    (view, leaf)
+}
+
+#[test]
+fn a_commitment_ends_the_channel_on_lightning() {
+    let kit = refund();
+    let (mut view, leaf) = on_the_chain(&kit);
+    assert!(!next(&kit, Goal::Leave, &view).only_stock_left(&kit));
+    let by = Txid::from_byte_array([9; 32]);
+    let channel = kit.channel_outpoint().unwrap();
+    let height = Height(leaf + 1);
+    view.spent.insert(channel, Spender { txid: by, height });
+    view.tip = height;
+    for goal in [Goal::Leave, Goal::TimeoutOnly] {
+        let step = next(&kit, goal, &view);
+        let end = End::Lightning {
+            outpoint: channel,
+            by,
+            height,
+        };
+        assert_eq!(step.ends, [end]);
+        assert_eq!(step.paid(), Amount::ZERO);
+        // The share in the stock is still to come.
+        assert!(!step.is_done() && step.only_stock_left(&kit));
+    }
+    // The channel's own timeout is none of Lightning's.
+    let timeout = index(&kit, TxKind::Timeout, SpentKind::Channel);
+    view.tip = kit.expiry.plus(Blocks(1));
+    let (txid, height) = (kit.txs[timeout].txid(), view.tip);
+    view.spent.insert(channel, Spender { txid, height });
+    let step = next(&kit, Goal::Leave, &view);
+    assert!(
+        matches!(step.ends.as_slice(), [End::Paid { .. }]),
+        "{step:?}"
+    );
+    assert_eq!(step.paid(), CAPACITY);
+    assert!(!step.only_stock_left(&kit));
+}
+
 #[test]
 fn reclaim_has_nothing_to_wait_for() {
     let kit = kit(ExpiryPolicy::LspReclaim, 8);

@@ -47,6 +47,8 @@ pub enum Rule {
     StockDelay,
     /// 12: the timeouts cover the account limit.
     Coverage,
+    /// 13: the Lightning channel stands on exactly the verified leaf.
+    Channel,
     /// 14: the funding transaction pays the factory from segwit coins and the common pin.
     Funding,
     /// 15: every signature verifies against its output key.
@@ -72,6 +74,7 @@ impl Rule {
             Self::Timeouts => "timeouts",
             Self::StockDelay => "stock_delay",
             Self::Coverage => "coverage",
+            Self::Channel => "channel",
             Self::Funding => "funding",
             Self::Signatures => "signatures",
             Self::Rehearsal => "rehearsal",

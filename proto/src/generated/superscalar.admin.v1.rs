@@ -306,6 +306,37 @@ pub struct Member {
     /// Whether its acknowledgement is stored.
     #[prost(bool, tag = "5")]
     pub acked: bool,
+    /// Its channel, while the Lightning node runs and knows of it.
+    #[prost(message, optional, tag = "6")]
+    pub channel: ::core::option::Option<LeafChannel>,
+}
+/// A channel on a leaf.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeafChannel {
+    /// expected, opening, funded, open, closed or abandoned.
+    #[prost(string, tag = "1")]
+    pub state: ::prost::alloc::string::String,
+    /// Whether it can carry payments now.
+    #[prost(bool, tag = "2")]
+    pub usable: bool,
+    /// What the coordinator could send over it now.
+    #[prost(uint64, tag = "3")]
+    pub local_msat: u64,
+    /// What the client could send over it now.
+    #[prost(uint64, tag = "4")]
+    pub remote_msat: u64,
+    /// Payments pending in it.
+    #[prost(uint32, tag = "5")]
+    pub pending: u32,
+    /// Whether it is on its way to the chain.
+    #[prost(bool, tag = "6")]
+    pub exiting: bool,
+    /// Height of its leaf's block.
+    #[prost(uint32, optional, tag = "7")]
+    pub confirmed_height: ::core::option::Option<u32>,
+    /// What spent it: commitment, cooperative, timeout, poison or reap.
+    #[prost(string, optional, tag = "8")]
+    pub spent_by: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// Which factory.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -382,6 +413,231 @@ pub struct Client {
     /// Its score of faults, as of now: those with a lower one are invited first.
     #[prost(double, tag = "9")]
     pub score: f64,
+}
+/// Nothing to say.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeInfoRequest {}
+/// The Lightning node.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeInfoResponse {
+    /// Its id, 33 bytes: the coordinator's.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node_id: ::prost::bytes::Bytes,
+    /// Where others reach it; empty while it does not run.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// Why it does not run, if it does not.
+    #[prost(string, tag = "3")]
+    pub problem: ::prost::alloc::string::String,
+    /// The height it has taken in.
+    #[prost(uint32, tag = "4")]
+    pub height: u32,
+    /// Connected peers.
+    #[prost(uint32, tag = "5")]
+    pub peers: u32,
+    /// Its channels.
+    #[prost(uint32, tag = "6")]
+    pub channels: u32,
+    /// Of these, channels on leaves.
+    #[prost(uint32, tag = "7")]
+    pub leaf_channels: u32,
+    /// Of all, those that can carry payments now.
+    #[prost(uint32, tag = "8")]
+    pub usable_channels: u32,
+    /// What it could send now, over all.
+    #[prost(uint64, tag = "9")]
+    pub spendable_msat: u64,
+    /// What it could receive now, over all.
+    #[prost(uint64, tag = "10")]
+    pub receivable_msat: u64,
+}
+/// Whom to connect to.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeConnectRequest {
+    /// Its id, 33 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node_id: ::prost::bytes::Bytes,
+    /// host:port.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+}
+/// Connected.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeConnectResponse {}
+/// Whom to disconnect.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeDisconnectRequest {
+    /// Its id, 33 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node_id: ::prost::bytes::Bytes,
+}
+/// Disconnected.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeDisconnectResponse {}
+/// Nothing to say.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodePeersRequest {}
+/// Connected peers.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodePeersResponse {
+    /// Their ids, 33 bytes each.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub peers: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+/// Nothing to say.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeChannelsRequest {}
+/// Channels.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodeChannelsResponse {
+    /// One each.
+    #[prost(message, repeated, tag = "1")]
+    pub channels: ::prost::alloc::vec::Vec<NodeChannel>,
+}
+/// A channel.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeChannel {
+    /// Its id, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub channel: ::prost::bytes::Bytes,
+    /// With whom, 33 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub peer: ::prost::bytes::Bytes,
+    /// The leaf it lies on (16 bytes), if it does.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub leaf: ::core::option::Option<::prost::bytes::Bytes>,
+    /// Its funding output, once there is one.
+    #[prost(message, optional, tag = "4")]
+    pub outpoint: ::core::option::Option<super::super::v1::OutPoint>,
+    /// What it holds.
+    #[prost(uint64, tag = "5")]
+    pub capacity_sat: u64,
+    /// What the coordinator could send over it now.
+    #[prost(uint64, tag = "6")]
+    pub spendable_msat: u64,
+    /// What the coordinator could receive over it now.
+    #[prost(uint64, tag = "7")]
+    pub receivable_msat: u64,
+    /// Whether it can carry payments now.
+    #[prost(bool, tag = "8")]
+    pub usable: bool,
+    /// Whether the world knows it.
+    #[prost(bool, tag = "9")]
+    pub announced: bool,
+    /// Payments pending in it.
+    #[prost(uint32, tag = "10")]
+    pub pending: u32,
+}
+/// What channel is wanted.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeOpenChannelRequest {
+    /// With whom, 33 bytes; connected.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub peer: ::prost::bytes::Bytes,
+    /// What it is to hold.
+    #[prost(uint64, tag = "2")]
+    pub capacity_sat: u64,
+    /// Whether the world is to know it.
+    #[prost(bool, tag = "3")]
+    pub announce: bool,
+}
+/// A channel is being opened.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeOpenChannelResponse {
+    /// The number events name it by.
+    #[prost(string, tag = "1")]
+    pub channel: ::prost::alloc::string::String,
+}
+/// Which channel.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeCloseChannelRequest {
+    /// Its id, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub channel: ::prost::bytes::Bytes,
+    /// Alone, without its peer.
+    #[prost(bool, tag = "2")]
+    pub force: bool,
+}
+/// The channel is being closed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeCloseChannelResponse {}
+/// What to pay.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodePayRequest {
+    /// A BOLT 11 invoice.
+    #[prost(string, tag = "1")]
+    pub invoice: ::prost::alloc::string::String,
+    /// How much, if the invoice leaves it open.
+    #[prost(uint64, optional, tag = "2")]
+    pub amount_msat: ::core::option::Option<u64>,
+    /// How long to wait for the end; the payment goes on.
+    #[prost(uint32, tag = "3")]
+    pub timeout_seconds: u32,
+}
+/// A payment.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Payment {
+    /// Its hash, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub hash: ::prost::bytes::Bytes,
+    /// in or out.
+    #[prost(string, tag = "2")]
+    pub direction: ::prost::alloc::string::String,
+    /// pending, succeeded or failed.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    /// How much, without the fee.
+    #[prost(uint64, tag = "4")]
+    pub amount_msat: u64,
+    /// The fee it cost.
+    #[prost(uint64, tag = "5")]
+    pub fee_msat: u64,
+    /// Why it failed, if it did.
+    #[prost(string, tag = "6")]
+    pub problem: ::prost::alloc::string::String,
+    /// The best height when it began.
+    #[prost(uint32, tag = "7")]
+    pub created_height: u32,
+    /// The best height when it ended.
+    #[prost(uint32, optional, tag = "8")]
+    pub ended_height: ::core::option::Option<u32>,
+}
+/// What invoice is wanted.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeInvoiceRequest {
+    /// How much; absent: as the payer likes.
+    #[prost(uint64, optional, tag = "1")]
+    pub amount_msat: ::core::option::Option<u64>,
+    /// What for.
+    #[prost(string, tag = "2")]
+    pub description: ::prost::alloc::string::String,
+    /// How long it can be paid.
+    #[prost(uint32, tag = "3")]
+    pub expiry_seconds: u32,
+}
+/// An invoice.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeInvoiceResponse {
+    /// BOLT 11.
+    #[prost(string, tag = "1")]
+    pub invoice: ::prost::alloc::string::String,
+    /// The hash of its payment, 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub hash: ::prost::bytes::Bytes,
+}
+/// Which payments.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodePaymentsRequest {
+    /// At most so many.
+    #[prost(uint32, tag = "1")]
+    pub limit: u32,
+}
+/// Payments.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NodePaymentsResponse {
+    /// One each.
+    #[prost(message, repeated, tag = "1")]
+    pub payments: ::prost::alloc::vec::Vec<Payment>,
 }
 /// Generated client implementations.
 pub mod admin_client {
@@ -699,6 +955,257 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "ClientList"));
             self.inner.unary(req, path, codec).await
         }
+        /// Its Lightning node.
+        pub async fn node_info(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeInfoRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeInfoResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodeInfo",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "NodeInfo"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Connects to a peer, and stays connected.
+        pub async fn node_connect(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeConnectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeConnectResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodeConnect",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "NodeConnect"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a connection, and forgets the peer's address.
+        pub async fn node_disconnect(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeDisconnectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeDisconnectResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodeDisconnect",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "NodeDisconnect"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Who is connected.
+        pub async fn node_peers(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodePeersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodePeersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodePeers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "NodePeers"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Its channels, those on leaves too.
+        pub async fn node_channels(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeChannelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeChannelsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodeChannels",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "NodeChannels"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Opens an ordinary channel, paid from the wallet.
+        pub async fn node_open_channel(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeOpenChannelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeOpenChannelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodeOpenChannel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("superscalar.admin.v1.Admin", "NodeOpenChannel"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Closes a channel.
+        pub async fn node_close_channel(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeCloseChannelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeCloseChannelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodeCloseChannel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("superscalar.admin.v1.Admin", "NodeCloseChannel"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Pays an invoice, and waits for the end of that.
+        pub async fn node_pay(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodePayRequest>,
+        ) -> std::result::Result<tonic::Response<super::Payment>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodePay",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "NodePay"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Makes an invoice.
+        pub async fn node_invoice(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodeInvoiceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeInvoiceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodeInvoice",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "NodeInvoice"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Payments to and from it, newest first; not those through it.
+        pub async fn node_payments(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NodePaymentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodePaymentsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/NodePayments",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "NodePayments"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -788,6 +1295,83 @@ pub mod admin_server {
             request: tonic::Request<super::ClientListRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ClientListResponse>,
+            tonic::Status,
+        >;
+        /// Its Lightning node.
+        async fn node_info(
+            &self,
+            request: tonic::Request<super::NodeInfoRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeInfoResponse>,
+            tonic::Status,
+        >;
+        /// Connects to a peer, and stays connected.
+        async fn node_connect(
+            &self,
+            request: tonic::Request<super::NodeConnectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeConnectResponse>,
+            tonic::Status,
+        >;
+        /// Ends a connection, and forgets the peer's address.
+        async fn node_disconnect(
+            &self,
+            request: tonic::Request<super::NodeDisconnectRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeDisconnectResponse>,
+            tonic::Status,
+        >;
+        /// Who is connected.
+        async fn node_peers(
+            &self,
+            request: tonic::Request<super::NodePeersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodePeersResponse>,
+            tonic::Status,
+        >;
+        /// Its channels, those on leaves too.
+        async fn node_channels(
+            &self,
+            request: tonic::Request<super::NodeChannelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeChannelsResponse>,
+            tonic::Status,
+        >;
+        /// Opens an ordinary channel, paid from the wallet.
+        async fn node_open_channel(
+            &self,
+            request: tonic::Request<super::NodeOpenChannelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeOpenChannelResponse>,
+            tonic::Status,
+        >;
+        /// Closes a channel.
+        async fn node_close_channel(
+            &self,
+            request: tonic::Request<super::NodeCloseChannelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeCloseChannelResponse>,
+            tonic::Status,
+        >;
+        /// Pays an invoice, and waits for the end of that.
+        async fn node_pay(
+            &self,
+            request: tonic::Request<super::NodePayRequest>,
+        ) -> std::result::Result<tonic::Response<super::Payment>, tonic::Status>;
+        /// Makes an invoice.
+        async fn node_invoice(
+            &self,
+            request: tonic::Request<super::NodeInvoiceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodeInvoiceResponse>,
+            tonic::Status,
+        >;
+        /// Payments to and from it, newest first; not those through it.
+        async fn node_payments(
+            &self,
+            request: tonic::Request<super::NodePaymentsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::NodePaymentsResponse>,
             tonic::Status,
         >;
     }
@@ -1252,6 +1836,446 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ClientListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodeInfo" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodeInfoSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::NodeInfoRequest>
+                    for NodeInfoSvc<T> {
+                        type Response = super::NodeInfoResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeInfoRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_info(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodeInfoSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodeConnect" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodeConnectSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::NodeConnectRequest>
+                    for NodeConnectSvc<T> {
+                        type Response = super::NodeConnectResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeConnectRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_connect(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodeConnectSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodeDisconnect" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodeDisconnectSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::NodeDisconnectRequest>
+                    for NodeDisconnectSvc<T> {
+                        type Response = super::NodeDisconnectResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeDisconnectRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_disconnect(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodeDisconnectSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodePeers" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodePeersSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::NodePeersRequest>
+                    for NodePeersSvc<T> {
+                        type Response = super::NodePeersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodePeersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_peers(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodePeersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodeChannels" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodeChannelsSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::NodeChannelsRequest>
+                    for NodeChannelsSvc<T> {
+                        type Response = super::NodeChannelsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeChannelsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_channels(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodeChannelsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodeOpenChannel" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodeOpenChannelSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::NodeOpenChannelRequest>
+                    for NodeOpenChannelSvc<T> {
+                        type Response = super::NodeOpenChannelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeOpenChannelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_open_channel(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodeOpenChannelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodeCloseChannel" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodeCloseChannelSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::NodeCloseChannelRequest>
+                    for NodeCloseChannelSvc<T> {
+                        type Response = super::NodeCloseChannelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeCloseChannelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_close_channel(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodeCloseChannelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodePay" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodePaySvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::NodePayRequest>
+                    for NodePaySvc<T> {
+                        type Response = super::Payment;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodePayRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_pay(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodePaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodeInvoice" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodeInvoiceSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::NodeInvoiceRequest>
+                    for NodeInvoiceSvc<T> {
+                        type Response = super::NodeInvoiceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodeInvoiceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_invoice(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodeInvoiceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/NodePayments" => {
+                    #[allow(non_camel_case_types)]
+                    struct NodePaymentsSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::NodePaymentsRequest>
+                    for NodePaymentsSvc<T> {
+                        type Response = super::NodePaymentsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NodePaymentsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::node_payments(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NodePaymentsSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -290,6 +290,8 @@ pub enum Phase {
     Signing = 3,
     /// Final signatures are out, acknowledgements come in.
     Finalizing = 4,
+    /// Channels are opened on the leaves.
+    Opening = 8,
     /// The funding is signed and broadcast.
     Funding = 5,
     /// The factory is funded.
@@ -309,6 +311,7 @@ impl Phase {
             Self::Confirming => "PHASE_CONFIRMING",
             Self::Signing => "PHASE_SIGNING",
             Self::Finalizing => "PHASE_FINALIZING",
+            Self::Opening => "PHASE_OPENING",
             Self::Funding => "PHASE_FUNDING",
             Self::Done => "PHASE_DONE",
             Self::Failed => "PHASE_FAILED",
@@ -322,6 +325,7 @@ impl Phase {
             "PHASE_CONFIRMING" => Some(Self::Confirming),
             "PHASE_SIGNING" => Some(Self::Signing),
             "PHASE_FINALIZING" => Some(Self::Finalizing),
+            "PHASE_OPENING" => Some(Self::Opening),
             "PHASE_FUNDING" => Some(Self::Funding),
             "PHASE_DONE" => Some(Self::Done),
             "PHASE_FAILED" => Some(Self::Failed),
@@ -535,6 +539,16 @@ pub struct Ack {
     #[prost(bytes = "bytes", tag = "2")]
     pub factory: ::prost::bytes::Bytes,
 }
+/// Step 7, from a client: the channel on its leaf stands, exactly as it verified it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChannelOpened {
+    /// Which attempt.
+    #[prost(message, optional, tag = "1")]
+    pub round: ::core::option::Option<Round>,
+    /// The factory, 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub factory: ::prost::bytes::Bytes,
+}
 /// From a client, instead of any other answer: it does not take part (any more).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Decline {
@@ -690,7 +704,7 @@ pub struct ClientMessage {
     /// What it says.
     #[prost(
         oneof = "client_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 14"
+        tags = "1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 14, 15"
     )]
     pub body: ::core::option::Option<client_message::Body>,
 }
@@ -732,13 +746,19 @@ pub mod client_message {
         /// Ceremony, instead of any of these.
         #[prost(message, tag = "14")]
         Decline(super::Decline),
+        /// Ceremony, step 7.
+        #[prost(message, tag = "15")]
+        ChannelOpened(super::ChannelOpened),
     }
 }
 /// To a client, over its session stream. The first is Challenge, the second Welcome.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ServerMessage {
     /// What it says.
-    #[prost(oneof = "server_message::Body", tags = "1, 2, 3, 4, 10, 11, 12, 13, 14, 15")]
+    #[prost(
+        oneof = "server_message::Body",
+        tags = "1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15"
+    )]
     pub body: ::core::option::Option<server_message::Body>,
 }
 /// Nested message and enum types in `ServerMessage`.
@@ -758,6 +778,9 @@ pub mod server_message {
         /// Something it was sent is wrong.
         #[prost(message, tag = "4")]
         Error(super::Error),
+        /// How to reach the coordinator's Lightning node, and how others reach the client through it.
+        #[prost(message, tag = "5")]
+        Lightning(super::Lightning),
         /// Ceremony, step 0.
         #[prost(message, tag = "10")]
         Invitation(super::Invitation),
@@ -830,6 +853,26 @@ pub struct Welcome {
     /// The coordinator's best height.
     #[prost(uint32, tag = "3")]
     pub tip_height: u32,
+}
+/// How to reach the coordinator's Lightning node, whose id is the coordinator's, and what invoices of the client say of the way to it.
+/// Sent after Welcome, and again when it changes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Lightning {
+    /// host:port of the coordinator's Lightning node (BOLT 8).
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    /// The client's number at the coordinator, for life: the short channel id in its invoices.
+    #[prost(uint64, tag = "2")]
+    pub intercept_scid: u64,
+    /// Blocks the coordinator asks for.
+    #[prost(uint32, tag = "3")]
+    pub cltv_delta: u32,
+    /// Its fee per payment.
+    #[prost(uint32, tag = "4")]
+    pub base_msat: u32,
+    /// Its fee in millionths of the amount.
+    #[prost(uint32, tag = "5")]
+    pub proportional_millionths: u32,
 }
 /// The sender is still there.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -16,7 +16,7 @@ mod session;
 pub use error::WireError;
 pub use params::{network_from_wire, network_to_wire};
 pub use proposal::ProposalParts;
-pub use session::{FromClient, FromServer, Interest, Welcome};
+pub use session::{FromClient, FromServer, Interest, Lightning, Welcome};
 
 /// Keys in a proposal: far above any factory that a route budget allows.
 pub const MAX_CLIENTS: usize = 65_536;

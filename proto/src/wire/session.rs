@@ -33,6 +33,21 @@ pub struct Welcome {
     pub tip_height: u32,
 }
 
+/// How to reach the coordinator's Lightning node (whose id is the coordinator's), and others a client through it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lightning {
+    /// host:port (BOLT 8).
+    pub address: String,
+    /// The client's number at the coordinator, for life.
+    pub intercept_scid: u64,
+    /// Blocks the coordinator asks for.
+    pub cltv_delta: u16,
+    /// Its fee per payment.
+    pub base_msat: u32,
+    /// Its fee in millionths of the amount.
+    pub proportional_millionths: u32,
+}
+
 /// From a client, parsed.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FromClient {
@@ -63,6 +78,8 @@ pub enum FromServer {
     Heartbeat,
     /// Something it was sent is wrong.
     Error(ServiceError),
+    /// The way to the coordinator's Lightning node, and through it.
+    Lightning(Lightning),
     /// Part of a ceremony.
     Ceremony(ToClient),
 }
@@ -111,6 +128,38 @@ impl From<Welcome> for v1::Welcome {
     }
 }
 
+impl TryFrom<v1::Lightning> for Lightning {
+    type Error = WireError;
+    fn try_from(wire: v1::Lightning) -> Result<Self, WireError> {
+        let field = "lightning.cltv_delta";
+        let cltv_delta = u16::try_from(wire.cltv_delta).map_err(|_| WireError::TooMany {
+            field,
+            found: usize::try_from(wire.cltv_delta).unwrap_or(usize::MAX),
+            max: u16::MAX.into(),
+            unit: "blocks",
+        })?;
+        Ok(Self {
+            address: wire.address,
+            intercept_scid: wire.intercept_scid,
+            cltv_delta,
+            base_msat: wire.base_msat,
+            proportional_millionths: wire.proportional_millionths,
+        })
+    }
+}
+
+impl From<Lightning> for v1::Lightning {
+    fn from(lightning: Lightning) -> Self {
+        Self {
+            address: lightning.address,
+            intercept_scid: lightning.intercept_scid,
+            cltv_delta: lightning.cltv_delta.into(),
+            base_msat: lightning.base_msat,
+            proportional_millionths: lightning.proportional_millionths,
+        }
+    }
+}
+
 impl TryFrom<v1::ClientMessage> for FromClient {
     type Error = WireError;
     fn try_from(wire: v1::ClientMessage) -> Result<Self, WireError> {
@@ -129,6 +178,10 @@ impl TryFrom<v1::ClientMessage> for FromClient {
             Body::Ack(ack) => ToCoordinator::Ack {
                 round: round(ack.round)?,
                 factory: FactoryId(fixed("ack.factory", &ack.factory)?),
+            },
+            Body::ChannelOpened(opened) => ToCoordinator::ChannelOpened {
+                round: round(opened.round)?,
+                factory: FactoryId(fixed("channel_opened.factory", &opened.factory)?),
             },
             Body::Decline(mut decline) => ToCoordinator::Decline {
                 round: round(decline.round.take())?,
@@ -152,6 +205,7 @@ impl FromServer {
             Body::Welcome(welcome) => return welcome.try_into().map(Self::Welcome),
             Body::Heartbeat(_) => return Ok(Self::Heartbeat),
             Body::Error(error) => return error.try_into().map(Self::Error),
+            Body::Lightning(lightning) => return lightning.try_into().map(Self::Lightning),
             Body::Invitation(invitation) => ToClient::Invitation(Box::new(invitation.try_into()?)),
             Body::ConfirmPing(ping) => ToClient::ConfirmPing(round(ping.round)?),
             Body::Proposal(proposal) => ToClient::Proposal(Box::new(proposal.try_into()?)),
@@ -212,6 +266,12 @@ impl From<&ToCoordinator> for v1::ClientMessage {
                 round: wire_round(round),
                 factory: copied(factory.0),
             }),
+            ToCoordinator::ChannelOpened { round, factory } => {
+                Body::ChannelOpened(v1::ChannelOpened {
+                    round: wire_round(round),
+                    factory: copied(factory.0),
+                })
+            }
             ToCoordinator::Decline { round, reason } => {
                 let (kind, rule, text) = decline_to_wire(reason);
                 Body::Decline(v1::Decline {
@@ -277,6 +337,7 @@ impl From<&FromServer> for v1::ServerMessage {
         use server_message::Body;
         let body = match message {
             FromServer::Challenge(challenge) => Body::Challenge(challenge.clone()),
+            FromServer::Lightning(lightning) => Body::Lightning(lightning.clone().into()),
             FromServer::Welcome(welcome) => Body::Welcome((*welcome).into()),
             FromServer::Heartbeat => Body::Heartbeat(v1::Heartbeat {}),
             FromServer::Error(error) => Body::Error(error.into()),

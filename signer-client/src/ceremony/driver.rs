@@ -31,10 +31,12 @@ use crate::store::{FactoryRow, JoinRow, StoreError};
 /// not end an attempt, a lost process does, as secret nonces are nowhere but here.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    client: Arc<Inner>,
+    pub(super) client: Arc<Inner>,
     machine: Option<Attempt>,
     /// The last attempt this process took part in: messages of it may still be on their way.
     over: Option<Round>,
+    /// An attempt acknowledged from the store, whose channel is awaited.
+    pub(super) resumed: Option<(Round, FactoryId)>,
 }
 
 #[derive(Debug)]
@@ -45,6 +47,8 @@ struct Attempt {
     /// The last message of this attempt, to be sent again after a reconnection: resending the same
     /// bytes is harmless.
     last: Option<ToCoordinator>,
+    /// The factory whose channel is awaited.
+    expects: Option<FactoryId>,
 }
 
 impl Driver {
@@ -53,6 +57,7 @@ impl Driver {
             client,
             machine: None,
             over: None,
+            resumed: None,
         }
     }
 
@@ -75,14 +80,14 @@ impl Driver {
     /// What the coordinator says is not on its way is not waited for: the word that an attempt
     /// failed may have been missed. Its kit stays, and the chain still decides.
     pub(crate) async fn only_awaited(
-        &self,
+        &mut self,
         current: Option<Round>,
         awaited: &HashSet<FactoryId>,
     ) -> Result<()> {
         for row in self.client.store.factories().await? {
             let waiting = row.is_live() && row.acked && !row.failed && row.confirmed.is_none();
             if waiting && current != Some(row.round) && !awaited.contains(&row.factory) {
-                self.client.store.set_failed(row.round).await?;
+                self.fail(row.round).await?;
                 self.client.events.emit(Event::AttemptFailed {
                     round: name(row.round),
                     reason: "the coordinator does not fund it".to_owned(),
@@ -99,15 +104,24 @@ impl Driver {
         match (own, round) {
             (Some(own), Some(round)) if own == round => {
                 let last = self.machine.as_ref().and_then(|a| a.last.clone());
-                match last {
-                    Some(message) => out.ceremony(&message).await,
-                    None => Ok(()),
+                if let Some(message) = last {
+                    out.ceremony(&message).await?;
                 }
+                self.look_at_channel(out).await
             }
             (Some(_), _) => self.forget().await,
             (None, Some(round)) => self.acknowledge_stored(round, out).await.map(drop),
-            (None, None) => Ok(()),
+            (None, None) => {
+                self.resumed = None;
+                Ok(())
+            }
         }
+    }
+
+    /// The machine, and the factory whose channel it awaits.
+    pub(super) fn current(&self) -> Option<(&Signer, FactoryId)> {
+        let attempt = self.machine.as_ref()?;
+        Some((&attempt.signer, attempt.expects?))
     }
 
     async fn forget(&mut self) -> Result<()> {
@@ -117,7 +131,7 @@ impl Driver {
             self.over = Some(round);
             if !matches!(
                 attempt.signer.phase(),
-                SignerPhase::Acked | SignerPhase::Finished
+                SignerPhase::Acked | SignerPhase::Opened | SignerPhase::Finished
             ) {
                 self.client.events.emit(Event::AttemptFailed {
                     round: name(round),
@@ -131,16 +145,23 @@ impl Driver {
 
     /// This process died between storing a kit and acknowledging it: the kit is complete, so the
     /// attempt need not fail for us.
-    async fn acknowledge_stored(&self, round: Round, out: &Outgoing) -> Result<bool> {
+    async fn acknowledge_stored(&mut self, round: Round, out: &Outgoing) -> Result<bool> {
         let factories = self.client.store.factories().await?;
         let Some(row) = factories.iter().find(|f| f.round == round && !f.failed) else {
             return Ok(false);
         };
         let factory = row.factory;
         self.client.kits.read(factory).await?;
+        if let Err(error) = self.expect_channel(factory).await {
+            let reason = DeclineReason::Unable(error.to_string());
+            self.decline(round, reason, out).await?;
+            return Ok(true);
+        }
         self.client.store.set_acked(factory).await?;
         out.ceremony(&ToCoordinator::Ack { round, factory }).await?;
         self.client.events.emit(Event::Acked { factory });
+        self.resumed = Some((round, factory));
+        self.look_at_channel(out).await?;
         Ok(true)
     }
 
@@ -194,7 +215,7 @@ impl Driver {
                 again,
             } => {
                 // A kit of this attempt may be stored even if the machine is gone.
-                self.client.store.set_failed(round).await?;
+                self.fail(round).await?;
                 if self.machine.is_none() {
                     self.client.events.emit(Event::AttemptFailed {
                         round: name(round),
@@ -226,6 +247,7 @@ impl Driver {
         self.client
             .events
             .emit(Event::Invited { round: name(round) });
+        self.earlier_failed(round).await?;
         if let Some(reason) = self.unwanted(&invitation).await? {
             return self.decline(round, reason, out).await;
         }
@@ -252,9 +274,26 @@ impl Driver {
             signer: step.state,
             invitation,
             last: None,
+            expects: None,
         };
         self.machine = Some(attempt);
         self.execute(step.effects, out).await
+    }
+
+    /// Whoever is invited to a later attempt need not wait for an earlier one: only one of them can be funded, as all spend the
+    /// same pin, and the coordinator goes on with this one. The earlier one's kit stays, and the chain still decides.
+    async fn earlier_failed(&mut self, round: Round) -> Result<()> {
+        for row in self.client.store.factories().await? {
+            let earlier = row.round.ceremony == round.ceremony && row.round.attempt < round.attempt;
+            if earlier && !row.failed && row.confirmed.is_none() {
+                self.fail(row.round).await?;
+                self.client.events.emit(Event::AttemptFailed {
+                    round: name(row.round),
+                    reason: "the coordinator goes on with another attempt".to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Why this invitation is not for us, beyond what the machine checks.
@@ -269,6 +308,11 @@ impl Driver {
                 invitation.capacity.to_sat(),
                 interest.capacity.to_sat()
             ));
+        }
+        if let Err(error) = self.client.lightning.running()
+            && !self.client.lightning.is_ready()
+        {
+            return Ok(Some(DeclineReason::Unable(error.to_string())));
         }
         if self.is_served().await? {
             return terms("another factory of this wallet is on its way");
@@ -292,10 +336,19 @@ impl Driver {
         let round = attempt.signer.round();
         self.over = Some(round);
         self.note(None).await;
+        // What was stored of it may be what cannot be stored: the attempt is left all the same.
+        if let Err(error) = self.fail(round).await {
+            tracing::error!(%error, "what was stored of the attempt stays as it is");
+        }
         self.decline(round, reason, out).await
     }
 
-    async fn decline(&self, round: Round, reason: DeclineReason, out: &Outgoing) -> Result<()> {
+    pub(super) async fn decline(
+        &self,
+        round: Round,
+        reason: DeclineReason,
+        out: &Outgoing,
+    ) -> Result<()> {
         self.client.events.emit(refused(&reason));
         out.ceremony(&ToCoordinator::Decline { round, reason })
             .await
@@ -312,11 +365,12 @@ impl Driver {
         self.decline(round, reason, out).await
     }
 
-    async fn input(&mut self, input: SignerInput, out: &Outgoing) -> Result<()> {
+    pub(super) async fn input(&mut self, input: SignerInput, out: &Outgoing) -> Result<()> {
         let Some(Attempt {
             signer,
             invitation,
             last,
+            expects,
         }) = self.machine.take()
         else {
             return Ok(());
@@ -326,6 +380,7 @@ impl Driver {
             signer: state,
             invitation,
             last,
+            expects,
         });
         for effect in &effects {
             let SignerEffect::Emit(SignerEvent::ProposalChecked { path_vbytes, .. }) = effect
@@ -372,9 +427,9 @@ impl Driver {
             match done {
                 Ok(more) => queue.extend(more),
                 // What could not be stored is not sent: the attempt goes on without us.
-                Err(Error::Store(error)) => {
-                    tracing::error!(%error, "leaving the attempt: its records cannot be stored");
-                    return self.unable(error.into(), out).await;
+                Err(error @ (Error::Store(_) | Error::Lightning(_) | Error::NoLightning(_))) => {
+                    tracing::error!(%error, "leaving the attempt");
+                    return self.unable(error, out).await;
                 }
                 Err(error) => return Err(error),
             }
@@ -412,6 +467,17 @@ impl Driver {
                 self.store_kit(&kit).await?;
                 fault::point("kit_stored");
             }
+            SignerEffect::ExpectChannel(factory) => {
+                #[cfg(feature = "fault-points")]
+                if crate::misbehave::refuses_channel() {
+                    let found = "misbehaving".to_owned();
+                    return self.answer(SignerInput::Channel(Err(found))).await;
+                }
+                self.expect_channel(factory).await?;
+                if let Some(attempt) = &mut self.machine {
+                    attempt.expects = Some(factory);
+                }
+            }
             SignerEffect::Rehearse(factory) => {
                 let read = self.client.kits.read(factory).await;
                 let result = read.map(drop).map_err(|error| error.to_string());
@@ -422,6 +488,9 @@ impl Driver {
             SignerEffect::Finished(outcome) => {
                 if let SignerOutcome::Refused { reason } = outcome {
                     tracing::warn!(?reason, "left the attempt");
+                    if let Some(round) = self.machine.as_ref().map(|a| a.signer.round()) {
+                        self.fail(round).await?;
+                    }
                 }
             }
         }
@@ -434,6 +503,7 @@ impl Driver {
             signer,
             invitation,
             last,
+            expects,
         }) = self.machine.take()
         else {
             return Ok(Vec::new());
@@ -443,6 +513,7 @@ impl Driver {
             signer: state,
             invitation,
             last,
+            expects,
         });
         Ok(effects)
     }
@@ -458,6 +529,9 @@ impl Driver {
         }
         if let Some(attempt) = &mut self.machine {
             attempt.last = Some(message.clone());
+        }
+        if matches!(message, ToCoordinator::ChannelOpened { .. }) {
+            fault::point("channel_opened");
         }
         out.ceremony(&message).await?;
         if acked.is_some() {
@@ -504,6 +578,9 @@ impl Driver {
             SignerEvent::Refused { reason, .. } => events.emit(refused(&reason)),
             SignerEvent::KitStored { factory, .. } => events.emit(Event::KitStored { factory }),
             SignerEvent::Acked { factory, .. } => events.emit(Event::Acked { factory }),
+            SignerEvent::ChannelOpened { factory, .. } => {
+                events.emit(Event::ChannelOpened { factory });
+            }
             SignerEvent::AttemptFailed { round, reason } => events.emit(Event::AttemptFailed {
                 round: name(round),
                 reason: abort_text(&reason),
@@ -533,6 +610,7 @@ fn phase_name(phase: SignerPhase) -> String {
         SignerPhase::Signed => "signed",
         SignerPhase::Kept => "kept",
         SignerPhase::Acked => "acked",
+        SignerPhase::Opened => "opened",
         SignerPhase::Finished => "finished",
     }
     .to_owned()

@@ -58,6 +58,20 @@ pub(super) enum Command {
         /// The factory's id, or an unambiguous beginning of it.
         factory: String,
     },
+    /// Make an invoice, to be paid over the channels of this wallet.
+    Invoice(Invoice),
+    /// Pay an invoice, and wait for the end.
+    Pay(Pay),
+    /// Pay a node that has given no invoice, and wait for the end.
+    Keysend(Keysend),
+    /// List the channels on this wallet's leaves.
+    Channels,
+    /// List payments, newest first.
+    Payments {
+        /// At most so many.
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: u32,
+    },
     /// Print a fresh address of the on-chain wallet, for fee coins.
     Address,
     /// Show what this wallet has, to the satoshi.
@@ -150,6 +164,58 @@ pub(super) struct Exit {
     pub(super) to_the_end: bool,
 }
 
+/// No amount of bitcoin is larger.
+const MOST_SAT: u64 = 2_100_000_000_000_000;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Invoice {
+    /// How much, in satoshi; left out: the payer says it.
+    #[arg(value_name = "AMOUNT_SAT", value_parser = clap::value_parser!(u64).range(1..=MOST_SAT))]
+    pub(super) amount: Option<u64>,
+    /// How much, in thousandths of a satoshi.
+    #[arg(long, value_name = "N", conflicts_with = "amount", value_parser = clap::value_parser!(u64).range(1..=MOST_SAT * 1000))]
+    pub(super) msat: Option<u64>,
+    /// What it is for.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(super) description: String,
+    /// Seconds in which it can be paid.
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    pub(super) expiry: u64,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Pay {
+    /// The invoice (BOLT 11).
+    pub(super) invoice: String,
+    /// How much, in satoshi, if the invoice leaves it open.
+    #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u64).range(1..=MOST_SAT))]
+    pub(super) amount: Option<u64>,
+    #[command(flatten)]
+    pub(super) wait: Wait,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Keysend {
+    /// The node's id: the coordinator's, or one that the network knows.
+    #[arg(value_name = "NODE_ID")]
+    pub(super) to: bitcoin::secp256k1::PublicKey,
+    /// How much, in satoshi.
+    #[arg(value_name = "AMOUNT_SAT", value_parser = clap::value_parser!(u64).range(1..=MOST_SAT))]
+    pub(super) amount: u64,
+    #[command(flatten)]
+    pub(super) wait: Wait,
+}
+
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Wait {
+    /// Seconds to wait for the end; it goes on after that.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(super) timeout: u64,
+    /// Do not wait; `payments` shows the end.
+    #[arg(long, conflicts_with = "timeout")]
+    pub(super) background: bool,
+}
+
 #[derive(Debug, clap::Args)]
 pub(super) struct QuoteExit {
     /// The factory's id, or an unambiguous beginning of it.
@@ -176,5 +242,7 @@ mod tests {
         let args = Args::try_parse_from(["signer-client", "--data-dir", "/x", "exit", "ab", "-y"]);
         assert!(matches!(args.unwrap().command, Command::Exit(exit) if exit.yes));
         assert!(Args::try_parse_from(["signer-client", "exit", "ab", "--feerate", "0"]).is_err());
+        let bad = ["signer-client", "invoice", "5", "--msat", "5000"];
+        assert!(Args::try_parse_from(bad).is_err());
     }
 }

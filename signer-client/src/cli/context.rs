@@ -178,6 +178,7 @@ impl Context {
             keys: Arc::new(keys),
             store,
             chain,
+            channels: self.dir.join("channels.sqlite"),
         };
         Ok(SignerClient::open(parts).await?)
     }

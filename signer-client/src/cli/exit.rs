@@ -10,7 +10,7 @@ use super::CliError;
 use super::args::Exit;
 use super::context::{Context, Holder};
 use super::follow::{self, Reached};
-use super::table::grouped;
+use super::table::{grouped, with_msat};
 use crate::client::{Quote, Shutdown, SignerClient, Tasks, quote, request_exit};
 use crate::lock::DataDirLock;
 use crate::store::{Request, SharedStore};
@@ -92,6 +92,7 @@ async fn alone(
         connection: false,
         chain: true,
         answers: true,
+        lightning: true,
     };
     lock.serve()?;
     eprintln!(
@@ -197,8 +198,10 @@ fn explain(quote: &Quote) -> String {
         ));
     }
     text.push_str(&format!(
-        "  It takes {} blocks at least, {} at worst, until the channel is on the chain; its timeout is valid at height {}.\n",
-        quote.least_delay_blocks, quote.worst_delay_blocks, quote.expiry_height
+        "  It takes {} blocks at least, {} at worst, until the channel is on the chain. Then it is closed, and the {} sat that are yours on Lightning go into your wallet.\n",
+        quote.least_delay_blocks,
+        quote.worst_delay_blocks,
+        with_msat(quote.lightning_msat)
     ));
     if quote.coverage_sat > 0 {
         text.push_str(&format!(
@@ -226,7 +229,7 @@ async fn report(
         Reached::Leaf => (
             "leaf_confirmed",
             format!(
-                "The leaf is confirmed. Its timeout pays after height {}: keep `signer-client run` going until then.",
+                "The leaf is confirmed. What is yours on Lightning follows it into your wallet: keep `signer-client run` going until then. If that fails, the channel's timeout pays after height {}.",
                 row.expiry
             ),
         ),

@@ -7,6 +7,7 @@ mod exit;
 mod follow;
 mod init;
 mod join;
+mod lightning;
 mod run;
 mod show;
 mod table;
@@ -134,6 +135,11 @@ async fn execute(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Factories => show::factories(context).await,
         Command::QuoteExit(options) => show::quote(context, options).await,
         Command::Export { factory } => show::export(context, &factory).await,
+        Command::Invoice(options) => lightning::invoice(context, options).await,
+        Command::Pay(options) => lightning::pay(context, options).await,
+        Command::Keysend(options) => lightning::keysend(context, options).await,
+        Command::Channels => lightning::channels(context).await,
+        Command::Payments { limit } => lightning::payments(context, limit).await,
         Command::Address => show::address(context).await,
         Command::Balance => show::balance(context).await,
         Command::Sweep { feerate } => show::sweep(context, feerate).await,

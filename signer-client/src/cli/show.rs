@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::CliError;
 use super::args::QuoteExit;
 use super::context::{Context, Holder};
-use super::table::{Table, grouped, short};
+use super::table::{Table, grouped, short, with_msat};
 use crate::client::{self, Balance, FactoryView, QUOTED, Quote, Status, Swept};
 use crate::lock::Occupant;
 use crate::store::{Request, SharedStore};
@@ -84,6 +84,7 @@ fn factory_table(factories: &[FactoryView]) -> String {
         "factory",
         "state",
         "capacity sat",
+        "yours sat",
         "covered sat",
         "confirmed",
         "expires",
@@ -106,6 +107,10 @@ fn factory_table(factories: &[FactoryView]) -> String {
             short(&factory.factory),
             factory.state.to_owned(),
             grouped(factory.capacity_sat),
+            factory
+                .channel
+                .as_ref()
+                .map_or("-".to_owned(), |channel| with_msat(channel.ours_msat)),
             grouped(factory.coverage_sat),
             confirmed.map_or("-".to_owned(), |height| height.to_string()),
             factory.expiry_height.to_string(),
@@ -187,8 +192,9 @@ fn quote_text(quote: &Quote) -> String {
         "Staying away pays nothing: this factory must be left in time.".to_owned()
     };
     format!(
-        "Leaving factory {} with {} sat:\n\n{}\nThe channel is on the chain after {} blocks at least, {} at worst; its timeout is valid at height {}.\n{away}",
+        "Leaving factory {} brings the {} sat that are yours on Lightning, of a channel of {} sat:\n\n{}\nThe channel is on the chain after {} blocks at least, {} at worst; its timeout is valid at height {}.\n{away}",
         short(&quote.factory),
+        with_msat(quote.lightning_msat),
         grouped(quote.capacity_sat),
         table.render(),
         quote.least_delay_blocks,
@@ -240,6 +246,7 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
             client.balance().await?
         }
     };
+    let lightning = balance.lightning;
     let mut table = Table::new(["what", "sat"]);
     for (what, sat) in [
         ("confirmed coins", balance.confirmed_sat),
@@ -253,14 +260,25 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
             balance.payouts_coming_sat,
         ),
         (
-            "capacity in live factories (the coordinator's so far)",
-            balance.in_factories_sat,
+            "out of closed channels, on their way",
+            lightning.lightning_closing_sat,
         ),
-        ("total", balance.total_sat),
     ] {
         table.row([what.to_owned(), grouped(sat)]);
     }
-    let text = format!("{}\nAs of height {}.", table.render(), balance.height);
+    table.row([
+        "on Lightning".to_owned(),
+        with_msat(lightning.lightning_msat),
+    ]);
+    table.row(["total".to_owned(), grouped(balance.total_sat)]);
+    let text = format!(
+        "{}\nOver Lightning you can send {} sat and receive {} sat now.\nChannels in live factories hold {} sat; what is not yours on Lightning is the coordinator's.\nAs of height {}.",
+        table.render(),
+        with_msat(lightning.lightning_spendable_msat),
+        with_msat(lightning.lightning_receivable_msat),
+        grouped(balance.in_factories_sat),
+        balance.height
+    );
     context.print(&balance, &text)
 }
 

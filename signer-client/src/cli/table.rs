@@ -50,7 +50,11 @@ impl Table {
 }
 
 fn is_number(cell: &str) -> bool {
-    cell == "-" || (!cell.is_empty() && cell.chars().all(|c| c.is_ascii_digit() || c == ' '))
+    cell == "-"
+        || (!cell.is_empty()
+            && cell
+                .chars()
+                .all(|c| c.is_ascii_digit() || c == ' ' || c == '.'))
 }
 
 /// Digits in groups of three.
@@ -64,6 +68,11 @@ pub(super) fn grouped(number: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// `12 345.678`: satoshis, with thousandths.
+pub(super) fn with_msat(msat: u64) -> String {
+    format!("{}.{:03}", grouped(msat / 1000), msat % 1000)
 }
 
 /// The beginning of an id, enough for people.

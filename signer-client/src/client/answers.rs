@@ -12,11 +12,13 @@ use bitcoin::{
     Amount, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Txid, Witness,
     taproot,
 };
+use channel_host::Msat;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Inner, Shutdown, SignerClient};
 use crate::error::{Error, Result};
+use crate::lightning::InvoiceOptions;
 use crate::store::{Answer, Payout, Request};
 
 /// How often to look for questions.
@@ -87,6 +89,26 @@ async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::V
             let feerate = sat_per_kwu.map(FeeRate::from_sat_per_kwu);
             json!(sweep(client, feerate).await?)
         }
+        Request::Invoice {
+            amount_msat,
+            description,
+            expiry,
+        } => {
+            let options = InvoiceOptions {
+                amount: amount_msat.map(Msat),
+                description,
+                expiry: Duration::from_secs(expiry),
+            };
+            json!(client.invoice(&options).await?)
+        }
+        Request::Pay {
+            invoice,
+            amount_msat,
+        } => json!(client.pay(&invoice, amount_msat.map(Msat)).await?),
+        Request::Keysend { to, amount_msat } => {
+            json!(client.keysend(to, Msat(amount_msat)).await?)
+        }
+        Request::Channels => json!(client.channels().await?),
         Request::Wake => {
             client.inner.wake_chain.notify_one();
             client.inner.wake_connection.notify_one();

@@ -5,6 +5,7 @@ mod kits;
 mod views;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::event::{Event, Events, Stamped};
 use crate::keys::ClientKeys;
+use crate::lightning::Lightning;
 use crate::store::{
     ExitRow, FactoryRow, Goal, Identity, Interest, Live, Progress, SharedStore, StoreError,
     WalletChanges,
@@ -44,6 +46,8 @@ pub struct ClientParts {
     pub store: SharedStore,
     /// Its view of the chain; may be shared among many clients.
     pub chain: Arc<dyn ChainSource>,
+    /// The file of its Lightning channels; made if it is not there. Never put a copy of it back: an old state is punished.
+    pub channels: PathBuf,
 }
 
 /// One wallet. Cheap to clone; all clones are the same wallet.
@@ -59,7 +63,8 @@ pub(crate) struct Inner {
     pub(crate) keys: Arc<ClientKeys>,
     pub(crate) store: SharedStore,
     pub(crate) chain: Arc<dyn ChainSource>,
-    pub(crate) wallet: OnchainWallet,
+    pub(crate) wallet: Arc<OnchainWallet>,
+    pub(crate) lightning: Lightning,
     pub(crate) events: Events,
     pub(crate) kits: KitCache,
     /// Look at the chain, the exits and the factories again.
@@ -95,6 +100,8 @@ pub struct Tasks {
     pub chain: bool,
     /// Answer what other processes ask through the store.
     pub answers: bool,
+    /// Run the Lightning node: without it no channel is opened, nothing paid, and an exit ends with the timeouts at the factory's expiry.
+    pub lightning: bool,
 }
 
 impl Tasks {
@@ -103,6 +110,7 @@ impl Tasks {
         connection: true,
         chain: true,
         answers: true,
+        lightning: true,
     };
 }
 
@@ -141,6 +149,7 @@ impl SignerClient {
             keys,
             store,
             chain,
+            channels,
         } = parts;
         let found = store.identity().await?;
         let birthday = found.and_then(|identity| identity.birthday);
@@ -154,6 +163,7 @@ impl SignerClient {
         let changes = Arc::new(WalletChanges::new(Arc::clone(&store)));
         let wallet = OnchainWallet::open(config.network, &master, changes, birthday).await;
         master.private_key.non_secure_erase();
+        let lightning = Lightning::new(channels, store.route().await?);
         Ok(Self {
             inner: Arc::new(Inner {
                 config,
@@ -161,7 +171,8 @@ impl SignerClient {
                 kits: KitCache::new(Arc::clone(&store)),
                 store,
                 chain,
-                wallet: wallet?,
+                wallet: Arc::new(wallet?),
+                lightning,
                 events: Events::default(),
                 wake_chain: Notify::new(),
                 wake_connection: Notify::new(),
@@ -230,6 +241,13 @@ impl SignerClient {
                 shutdown.clone(),
             ));
         }
+        inner.lightning.want(tasks.lightning);
+        if tasks.lightning {
+            running.spawn(crate::lightning::run(
+                Arc::clone(&self.inner),
+                shutdown.clone(),
+            ));
+        }
         if tasks.answers {
             running.spawn(answers::run(Arc::clone(&self.inner), shutdown.clone()));
         }
@@ -245,6 +263,7 @@ impl SignerClient {
         while let Some(ended) = running.join_next().await {
             outcome = outcome.and(flatten(ended));
         }
+        self.inner.lightning.stop().await;
         self.inner.wallet.flush().await?;
         self.inner.set_live(|live| *live = Live::default()).await;
         self.inner.events.emit(Event::Shutdown);
@@ -341,6 +360,16 @@ impl Inner {
             0 => Ok(self.chain.tip().await?.height),
             height => Ok(height),
         }
+    }
+
+    /// The block the chain was followed to; 0 before that.
+    pub(crate) fn followed_height(&self) -> u32 {
+        self.height.load(Ordering::Relaxed)
+    }
+
+    /// Whether somebody follows the chain in this process.
+    pub(crate) fn follows(&self) -> bool {
+        self.following.load(Ordering::Relaxed)
     }
 
     /// What the confirmed, free coins of the on-chain wallet are worth.

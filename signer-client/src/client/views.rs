@@ -13,6 +13,7 @@ use super::SignerClient;
 use super::kits::KitCache;
 use crate::error::{Error, Result};
 use crate::exit::{Whereabouts, coins_suffice, is_late, leave_by, unrolled};
+use crate::lightning::{ChannelView, LightningBalance, of_factory};
 use crate::store::{ExitRow, FactoryRow, Live, SharedStore, StoreError};
 
 /// Feerates an exit is quoted at, where none is asked for, in sat/vB.
@@ -67,6 +68,8 @@ pub struct FactoryView {
     pub leave_by_height: Option<u32>,
     /// What the timeouts pay, whatever happens, net.
     pub coverage_sat: u64,
+    /// The channel on its leaf, as the Lightning node said last.
+    pub channel: Option<ChannelView>,
     /// The exit under way or done.
     pub exit: Option<InFlight>,
 }
@@ -97,9 +100,12 @@ pub struct Balance {
     pub payouts_sat: u64,
     /// Payouts of timeouts that are published and not confirmed yet.
     pub payouts_coming_sat: u64,
-    /// Capacity in live factories that no timeout has paid out. It is the coordinator's until Lightning stands on it.
+    /// Capacity in live factories that no timeout has paid out. Of it only the Lightning balance is this wallet's, so it is no part of the total.
     pub in_factories_sat: u64,
-    /// All of the above.
+    /// What it has on Lightning.
+    #[serde(flatten)]
+    pub lightning: LightningBalance,
+    /// All that is this wallet's, in whole satoshis.
     pub total_sat: u64,
     /// Number of confirmed coins.
     pub coins: usize,
@@ -114,6 +120,8 @@ pub struct Quote {
     pub factory: FactoryId,
     /// Channel capacity.
     pub capacity_sat: u64,
+    /// What leaving brings, beside what payments under way bring: this wallet's side of the channel, in thousandths of a satoshi.
+    pub lightning_msat: u64,
     /// `client_refund` or `lsp_reclaim`.
     pub expiry_policy: ExpiryPolicy,
     /// `T`.
@@ -249,6 +257,7 @@ async fn view(
         expiry_height: row.expiry.0,
         leave_by_height: reclaim.map(|kit| leave_by(kit).0),
         coverage_sat: coverage.to_sat(),
+        channel: of_factory(store, row.factory).await?,
         exit,
     })
 }
@@ -282,6 +291,7 @@ pub async fn quote(
         .get(factory)
         .await?;
     let plan = ExitPlan::new(&kit);
+    let channel = of_factory(store, factory).await?;
     let path: Vec<_> = plan
         .steps
         .iter()
@@ -304,6 +314,7 @@ pub async fn quote(
     Ok(Quote {
         factory,
         capacity_sat: kit.capacity.to_sat(),
+        lightning_msat: channel.map_or(0, |channel| channel.ours_msat),
         expiry_policy: kit.params.expiry_policy,
         expiry_height: kit.expiry.0,
         path_transactions: path.len(),
@@ -338,6 +349,7 @@ impl SignerClient {
             payouts_sat += self.left_over(payout.outpoint, payout.amount).await;
         }
         let (in_factories_sat, payouts_coming_sat) = self.in_factories().await?;
+        let lightning = self.lightning_balance().await?;
         let checkpoints = inner.wallet.checkpoints().await;
         let confirmed = wallet.confirmed.to_sat();
         let confirmed_sat = confirmed.saturating_add(wallet.locked.to_sat());
@@ -347,7 +359,7 @@ impl SignerClient {
             unconfirmed_sat,
             payouts_sat,
             payouts_coming_sat,
-            in_factories_sat,
+            lightning.whole_sat(),
         ];
         Ok(Balance {
             confirmed_sat,
@@ -355,6 +367,7 @@ impl SignerClient {
             payouts_sat,
             payouts_coming_sat,
             in_factories_sat,
+            lightning,
             total_sat: parts.into_iter().fold(0, u64::saturating_add),
             coins: inner.wallet.coins().await.len(),
             height: checkpoints.last().map_or(0, |block| block.height),

@@ -23,6 +23,7 @@ use crate::ceremony::Driver;
 use crate::client::{Inner, Shutdown};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::store::Route;
 
 /// Messages that may wait to be sent.
 const QUEUE: usize = 64;
@@ -185,6 +186,7 @@ impl Session {
         driver.reconnected(status.round, &self.out).await?;
         driver.only_awaited(status.round, &status.awaited).await?;
         self.tell_interest(client, driver).await?;
+        let mut channels = client.lightning.news();
         let mut beat = tokio::time::interval(self.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let silence = self.heartbeat.saturating_mul(HEARTBEATS_MISSED);
@@ -197,6 +199,8 @@ impl Session {
                 }
                 _ = beat.tick() => self.out.body(Body::Heartbeat(v1::Heartbeat {})).await?,
                 () = client.wake_connection.notified() => self.tell_interest(client, driver).await?,
+                // The sender is the client's.
+                _ = channels.changed() => driver.look_at_channel(&self.out).await?,
                 () = tokio::time::sleep_until(deadline) => {
                     return Err(Error::Disconnected(format!("not a word for {} s", silence.as_secs())));
                 }
@@ -235,6 +239,16 @@ impl Session {
                     self.tell_interest(client, driver).await?;
                 }
                 Ok(())
+            }
+            FromServer::Lightning(lightning) => {
+                let route = Route {
+                    address: lightning.address,
+                    intercept_scid: lightning.intercept_scid,
+                    cltv_delta: lightning.cltv_delta,
+                    base_msat: lightning.base_msat,
+                    proportional_millionths: lightning.proportional_millionths,
+                };
+                client.lightning.set_route(client, route).await
             }
             FromServer::Challenge(_) | FromServer::Welcome(_) => Err(Error::Handshake(
                 "a second handshake within one session".to_owned(),
@@ -289,7 +303,8 @@ impl Session {
             return Ok(());
         };
         // Whether there are coins for fees is part of the wish: it is told when it is known.
-        if !client.knows_coins() || driver.is_served().await? {
+        // So is a node to open the channel with.
+        if !client.knows_coins() || !client.lightning.is_ready() || driver.is_served().await? {
             return Ok(());
         }
         let has_fee_coins = !client.wallet.coins().await.is_empty();

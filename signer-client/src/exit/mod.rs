@@ -20,6 +20,7 @@ use factory_tree::units::{Blocks, Height};
 use crate::client::{Inner, Warning};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::lightning::{Ending, ending, leave};
 use crate::store::{ExitRow, FactoryRow, Goal, Progress, SharedStore};
 pub(crate) use fees::RELAXED_TARGET;
 use publish::{Published, Publisher};
@@ -109,9 +110,13 @@ async fn drive_one(
         Goal::Timeout => factory_tree::exit::Goal::TimeoutOnly,
     };
     let step = next(&kit, brain, view);
+    if exit.goal == Goal::Leave && step.funded {
+        leave(client, &kit).await;
+    }
+    let ending = ending(client, &kit, &step).await?;
     let progress = if step.funded {
         let published = publish_all(client, &exit, &kit, &step, view.tip).await?;
-        progress(&kit, &step, &published, view.tip)
+        progress(&kit, &step, &published, &ending, view.tip)
     } else {
         Progress {
             text: "waiting for the factory's funding to be confirmed".to_owned(),
@@ -119,7 +124,7 @@ async fn drive_one(
         }
     };
     report(client, row, &exit, &progress).await?;
-    close(client, row, &step, view).await
+    close(client, row, &step, &ending, view).await
 }
 
 /// What is to be done without being asked: timeouts at `T`; and, where there are none, leaving
@@ -180,6 +185,12 @@ pub(crate) fn would_be_late(row: &FactoryRow, kit: &ExitKit, confirmed: Height) 
     confirmed.plus(more) >= leave_by(kit)
 }
 
+/// Begins to leave, or to be paid by timeouts, where nobody asked.
+pub(crate) async fn begin(client: &Inner, row: &FactoryRow, goal: Goal) -> Result<()> {
+    let tip = Height(client.tip_height().await?);
+    start(client, row, goal, tip).await.map(drop)
+}
+
 async fn start(client: &Inner, row: &FactoryRow, goal: Goal, tip: Height) -> Result<ExitRow> {
     let exit = ExitRow {
         factory: row.factory,
@@ -219,7 +230,13 @@ async fn publish_all(
 }
 
 /// In one line, for people.
-fn progress(kit: &ExitKit, step: &Step, published: &[Published], tip: Height) -> Progress {
+fn progress(
+    kit: &ExitKit,
+    step: &Step,
+    published: &[Published],
+    ending: &Ending,
+    tip: Height,
+) -> Progress {
     let stuck = published.iter().find_map(|published| match published {
         Published::Stuck(why) => Some(why.clone()),
         Published::Waiting => None,
@@ -228,6 +245,19 @@ fn progress(kit: &ExitKit, step: &Step, published: &[Published], tip: Height) ->
         return Progress {
             text,
             ..Progress::default()
+        };
+    }
+    if let Some(text) = on_lightning(ending) {
+        return Progress {
+            text,
+            ..Progress::default()
+        };
+    }
+    if step.only_stock_left(kit) && !step.is_done() {
+        return Progress {
+            text: format!("{}; a share in the stock may follow", outcome(step)),
+            until: None,
+            done: Some(tip),
         };
     }
     let name = |index: &usize| kit.txs.get(*index).map(describe).unwrap_or_default();
@@ -257,6 +287,19 @@ fn progress(kit: &ExitKit, step: &Step, published: &[Published], tip: Height) ->
         text: outcome(step),
         until: None,
         done: Some(tip),
+    }
+}
+
+/// What Lightning is still at work on.
+fn on_lightning(ending: &Ending) -> Option<String> {
+    match ending {
+        Ending::Nothing | Ending::Done(_) => None,
+        Ending::Closing => Some("waiting for the channel's commitment to be confirmed".to_owned()),
+        Ending::OnItsWay(amount) => Some(format!(
+            "the channel is closed; {} sat of it are on their way into the wallet",
+            amount.to_sat()
+        )),
+        Ending::Unknown(why) => Some(why.clone()),
     }
 }
 
@@ -291,6 +334,7 @@ fn outcome(step: &Step) -> String {
     let ends = step.ends.iter().map(|end| match end {
         End::Paid { amount, .. } => format!("paid {} sat", amount.to_sat()),
         End::Foreign { kind, meaning, .. } => format!("{kind:?} output: {meaning:?}"),
+        End::Lightning { .. } => "the channel's balance was paid on Lightning's terms".to_owned(),
         End::NoTimeout { kind, .. } => format!("{kind:?} output has no timeout"),
     });
     let ends: Vec<String> = ends.collect();
@@ -330,16 +374,28 @@ async fn report(
 }
 
 /// A factory that is done with, to depth, is not looked at any more.
-async fn close(client: &Inner, row: &FactoryRow, step: &Step, view: &ChainView) -> Result<()> {
+async fn close(
+    client: &Inner,
+    row: &FactoryRow,
+    step: &Step,
+    ending: &Ending,
+    view: &ChainView,
+) -> Result<()> {
     if !step.is_done() || has_no_way(step) || step.ends.is_empty() {
         return Ok(());
     }
+    let swept = match ending {
+        Ending::Nothing => None,
+        Ending::Done(swept) => *swept,
+        Ending::Closing | Ending::OnItsWay(_) | Ending::Unknown(_) => return Ok(()),
+    };
     let height = |end: &End| match end {
         End::Paid { height, .. } => Some(*height),
         End::Foreign { outpoint, .. } => view.spent.get(outpoint).map(|spender| spender.height),
+        End::Lightning { height, .. } => Some(*height),
         End::NoTimeout { .. } => None,
     };
-    let last = step.ends.iter().filter_map(height).max();
+    let last = step.ends.iter().filter_map(height).chain(swept).max();
     let finally = Blocks(client.config.exit.final_depth.saturating_sub(1));
     if last.is_some_and(|last| last.plus(finally) <= view.tip) {
         client.store.set_closed(row.factory, Some(view.tip)).await?;

@@ -30,6 +30,10 @@ impl Columns<'_> {
         self.get(name)
     }
 
+    pub(super) fn maybe_text(&self, name: &'static str) -> Result<Option<String>> {
+        self.get(name)
+    }
+
     pub(super) fn maybe_bytes(&self, name: &'static str) -> Result<Option<Vec<u8>>> {
         self.get(name)
     }

@@ -49,6 +49,31 @@ pub enum Request {
         /// Feerate in sat per 1000 weight units; `None`: the node's estimate.
         sat_per_kwu: Option<u64>,
     },
+    /// Make an invoice.
+    Invoice {
+        /// How much, if it is to say so.
+        amount_msat: Option<u64>,
+        /// What for.
+        description: String,
+        /// Seconds in which it can be paid.
+        expiry: u64,
+    },
+    /// Begin to pay an invoice.
+    Pay {
+        /// BOLT 11.
+        invoice: String,
+        /// How much, if it leaves that open.
+        amount_msat: Option<u64>,
+    },
+    /// Begin to pay a node without an invoice.
+    Keysend {
+        /// Which.
+        to: bitcoin::secp256k1::PublicKey,
+        /// How much.
+        amount_msat: u64,
+    },
+    /// The channels.
+    Channels,
     /// Look at interest and exits again: they changed.
     Wake,
 }

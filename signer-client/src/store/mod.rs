@@ -4,6 +4,7 @@
 //! Every write is durable when its future returns, and atomic: a crash leaves all of it or nothing.
 
 mod chain_facts;
+mod channels;
 mod codec;
 mod error;
 mod exits;
@@ -11,6 +12,7 @@ mod factories;
 mod identity;
 mod joins;
 mod live;
+mod payments;
 mod signed;
 mod sqlite;
 mod wallet;
@@ -22,12 +24,14 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 pub use chain_facts::{BlockFacts, ChainFactStore, Payout, SeenTx, Spend};
+pub use channels::{ChannelRow, ChannelStore, Route};
 pub use error::StoreError;
 pub use exits::{ExitRow, ExitStore, FeeChildRow, Goal, Progress, PublishedRow};
 pub use factories::{FactoryRow, FactoryStore};
 pub use identity::{Identity, IdentityStore};
 pub use joins::{JoinRow, JoinStore};
 pub use live::{Answer, Interest, Live, LiveStore, Request};
+pub use payments::{Direction, Moment, Payment, PaymentEnd, PaymentState, PaymentStore};
 pub use signed::SignedStore;
 pub use sqlite::SqliteStore;
 pub use wallet::{WalletChanges, WalletStore};
@@ -45,6 +49,8 @@ pub trait ClientStore:
     + ExitStore
     + WalletStore
     + LiveStore
+    + PaymentStore
+    + ChannelStore
     + Debug
     + Send
     + Sync
@@ -61,6 +67,8 @@ impl<S> ClientStore for S where
         + ExitStore
         + WalletStore
         + LiveStore
+        + PaymentStore
+        + ChannelStore
         + Debug
         + Send
         + Sync

@@ -3,6 +3,7 @@
 use bitcoin::hashes::Hash;
 use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
 use bitcoin::{Amount, Network, OutPoint, ScriptBuf, Transaction, Txid};
+use channel_host::{Msat, PaymentHash};
 use factory_tree::ceremony::message::Round;
 use factory_tree::guard::SignedRecord;
 use factory_tree::ids::{Attempt, CeremonyId, ClientId, FactoryId, LeafId};
@@ -10,6 +11,7 @@ use factory_tree::purpose::Purpose;
 use factory_tree::units::Height;
 
 use super::*;
+use crate::lightning::{ChannelState, ChannelView};
 
 fn round() -> Round {
     Round {
@@ -342,4 +344,131 @@ async fn wallet_changes_are_merged_when_there_are_many() {
     assert_eq!(loaded.network, Some(Network::Regtest));
     assert_eq!(store.wallet_changes().await.unwrap().len(), 1);
     assert_eq!(changes.load().await.unwrap(), Some(loaded));
+}
+
+const NOW: Moment = Moment {
+    height: 7,
+    time: 1_000_000,
+};
+
+fn hash(n: u8) -> PaymentHash {
+    PaymentHash([n; 32])
+}
+
+#[tokio::test]
+async fn an_invoice_is_paid_once() {
+    let (_dir, store) = open().await;
+    let begin = || store.begin_payment(hash(1), Msat(5_000), "coffee", NOW);
+    assert_eq!(begin().await.unwrap(), None);
+    assert_eq!(begin().await.unwrap(), Some(PaymentState::Pending));
+    // One that came back may be tried again.
+    let failed = PaymentEnd::Failed {
+        why: "no way".to_owned(),
+    };
+    assert!(store.end_payment(hash(1), &failed, NOW).await.unwrap());
+    assert!(!store.end_payment(hash(1), &failed, NOW).await.unwrap());
+    let shown = store.payment(hash(1), Direction::Out).await.unwrap();
+    assert_eq!(shown.unwrap().failure.as_deref(), Some("no way"));
+    assert_eq!(begin().await.unwrap(), None);
+    let sent = PaymentEnd::Succeeded { fee: Msat(3) };
+    assert!(store.end_payment(hash(1), &sent, NOW).await.unwrap());
+    assert!(!store.end_payment(hash(1), &sent, NOW).await.unwrap());
+    // What has arrived is never sent again, and does not fail any more.
+    assert!(!store.end_payment(hash(1), &failed, NOW).await.unwrap());
+    assert_eq!(begin().await.unwrap(), Some(PaymentState::Succeeded));
+    let shown = store.payments(10).await.unwrap();
+    assert_eq!(shown.len(), 1);
+    assert_eq!(shown[0].fee_msat, Some(3));
+    assert_eq!(shown[0].hash().unwrap(), hash(1));
+    assert!(store.pending_payments().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_proof_of_a_payment_counts_whatever_was_thought_before() {
+    let (_dir, store) = open().await;
+    let amount = Msat(5_000);
+    store.begin_payment(hash(1), amount, "", NOW).await.unwrap();
+    let failed = PaymentEnd::Failed {
+        why: "never sent".to_owned(),
+    };
+    store.end_payment(hash(1), &failed, NOW).await.unwrap();
+    let sent = PaymentEnd::Succeeded { fee: Msat(0) };
+    assert!(store.end_payment(hash(1), &sent, NOW).await.unwrap());
+    let shown = store.payment(hash(1), Direction::Out).await.unwrap();
+    let shown = shown.unwrap();
+    assert_eq!(
+        (shown.state, shown.failure),
+        (PaymentState::Succeeded, None)
+    );
+}
+
+#[tokio::test]
+async fn a_receipt_told_twice_is_counted_once() {
+    let (_dir, store) = open().await;
+    let expires = NOW.time + 60;
+    store
+        .record_invoice(hash(1), "a book", expires, NOW)
+        .await
+        .unwrap();
+    assert!(store.payment_received(hash(1), Msat(9), NOW).await.unwrap());
+    assert!(!store.payment_received(hash(1), Msat(9), NOW).await.unwrap());
+    let shown = store.payments(10).await.unwrap();
+    assert_eq!((shown.len(), shown[0].text.as_str()), (1, "a book"));
+    // The same hash outwards is another payment.
+    let out = store.begin_payment(hash(1), Msat(9), "", NOW).await;
+    assert_eq!(out.unwrap(), None);
+    assert_eq!(
+        store.payments(1).await.unwrap()[0].direction,
+        Direction::Out
+    );
+}
+
+#[tokio::test]
+async fn a_commitment_is_kept_beside_what_is_known_of_its_channel() {
+    let (_dir, store) = open().await;
+    store.record_join(&join(1)).await.unwrap();
+    store.store_kit(&factory(1), b"kit").await.unwrap();
+    let id = FactoryId([1; 32]);
+    let signed = |signature: u8| Transaction {
+        version: bitcoin::transaction::Version(3),
+        lock_time: bitcoin::absolute::LockTime::ZERO,
+        input: vec![bitcoin::TxIn {
+            witness: bitcoin::Witness::from_slice(&[[signature; 64]]),
+            ..bitcoin::TxIn::default()
+        }],
+        output: vec![],
+    };
+    let commitment = signed(1);
+    assert!(store.set_commitment(id, &commitment).await.unwrap());
+    // Signed anew at every block: no news.
+    assert!(!store.set_commitment(id, &signed(2)).await.unwrap());
+    let view = ChannelView {
+        factory: id,
+        leaf: "01".repeat(16),
+        channel: None,
+        state: ChannelState::Closed,
+        outpoint: outpoint(1),
+        capacity_sat: 5,
+        ours_msat: 0,
+        spendable_msat: 0,
+        receivable_msat: 0,
+        pending: 0,
+        usable: false,
+        factory_confirmed: true,
+        leaf_height: None,
+        spent: None,
+        closing_sat: 3,
+    };
+    store.set_channel(&view).await.unwrap();
+    let rows = store.channels().await.unwrap();
+    let row = ChannelRow {
+        factory: id,
+        view: Some(view),
+        commitment: Some(commitment),
+    };
+    assert_eq!(rows, [row]);
+    // The channel may go; the commitment stays.
+    store.forget_channel(id).await.unwrap();
+    let rows = store.channels().await.unwrap();
+    assert!(rows[0].view.is_none() && rows[0].commitment.is_some());
 }

@@ -166,6 +166,7 @@ impl Watcher {
         client.set_height(tip.0);
         self.index.refresh(client).await?;
         funding::update(client, tip).await?;
+        crate::lightning::reconcile(client).await?;
         self.announced.announce(client).await?;
         let driven = crate::exit::drive(client, tip).await;
         if new_tip {

@@ -15,7 +15,7 @@ use proto::auth::{CertHash, ServerHandshake};
 use proto::connection::{Connection, Security};
 use proto::v1::server_message::Body;
 use proto::v1::{self, ClientMessage, ServerMessage};
-use proto::wire::{FromClient, Interest};
+use proto::wire::{FromClient, FromServer, Interest};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -152,6 +152,13 @@ impl Coordinator {
 
     /// To the session that is open, or to the next one.
     pub fn send(&self, message: &ToClient) {
+        let state = self.shared.state.lock().unwrap();
+        let outbox = state.outbox.as_ref().expect("a session is open");
+        outbox.send(Ok(message.into())).unwrap();
+    }
+
+    /// To the session that is open.
+    pub fn say(&self, message: &FromServer) {
         let state = self.shared.state.lock().unwrap();
         let outbox = state.outbox.as_ref().expect("a session is open");
         outbox.send(Ok(message.into())).unwrap();

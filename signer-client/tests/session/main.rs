@@ -6,7 +6,7 @@ mod wallet;
 
 use bitcoin::Amount;
 use factory_tree::ceremony::message::{DeclineReason, ToClient, ToCoordinator};
-use proto::wire::FromClient;
+use proto::wire::{FromClient, FromServer, Lightning};
 use signer_client::Event;
 use signer_client::store::{FactoryStore, JoinStore};
 
@@ -194,4 +194,30 @@ impl Coordinator {
         };
         assert!(text.contains(words), "{text}");
     }
+}
+
+#[tokio::test]
+async fn the_way_to_lightning_outlives_the_session() {
+    let coordinator = Coordinator::start(7).await;
+    let mut wallet = Wallet::start(&coordinator.connection()).await;
+    wallet.wait(|event| *event == Event::Connected).await;
+    coordinator.say(&FromServer::Lightning(Lightning {
+        address: "127.0.0.1:9735".to_owned(),
+        intercept_scid: 42,
+        cltv_delta: 300,
+        base_msat: 1_000,
+        proportional_millionths: 10,
+    }));
+    let deadline = tokio::time::Instant::now() + wallet::PATIENCE;
+    let route = loop {
+        if let Some(route) = wallet.client.store().route().await.unwrap() {
+            break route;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not stored");
+        tokio::task::yield_now().await;
+    };
+    assert_eq!((route.intercept_scid, route.cltv_delta), (42, 300));
+    // Without a node nothing is paid, and that is said.
+    let refused = wallet.client.pay("lnbcrt1", None).await.unwrap_err();
+    assert_eq!(refused.exit_code(), 3, "{refused}");
 }

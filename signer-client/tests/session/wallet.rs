@@ -45,6 +45,8 @@ impl Wallet {
             keys: Arc::new(keys()),
             store: Arc::new(store),
             chain: Arc::new(StandingChain),
+            // No node is run.
+            channels: std::path::PathBuf::new(),
         })
         .await
         .unwrap();
@@ -54,6 +56,7 @@ impl Wallet {
             connection: true,
             chain: false,
             answers: false,
+            lightning: false,
         };
         let running = {
             let client = client.clone();

@@ -57,6 +57,8 @@ impl Wallet {
             keys,
             store,
             chain: Arc::clone(&chain) as Arc<dyn chain::ChainSource>,
+            // No node is run.
+            channels: std::path::PathBuf::new(),
         })
         .await
         .unwrap();
@@ -117,6 +119,7 @@ impl Wallet {
             connection: false,
             chain: true,
             answers: false,
+            lightning: false,
         };
         let client = self.client.clone();
         tokio::spawn(async move { client.run(tasks, shutdown).await });

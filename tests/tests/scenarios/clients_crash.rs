@@ -62,6 +62,16 @@ fn acked() -> Result<()> {
     killed_at("acked")
 }
 
+#[test]
+fn channel_expected() -> Result<()> {
+    killed_at("channel_expected")
+}
+
+#[test]
+fn channel_opened() -> Result<()> {
+    killed_at("channel_opened")
+}
+
 /// An exit goes on where it was.
 #[test]
 fn exit_published() -> Result<()> {
@@ -69,7 +79,8 @@ fn exit_published() -> Result<()> {
     world.add_clients(2)?;
     world.fund_clients(&[0], Amount::from_sat(60_000))?;
     world.join(&[0, 1])?;
-    let created = world.create(&[])?;
+    // A life that does not end while it leaves: nobody else closes its channel.
+    let created = world.create(&["--set", "active=900"])?;
     world.usable_for(&created, &[0, 1])?;
     let export = world.export(&created)?;
     world.client_mut(0)?.terminate()?;

@@ -83,6 +83,8 @@ killed_at! {
     joins_stored
     proposal_stored
     finals_stored
+    channels_opening
+    ready_stored
     funding_signed_stored
     funding_broadcast
     confirmed_stored

@@ -9,6 +9,8 @@ use crate::money;
 
 /// What a client needs for its own way out, and then some.
 const FEE_COIN: Amount = Amount::from_sat(60_000);
+/// What each has on Lightning.
+const BALANCE: u64 = 50_000;
 
 /// One of eight leaves to its confirmed leaf: exactly its path is published, its children paid by
 /// itself alone.
@@ -19,7 +21,8 @@ fn one_leaves_to_its_leaf() -> Result<()> {
     world.fund_clients(&[5], FEE_COIN)?;
     let everybody: Vec<usize> = (0..8).collect();
     world.join(&everybody)?;
-    let created = world.create(&[])?;
+    // A life that does not end while it leaves: nobody else closes its channel.
+    let created = world.create(&["--set", "active=900"])?;
     world.usable_for(&created, &everybody)?;
     let export = world.export(&created)?;
     let mark = world.client(5)?.mark()?;
@@ -73,9 +76,9 @@ fn one_leaves_to_its_leaf() -> Result<()> {
     Ok(())
 }
 
-/// All leave; the coordinator takes its stocks at `q`; the channels' timeouts pay the clients at `T`.
+/// All leave: what each had on Lightning arrives in its wallet; the coordinator gets the rest of the channels, and its stocks at `q`.
 #[test]
-fn all_leave_and_are_paid_at_expiry() -> Result<()> {
+fn all_leave_with_their_balances() -> Result<()> {
     let mut world = World::start("exit_all")?;
     world.add_clients(4)?;
     let everybody: Vec<usize> = (0..4).collect();
@@ -84,6 +87,7 @@ fn all_leave_and_are_paid_at_expiry() -> Result<()> {
     let created = world.create(&[])?;
     world.usable_for(&created, &everybody)?;
     let export = world.export(&created)?;
+    world.coordinator_pays(&everybody, BALANCE)?;
     for index in &everybody {
         world
             .client(*index)?
@@ -92,21 +96,15 @@ fn all_leave_and_are_paid_at_expiry() -> Result<()> {
     for index in &everybody {
         world.drive(*index, 0, |event| event.is("leaf_confirmed"), |_| {})?;
     }
-    world.node.mine_until(export.expiry_height)?;
-    // The stocks wait for `q` after their leaf, the channels for T.
+    // The stocks wait for `q` after their leaf, what comes out of channels for the delay of whoever closed.
     world.mine_until(&export, |world| {
         Ok(world.all_done(&created, &everybody)? && world.left_in(&export)? == 0)
     })?;
     let ledger = money::settled(&world, std::slice::from_ref(&export))?;
     for index in &everybody {
         let name = format!("client-{index}");
-        let spent: u64 = ledger
-            .onchain()
-            .iter()
-            .filter(|tx| tx.by.as_deref() == Some(&name))
-            .map(|tx| tx.fee_sat)
-            .sum();
-        let due = FEE_COIN + world.capacity(&export, *index)? - Amount::from_sat(spent);
+        let spent = fees_of(&ledger, &name);
+        let due = FEE_COIN + Amount::from_sat(BALANCE) - Amount::from_sat(spent);
         ensure!(
             ledger.has(&name) == due,
             "{name} has {}, not {due}",
@@ -115,4 +113,82 @@ fn all_leave_and_are_paid_at_expiry() -> Result<()> {
         ensure!(spent < 30_000, "{name} paid {spent} sat of fees");
     }
     Ok(())
+}
+
+/// The coordinator is gone for good, and somebody has money on Lightning: its commitment follows its path.
+#[test]
+fn one_leaves_with_its_balance_from_a_dead_coordinator() -> Result<()> {
+    let mut world = World::start("exit_dead_coordinator")?;
+    world.add_clients(3)?;
+    let everybody = [0, 1, 2];
+    world.fund_clients(&[0], FEE_COIN)?;
+    world.join(&everybody)?;
+    let created = world.create(&[])?;
+    world.usable_for(&created, &everybody)?;
+    let export = world.export(&created)?;
+    world.coordinator_pays(&everybody, BALANCE)?;
+    world.coordinator.kill()?;
+    world
+        .client(0)?
+        .json(&["exit", &created.factory, "--yes", "--background"])?;
+    world.drive(0, 0, |event| event.is("leaf_confirmed"), |_| {})?;
+    world.mine_until(&export, |world| world.all_done(&created, &[0]))?;
+    ensure!(
+        world.node.height()? < export.expiry_height,
+        "it had to wait for T"
+    );
+    let ledger = money::sheet(&world, std::slice::from_ref(&export))?;
+    let spent = fees_of(&ledger, "client-0");
+    let due = FEE_COIN + Amount::from_sat(BALANCE) - Amount::from_sat(spent);
+    let has = ledger.has("client-0");
+    ensure!(has == due, "client-0 has {has}, not {due}");
+    Ok(())
+}
+
+/// A client is gone; its leaf mate leaves, so its leaf is on the chain: before the channel's timeout would pay the client all of it, the
+/// coordinator closes the channel.
+#[test]
+fn the_coordinator_closes_before_the_timeout() -> Result<()> {
+    let mut world = World::start("exit_coordinator_closes")?;
+    world.add_clients(2)?;
+    world.fund_clients(&[0], FEE_COIN)?;
+    world.join(&[0, 1])?;
+    let created = world.create(&[])?;
+    world.usable_for(&created, &[0, 1])?;
+    let export = world.export(&created)?;
+    world.coordinator_pays(&[0, 1], BALANCE)?;
+    world.client_mut(1)?.kill()?;
+    world
+        .client(0)?
+        .json(&["exit", &created.factory, "--yes", "--background"])?;
+    world.drive(0, 0, |event| event.is("leaf_confirmed"), |_| {})?;
+    let id = world.id_of(world.client(1)?)?.to_owned();
+    let closed = |world: &World| -> Result<bool> {
+        let events = world.coordinator.events()?;
+        Ok(events
+            .iter()
+            .any(|event| event.is("channel_spent") && event.text("client") == id))
+    };
+    world.mine_until(&export, closed)?;
+    let height = world.node.height()?;
+    let last = export.expiry_height - scenarios::world::LATE_MARGIN;
+    ensure!(height < last, "closed at {height}, too late for {last}");
+    // Back again, it finds what it had.
+    world.client_mut(1)?.start()?;
+    world.mine_until(&export, |world| {
+        Ok(world.all_done(&created, &[0, 1])? && world.left_in(&export)? == 0)
+    })?;
+    let ledger = money::settled(&world, std::slice::from_ref(&export))?;
+    let due = Amount::from_sat(BALANCE) - Amount::from_sat(fees_of(&ledger, "client-1"));
+    let has = ledger.has("client-1");
+    ensure!(has == due, "client-1 has {has}, not {due}");
+    Ok(())
+}
+
+/// What a party paid for its transactions.
+fn fees_of(ledger: &scenarios::ledger::Ledger, name: &str) -> u64 {
+    let own = ledger.onchain().iter();
+    own.filter(|tx| tx.by.as_deref() == Some(name))
+        .map(|tx| tx.fee_sat)
+        .sum()
 }

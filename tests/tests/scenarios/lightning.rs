@@ -1,8 +1,12 @@
 //! Lightning channels on leaves, against a real node.
 
-mod coins;
+mod crashes;
 mod ends;
 mod harness;
+mod htlcs;
 mod leaves;
 mod payments;
 mod refusals;
+mod revoked;
+mod routes;
+mod wallet;

@@ -2,13 +2,17 @@
 
 mod bad_input;
 mod chain;
+mod channels;
 mod clients_crash;
 mod coordinator_crashes;
+mod example;
 mod exits;
 mod happy;
+mod layers;
 mod lightning;
 mod misbehaviour;
 mod money;
+mod pay;
 mod reclaim;
 mod reorg;
 mod silence;

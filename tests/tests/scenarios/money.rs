@@ -9,6 +9,10 @@ use scenarios::world::{World, number};
 /// Every satoshi is accounted for: by the blocks' rewards, by the node's coins, and by the word of
 /// every program that still runs.
 pub fn sheet(world: &World, factories: &[Export]) -> Result<Ledger> {
+    // What spends a coin and is in no block yet is counted by its owner, and not by the chain.
+    if !world.node.mempool()?.is_empty() {
+        world.mine_until_quiet()?;
+    }
     let ledger = world.ledger(factories.to_vec())?;
     let difference = ledger.difference(&world.node)?;
     ensure!(difference == 0, "{difference} sat are missing");
@@ -78,5 +82,10 @@ pub fn settled(world: &World, factories: &[Export]) -> Result<Ledger> {
     let ledger = sheet(world, factories)?;
     let left = ledger.sum_of(&Owner::Factory);
     ensure!(left == Amount::ZERO, "{left} are still in a factory");
+    let left = ledger.sum_of(&Owner::Channel);
+    ensure!(
+        left == Amount::ZERO,
+        "{left} are still on the way out of a channel"
+    );
     Ok(ledger)
 }

@@ -78,6 +78,16 @@ fn after_nonces() -> Result<()> {
     )
 }
 
+#[test]
+fn after_its_kit() -> Result<()> {
+    left_out(
+        "silent_after_kit",
+        "silent_before_channel",
+        "opening",
+        "silent",
+    )
+}
+
 /// With too few left there is no factory, and the coins are free again.
 #[test]
 fn too_few_left() -> Result<()> {

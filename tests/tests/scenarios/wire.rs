@@ -84,7 +84,8 @@ impl Stream {
         loop {
             match self.next().await {
                 Ok(FromServer::Error(error)) | Err(error) => return Ok(error),
-                Ok(FromServer::Heartbeat) => {}
+                // Said by itself, at any time.
+                Ok(FromServer::Heartbeat | FromServer::Lightning(_)) => {}
                 Ok(other) => bail!("no error but {other:?}"),
             }
         }

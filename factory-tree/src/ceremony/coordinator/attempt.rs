@@ -23,6 +23,10 @@ pub(super) struct Seat {
     present: bool,
     pub(super) partials: Option<Partials>,
     pub(super) acked: bool,
+    /// Its channel stands on our side.
+    pub(super) opened_here: bool,
+    /// It says that its channel stands on its side.
+    pub(super) opened_there: bool,
     out: bool,
 }
 
@@ -35,6 +39,8 @@ impl Seat {
             present: false,
             partials: None,
             acked: false,
+            opened_here: false,
+            opened_there: false,
             out: false,
         }
     }
@@ -57,6 +63,7 @@ impl Seat {
             Phase::Confirming => !self.present,
             Phase::Signing => self.partials.is_none(),
             Phase::Acking => !self.acked,
+            Phase::Opening => !(self.opened_here && self.opened_there),
             Phase::Funding | Phase::Finished => false,
         };
         !self.out && missing
@@ -144,7 +151,10 @@ impl Ceremony {
                 effects.push(Effect::Send { client, message });
             }
             State::Signing(signing) => effects.extend(signing.proposal_again(self.round(), client)),
-            State::Acking(acking) => effects.extend(acking.finals_again(self.round(), client)),
+            // Who has acked answers with how far it is.
+            State::Acking(acking) | State::Opening(acking) => {
+                effects.extend(acking.finals_again(self.round(), client));
+            }
             State::Funding(_) | State::Finished => {}
         }
     }
@@ -162,7 +172,11 @@ impl Ceremony {
                 self.leave_out(client, LeftOut::Absent, effects);
                 self.when_all_present(effects);
             }
-            State::Funding(_) | State::Signing(_) | State::Acking(_) | State::Finished => {}
+            State::Funding(_)
+            | State::Signing(_)
+            | State::Acking(_)
+            | State::Opening(_)
+            | State::Finished => {}
         }
     }
 
@@ -308,7 +322,7 @@ impl Ceremony {
                 self.leave_out(client, LeftOut::Declined, effects);
                 self.when_all_present(effects);
             }
-            State::Funding(_) | State::Signing(_) | State::Acking(_) => {
+            State::Funding(_) | State::Signing(_) | State::Acking(_) | State::Opening(_) => {
                 let out = vec![(client, LeftOut::Declined)];
                 self.fail_attempt(self.phase(), AbortReason::Left, out, effects);
             }

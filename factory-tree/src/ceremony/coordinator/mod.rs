@@ -5,6 +5,7 @@
 //! adapter executes effects in order; a [`Effect::Store`] is durable before the next is begun.
 
 mod attempt;
+mod opening;
 mod signing;
 mod types;
 
@@ -31,6 +32,8 @@ pub enum Phase {
     Signing,
     /// Final signatures are out.
     Acking,
+    /// Channels are opened on the leaves.
+    Opening,
     /// A factory stands, or the ceremony is given up.
     Finished,
 }
@@ -81,10 +84,16 @@ pub const TRANSITIONS: &[(Phase, &str, &[Phase])] = &[
         "deadline or declined",
         &[Phase::Joining, Phase::Finished],
     ),
-    (Phase::Acking, "all acked", &[Phase::Finished]),
+    (Phase::Acking, "all acked", &[Phase::Opening]),
     (
         Phase::Acking,
         "deadline or declined",
+        &[Phase::Joining, Phase::Finished],
+    ),
+    (Phase::Opening, "all channels stand", &[Phase::Finished]),
+    (
+        Phase::Opening,
+        "deadline, declined or refused",
         &[Phase::Joining, Phase::Finished],
     ),
 ];
@@ -110,6 +119,7 @@ enum State {
     Funding(Box<Drafted>),
     Signing(Box<Signing>),
     Acking(Box<Acking>),
+    Opening(Box<Acking>),
     Finished,
 }
 
@@ -170,6 +180,7 @@ impl Ceremony {
             State::Funding(_) => Phase::Funding,
             State::Signing(_) => Phase::Signing,
             State::Acking(_) => Phase::Acking,
+            State::Opening(_) => Phase::Opening,
             State::Finished => Phase::Finished,
         }
     }
@@ -194,6 +205,10 @@ impl Ceremony {
                 self.joined(client, *join, lsp_channel_key, effects);
             }
             Input::Message { client, message } => self.message(client, message, effects),
+            Input::ChannelOpened { round, client } => self.opened_here(round, client, effects),
+            Input::ChannelRefused { round, client, why } => {
+                self.channel_refused(round, client, why, effects);
+            }
             Input::Deadline { round, phase } => {
                 if round == self.round() && phase == self.phase() {
                     self.deadline(effects);
@@ -221,7 +236,11 @@ impl Ceremony {
             .seats
             .iter()
             .any(|seat| seat.client == client && seat.acked);
-        if finished && acked && matches!(message, ToCoordinator::Ack { .. }) {
+        let repeats = matches!(
+            message,
+            ToCoordinator::Ack { .. } | ToCoordinator::ChannelOpened { .. }
+        );
+        if finished && acked && repeats {
             return;
         }
         if round != self.round() || finished {
@@ -242,6 +261,9 @@ impl Ceremony {
             ToCoordinator::Present(_) => self.present(client, effects),
             ToCoordinator::Partials(partials) => self.partials(client, *partials, effects),
             ToCoordinator::Ack { factory, .. } => self.acked(client, factory, effects),
+            ToCoordinator::ChannelOpened { factory, .. } => {
+                self.opened_there(client, factory, effects);
+            }
             ToCoordinator::Decline { reason, .. } => self.declined(client, reason, effects),
         }
     }
@@ -250,7 +272,7 @@ impl Ceremony {
         match &self.state {
             State::Joining => self.close_joining(effects),
             State::Confirming => self.close_confirming(effects),
-            State::Signing(_) | State::Acking(_) => {
+            State::Signing(_) | State::Acking(_) | State::Opening(_) => {
                 let phase = self.phase();
                 let silent = self.seats.iter().filter(|seat| seat.is_awaited(phase));
                 let out = silent.map(|seat| (seat.client, LeftOut::Silent)).collect();

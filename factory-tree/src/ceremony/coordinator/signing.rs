@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::types::{
-    Blame, Effect, Event, Funding, LeftOut, Outcome, ProposalFor, Propose, Record, RefuseReason,
+    Blame, Effect, Event, Funding, LeftOut, ProposalFor, Propose, Record, RefuseReason,
 };
 use super::{Ceremony, Phase, State, refuse};
 use crate::ceremony::message::{AbortReason, Finals, Partials, Round, ToClient};
@@ -52,8 +52,8 @@ struct OpenSession {
 /// A tree whose final signatures are out.
 #[derive(Debug)]
 pub(super) struct Acking {
-    tree: Arc<Tree>,
-    funding_tx: Arc<Transaction>,
+    pub(super) tree: Arc<Tree>,
+    pub(super) funding_tx: Arc<Transaction>,
     signatures: Vec<schnorr::Signature>,
     channel_signatures: Vec<ecdsa::Signature>,
     of_client: Vec<Vec<usize>>,
@@ -517,13 +517,15 @@ impl Ceremony {
         effects: &mut Vec<Effect>,
     ) {
         let round = self.round();
-        let State::Acking(acking) = &self.state else {
-            return effects.push(refuse(client, round, RefuseReason::OutOfTurn));
+        let acking = match &self.state {
+            State::Acking(acking) | State::Opening(acking) => acking,
+            _ => return effects.push(refuse(client, round, RefuseReason::OutOfTurn)),
         };
         if acking.tree.id() != factory {
             let text = format!("ack of factory {factory}, not {}", acking.tree.id());
             return effects.push(refuse(client, round, RefuseReason::Malformed(text)));
         }
+        // Where channels are opened everybody has acked: the same again is harmless.
         let Some(seat) = self.seat(client).filter(|seat| !seat.acked) else {
             return;
         };
@@ -535,14 +537,11 @@ impl Ceremony {
         let State::Acking(acking) = std::mem::replace(&mut self.state, State::Finished) else {
             return;
         };
-        effects.push(Effect::Store(Box::new(Record::Acked { round, factory })));
-        effects.push(Effect::Emit(Event::CeremonyComplete { round, factory }));
-        effects.push(Effect::Fund {
-            round,
-            tree: acking.tree,
-            funding_tx: acking.funding_tx,
-        });
-        effects.push(Effect::Finished(Outcome::Complete { factory }));
+        let tree = Arc::clone(&acking.tree);
+        effects.push(Effect::Emit(Event::OpeningChannels { round, factory }));
+        effects.push(Effect::OpenChannels { round, tree });
+        self.state = State::Opening(acking);
+        self.wake(Phase::Opening, self.terms.step_seconds, effects);
     }
 }
 

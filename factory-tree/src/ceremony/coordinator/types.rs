@@ -81,6 +81,22 @@ pub enum Input {
         /// Its message.
         message: ToCoordinator,
     },
+    /// Our Lightning node says that a client's channel stands: both commitments are exchanged, on exactly its leaf.
+    ChannelOpened {
+        /// The attempt it is of.
+        round: Round,
+        /// Whose.
+        client: ClientId,
+    },
+    /// Our Lightning node says that a client's channel does not come about.
+    ChannelRefused {
+        /// The attempt it is of.
+        round: Round,
+        /// Whose.
+        client: ClientId,
+        /// Why.
+        why: String,
+    },
     /// A stream closed.
     Gone(ClientId),
     /// A [`Effect::Wake`] came due; stale ones are ignored.
@@ -152,7 +168,15 @@ pub enum Effect {
     },
     /// For the log and the event stream.
     Emit(Event),
-    /// Every client has acked (and that is stored): store `funding_signed`, sign, broadcast.
+    /// Every client has acked: open each one's channel on its leaf. Those that stand or cannot are told by
+    /// [`Input::ChannelOpened`] and [`Input::ChannelRefused`]; those of an attempt that fails are given up.
+    OpenChannels {
+        /// Which attempt.
+        round: Round,
+        /// The factory.
+        tree: Arc<Tree>,
+    },
+    /// Every client has acked and every channel stands (and that is stored): store `funding_signed`, sign, broadcast.
     Fund {
         /// Which attempt.
         round: Round,
@@ -225,8 +249,8 @@ pub enum Record {
         /// The coordinator's, in leaf order.
         lsp_channel_signatures: Vec<ecdsa::Signature>,
     },
-    /// Every client holds its exit kit.
-    Acked {
+    /// Every client holds its exit kit, and every channel stands.
+    Ready {
         /// Which attempt.
         round: Round,
         /// The factory.
@@ -364,6 +388,29 @@ pub enum Event {
         /// Who.
         client: ClientId,
     },
+    /// Every client holds its exit kit: channels are opened on the leaves.
+    OpeningChannels {
+        /// Which attempt.
+        round: Round,
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// A client's channel stands on both sides.
+    ChannelOpened {
+        /// Which attempt.
+        round: Round,
+        /// Whose.
+        client: ClientId,
+    },
+    /// A client's channel did not come about.
+    ChannelRefused {
+        /// Which attempt.
+        round: Round,
+        /// Whose.
+        client: ClientId,
+        /// Why.
+        why: String,
+    },
     /// A client declined.
     Declined {
         /// Which attempt.
@@ -405,7 +452,7 @@ pub enum Event {
         /// Why.
         reason: AbortReason,
     },
-    /// Every client holds its exit kit.
+    /// Every client holds its exit kit, and every channel stands.
     CeremonyComplete {
         /// Which attempt.
         round: Round,

@@ -76,6 +76,8 @@ pub enum SignerInput {
     Finals(Box<Finals>),
     /// How the rehearsal went.
     Rehearsed(Result<(), String>),
+    /// Step 7: the channel stands, on exactly the leaf of the kit; or why it does not.
+    Channel(Result<(), String>),
     /// The attempt is over.
     Failed {
         /// Which.
@@ -100,11 +102,14 @@ pub enum SignerEffect {
     StoreKit(Box<ExitKit>),
     /// Read the kit back from disk, verify it, and give [`SignerInput::Rehearsed`].
     Rehearse(FactoryId),
+    /// Let the coordinator open the channel of this kit's leaf, and no other, before the ack that follows; its end is told by
+    /// [`SignerInput::Channel`].
+    ExpectChannel(FactoryId),
     /// Send.
     Send(ToCoordinator),
     /// For the log and the event stream.
     Emit(SignerEvent),
-    /// Nothing more is awaited of this attempt (after an ack, repeated finals are still answered).
+    /// Nothing more is awaited of this attempt (repeated finals are still answered).
     Finished(SignerOutcome),
 }
 
@@ -132,8 +137,8 @@ pub struct JoinRecord {
 /// How an attempt ended for this client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SignerOutcome {
-    /// Its exit kit is stored and the coordinator told.
-    Acked {
+    /// Its exit kit is stored, its channel stands, and the coordinator was told.
+    Opened {
         /// The factory.
         factory: FactoryId,
     },
@@ -192,6 +197,13 @@ pub enum SignerEvent {
     },
     /// The coordinator was told.
     Acked {
+        /// Which attempt.
+        round: Round,
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The channel on the leaf stands, and the coordinator was told.
+    ChannelOpened {
         /// Which attempt.
         round: Round,
         /// The factory.

@@ -24,11 +24,15 @@ const SHARED_PROCESSES: u32 = 4;
 pub(crate) struct Cost {
     pub(crate) clients: u32,
     pub(crate) wall_s: f64,
+    /// From the invitation to the last channel that stands on both sides.
+    pub(crate) with_channels_s: f64,
     pub(crate) coordinator_cpu_s: f64,
     pub(crate) client_cpu_s: f64,
     pub(crate) bytes_to_clients: u64,
     pub(crate) bytes_from_clients: u64,
     pub(crate) coordinator_peak_rss_bytes: u64,
+    /// The largest of the wallets, if each is a process of its own.
+    pub(crate) client_peak_rss_bytes: Option<u64>,
     pub(crate) connect_s: f64,
     pub(crate) connect_cpu_s: f64,
 }
@@ -51,14 +55,17 @@ pub(crate) fn run(clients: u32) -> Result<Cost> {
         bench.workers()? - workers,
     );
     let after = bench.traffic()?;
+    let opened = bench.opened()?;
     Ok(Cost {
         clients,
         wall_s: Duration::from_micros(kept.saturating_sub(invited)).as_secs_f64(),
+        with_channels_s: Duration::from_micros(opened.saturating_sub(invited)).as_secs_f64(),
         coordinator_cpu_s: coordinator.as_secs_f64(),
         client_cpu_s: workers.as_secs_f64(),
         bytes_to_clients: after.to_clients - traffic.to_clients,
         bytes_from_clients: after.from_clients - traffic.from_clients,
         coordinator_peak_rss_bytes: cpu::peak_rss(bench.world.coordinator.process()?.id())?,
+        client_peak_rss_bytes: bench.client_peak_rss()?,
         connect_s,
         connect_cpu_s: connect_cpu.as_secs_f64(),
     })
@@ -174,12 +181,29 @@ impl Bench {
         Ok(last)
     }
 
+    /// Waits for every channel; gives the time of the last.
+    fn opened(&self) -> Result<u64> {
+        let mut last = 0;
+        for worker in &self.workers {
+            last = last.max(number(&worker.wait_for("all_opened")?.0, "at_us")?);
+        }
+        Ok(last)
+    }
+
     fn coordinator(&self) -> Result<Duration> {
         cpu::of(self.world.coordinator.process()?.id())
     }
 
     fn workers(&self) -> Result<Duration> {
         self.workers.iter().map(|worker| cpu::of(worker.id())).sum()
+    }
+
+    fn client_peak_rss(&self) -> Result<Option<u64>> {
+        if self.clients > OWN_PROCESSES {
+            return Ok(None);
+        }
+        let peaks = self.workers.iter().map(|worker| cpu::peak_rss(worker.id()));
+        Ok(peaks.collect::<Result<Vec<_>>>()?.into_iter().max())
     }
 
     fn traffic(&self) -> Result<Traffic> {
@@ -200,6 +224,7 @@ impl Cost {
         let clients = self.clients.max(1);
         println!("{clients} clients, from the invitation to the last stored exit kit");
         println!("  wall                  {:9.3} s", self.wall_s);
+        println!("  with all channels     {:9.3} s", self.with_channels_s);
         println!("  coordinator's CPU     {:9.3} s", self.coordinator_cpu_s);
         println!(
             "  clients' CPU          {:9.3} s  ({:.4} s each)",
@@ -220,6 +245,9 @@ impl Cost {
             "  coordinator's memory  {:9.3} MiB at most",
             mib(self.coordinator_peak_rss_bytes)
         );
+        if let Some(bytes) = self.client_peak_rss_bytes {
+            println!("  one wallet's memory   {:9.3} MiB at most", mib(bytes));
+        }
         println!(
             "  before: connecting, TLS, authentication: {:.3} s, {:.3} s of CPU in all processes",
             self.connect_s, self.connect_cpu_s

@@ -1,14 +1,15 @@
-//! `bin/bench`: what building a factory costs, as one JSON object.
+//! `bin/bench`: what building a factory costs, and paying in it, as one JSON object.
 
 mod ceremony;
 mod cpu;
+mod payments;
 mod signing;
 mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Measures what building a factory costs.
+/// Measures what building a factory costs, and paying in it.
 #[derive(Debug, Parser)]
 #[command(name = "bin/bench")]
 struct Arguments {
@@ -22,6 +23,18 @@ enum What {
     Ceremony(Size),
     /// The arithmetic alone, in one process on one core.
     Signing(Size),
+    /// Payments through a coordinator process: latency one at a time, and how many a second.
+    Payments {
+        /// Clients of the factory.
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(2..=256))]
+        clients: u32,
+        /// Payments of each measurement.
+        #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+        payments: u32,
+        /// One JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
     /// Wallets of a `ceremony`, in a process of theirs.
     #[command(hide = true)]
     Worker(worker::Orders),
@@ -55,6 +68,19 @@ fn main() -> Result<()> {
                 println!("{} clients, one core, no network, no disk", cost.clients);
                 println!("  coordinator  {:8.3} s", cost.coordinator_cpu_s);
                 println!("  one client   {:8.3} s", cost.one_client_cpu_s);
+            }
+            Ok(())
+        }
+        What::Payments {
+            clients,
+            payments,
+            json,
+        } => {
+            let cost = payments::run(clients, payments)?;
+            if json {
+                println!("{}", serde_json::to_string(&cost)?);
+            } else {
+                cost.show();
             }
             Ok(())
         }

@@ -133,8 +133,13 @@ impl Bench {
                 }
                 Effect::Refuse { reason, .. } => bail!("refused: {reason:?}"),
                 Effect::Finished(Outcome::Failed { reason }) => bail!("failed: {reason:?}"),
-                Effect::Finished(Outcome::Complete { .. }) => self.done = true,
-                Effect::Store(_) | Effect::Wake { .. } | Effect::Emit(_) | Effect::Fund { .. } => {}
+                // Everybody has its kit; what follows is Lightning's.
+                Effect::OpenChannels { .. } => self.done = true,
+                Effect::Finished(Outcome::Complete { .. })
+                | Effect::Store(_)
+                | Effect::Wake { .. }
+                | Effect::Emit(_)
+                | Effect::Fund { .. } => {}
             }
         }
         Ok(())

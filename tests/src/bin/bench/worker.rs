@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use bitcoin::{Amount, Network};
@@ -14,8 +14,11 @@ use keystore::{KdfCost, Passphrase, Seed};
 use serde_json::json;
 use signer_client::keys::ClientKeys;
 use signer_client::store::SqliteStore;
-use signer_client::{ClientParts, Config, Event, Shutdown, SignerClient, Tasks};
+use signer_client::{ClientParts, Config, Event, SharedChain, Shutdown, SignerClient, Tasks};
 use tokio::sync::mpsc;
+
+/// How old the tip may be that wallets of one process share.
+const SHARED: Duration = Duration::from_millis(200);
 
 /// What a worker is told.
 #[derive(Debug, clap::Args)]
@@ -49,10 +52,9 @@ pub(crate) fn run(orders: &Orders) -> Result<()> {
 async fn work(orders: &Orders) -> Result<()> {
     fs::create_dir_all(&orders.directory)?;
     let auth = RpcAuth::CookieFile(orders.rpc_cookie.clone());
-    let chain: Arc<dyn ChainSource> = Arc::new(BitcoindRpc::new(BitcoindConfig::new(
-        orders.rpc_url.clone(),
-        auth,
-    ))?);
+    let node = BitcoindRpc::new(BitcoindConfig::new(orders.rpc_url.clone(), auth))?;
+    // A thousand wallets would ask one node a thousand times for the same block.
+    let chain: Arc<dyn ChainSource> = Arc::new(SharedChain::new(Arc::new(node), SHARED));
     let (tell, mut told) = mpsc::unbounded_channel();
     let (_stop, shutdown) = Shutdown::new();
     for number in 0..orders.count {
@@ -73,13 +75,14 @@ async fn work(orders: &Orders) -> Result<()> {
                 connection: true,
                 chain: false,
                 answers: false,
+                lightning: true,
             };
             if let Err(error) = client.run(tasks, shutdown).await {
                 eprintln!("a wallet ended: {error}");
             }
         });
     }
-    let (mut invited, mut kept) = (0, 0);
+    let (mut invited, mut kept, mut opened) = (0, 0, 0);
     while let Some(event) = told.recv().await {
         match event {
             Event::Invited { .. } => {
@@ -92,6 +95,12 @@ async fn work(orders: &Orders) -> Result<()> {
                 kept += 1;
                 if kept == orders.count {
                     say("all_kept")?;
+                }
+            }
+            Event::ChannelOpened { .. } => {
+                opened += 1;
+                if opened == orders.count {
+                    say("all_opened")?;
                 }
             }
             Event::Refused { rule, found } => bail!("a wallet refuses: {rule}: {found}"),
@@ -117,6 +126,7 @@ async fn open(orders: &Orders, number: u32, chain: Arc<dyn ChainSource>) -> Resu
         keys: Arc::new(keys.await??),
         store: Arc::new(store),
         chain,
+        channels: orders.directory.join(format!("{number}.channels.sqlite")),
     };
     Ok(SignerClient::open(parts).await?)
 }

@@ -89,6 +89,8 @@ fn parties(stage: &Stage, ledger: &Ledger) -> Result<Vec<Party>> {
         let says = number(&balance, "confirmed_sat")? + number(&balance, "payouts_sat")?;
         parties.push((client.name(), Some(says)));
     }
+    // It runs in the demo's own process: there is nobody to ask.
+    parties.push((scenarios::outside::NAME, None));
     let party = |(name, says_sat): (&str, Option<u64>)| Party {
         name: name.to_owned(),
         start_sat: ledger.start_of(name).to_sat(),
@@ -108,7 +110,11 @@ fn show_parties(stage: &mut Stage, ledger: &Ledger, parties: &[Party], differenc
             grouped(party.start_sat),
             grouped(party.end_sat),
             signed(change),
-            party.says_sat.map_or_else(|| "killed".to_owned(), grouped),
+            match party.says_sat {
+                Some(sat) => grouped(sat),
+                None if party.name == scenarios::outside::NAME => "-".to_owned(),
+                None => "killed".to_owned(),
+            },
         ]);
     }
     let plain = |name: &str, sat: u64| {

@@ -11,6 +11,9 @@ use crate::picture;
 use crate::screen::{Screen, grouped, short};
 use crate::stage::Stage;
 
+/// Blocks of the active period: payments between clients lock for two exits and a route.
+const ACTIVE: &str = "active=900";
+
 /// A factory that stands, and what its members exported.
 #[derive(Debug)]
 pub(crate) struct Factory {
@@ -42,6 +45,9 @@ pub(crate) fn factory(stage: &mut Stage) -> Result<Factory> {
         stage.profile.name(),
         "--expiry",
         stage.expiry.name(),
+        // A month that leaves room for the locks of payments.
+        "--set",
+        ACTIVE,
     ])?;
     let mut progress = Progress::new(stage.everybody().len());
     let screen = &mut stage.screen;
@@ -107,6 +113,7 @@ struct Progress {
     joined: usize,
     partials: usize,
     acked: usize,
+    opened: usize,
 }
 
 impl Progress {
@@ -116,6 +123,7 @@ impl Progress {
             joined: 0,
             partials: 0,
             acked: 0,
+            opened: 0,
         }
     }
 
@@ -125,6 +133,10 @@ impl Progress {
             "partials_received" => {
                 Some((&mut self.partials, "have checked their path and signed it"))
             }
+            "channel_opened" => Some((
+                &mut self.opened,
+                "have a Lightning channel on their leaf, which is not on the chain",
+            )),
             "acked" => Some((
                 &mut self.acked,
                 "have their exit kit on disk, verified and rehearsed",

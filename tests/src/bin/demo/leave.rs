@@ -4,15 +4,17 @@ use std::cell::RefCell;
 
 use anyhow::Result;
 use scenarios::event::Event;
+use scenarios::world::number;
 
 use crate::build::Factory;
 use crate::screen::{Screen, grouped, short};
 use crate::stage::Stage;
 
-/// Client 0 publishes its path; then the coordinator dies and the timeouts pay everybody.
+/// Client 0 publishes its path and takes its balance; then the coordinator dies and the timeouts pay everybody.
 pub(crate) fn one_then_timeouts(stage: &mut Stage, factory: &Factory) -> Result<()> {
     stage.screen.heading("Client 0 leaves by itself");
-    leave(stage, factory, &[0])?;
+    let balances = leave(stage, factory, &[0])?;
+    arrives(stage, factory, &balances)?;
 
     stage
         .screen
@@ -40,19 +42,21 @@ pub(crate) fn all_then_reclaim(stage: &mut Stage, factory: &Factory) -> Result<(
         .screen
         .heading("All clients leave before the deadline");
     let everybody = stage.everybody();
-    leave(stage, factory, &everybody)?;
+    let balances = leave(stage, factory, &everybody)?;
     stage
         .screen
-        .heading("T: the channels' timeouts pay the clients, the coordinator takes the rest");
+        .heading("What each had on Lightning arrives; at T the coordinator takes the rest");
+    arrives(stage, factory, &balances)?;
     stage.world.node.mine_until(factory.export.expiry_height)?;
     paid(stage, factory)
 }
 
-/// These clients publish their paths; the demo is the miner.
-fn leave(stage: &mut Stage, factory: &Factory, which: &[usize]) -> Result<()> {
+/// These clients publish their paths; the demo is the miner. Gives what each had on Lightning, in satoshi.
+fn leave(stage: &mut Stage, factory: &Factory, which: &[usize]) -> Result<Vec<(usize, u64)>> {
     let id = &factory.created.factory;
-    let mut marks = Vec::new();
+    let (mut marks, mut balances) = (Vec::new(), Vec::new());
     for index in which {
+        balances.push((*index, stage.world.lightning_msat(*index)? / 1_000));
         marks.push(stage.world.client(*index)?.mark()?);
         stage
             .world
@@ -74,6 +78,26 @@ fn leave(stage: &mut Stage, factory: &Factory, which: &[usize]) -> Result<()> {
             short(leaf.text("txid"))
         ));
         stage.screen.say(&line);
+    }
+    Ok(balances)
+}
+
+/// What these clients had on Lightning reaches their wallets: their commitments, then what comes out of those.
+fn arrives(stage: &mut Stage, factory: &Factory, balances: &[(usize, u64)]) -> Result<()> {
+    let which: Vec<usize> = balances.iter().map(|(index, _)| *index).collect();
+    stage.world.mine_until(&factory.export, |world| {
+        world.all_done(&factory.created, &which)
+    })?;
+    for (index, sat) in balances {
+        let client = stage.world.client(*index)?;
+        let balance = client.json(&["balance"])?;
+        let text = format!(
+            "✓ {}: {} sat on Lightning went into its wallet, which now holds {} sat",
+            client.name(),
+            grouped(*sat),
+            grouped(number(&balance, "confirmed_sat")?)
+        );
+        stage.screen.say(&text);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 mod balance;
 mod build;
 mod leave;
+mod pay;
 mod picture;
 mod quotes;
 mod screen;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 use stage::Stage;
 
-/// Builds a factory with real processes on a real regtest chain, and lets everybody leave it.
+/// Builds a factory with real processes on a real regtest chain, pays over its channels, and lets everybody leave it.
 #[derive(Debug, Parser)]
 #[command(name = "bin/demo")]
 pub(crate) struct Arguments {
@@ -86,6 +87,7 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let mut stage = Stage::set(&arguments)?;
     let factory = build::factory(&mut stage)?;
     quotes::show(&mut stage, &factory)?;
+    pay::around(&mut stage)?;
     match arguments.expiry {
         Expiry::ClientRefund => leave::one_then_timeouts(&mut stage, &factory)?,
         Expiry::LspReclaim => leave::all_then_reclaim(&mut stage, &factory)?,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use anyhow::Result;
 use bitcoin::bip32::Xpriv;
 use bitcoin::hashes::Hash;
-use bitcoin::key::{Keypair, TapTweak};
-use bitcoin::secp256k1::{Message, Secp256k1, SecretKey};
+use bitcoin::key::TapTweak;
+use bitcoin::secp256k1::{Message, Secp256k1};
 use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
 use bitcoin::{
     Address, Amount, FeeRate, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut,
@@ -15,6 +15,7 @@ use bitcoin::{
 use chain::wallet::{FeeChildRequest, MemoryStore, OnchainWallet};
 use chain::{BitcoindConfig, BitcoindRpc, ChainSource, Follower, RpcAuth};
 use scenarios::bitcoind::Bitcoind;
+pub use scenarios::coins::{key, payout_script};
 
 pub fn config(node: &Bitcoind) -> BitcoindConfig {
     BitcoindConfig::new(node.rpc_url(), RpcAuth::CookieFile(node.cookie_file()))
@@ -38,9 +39,9 @@ pub fn foreign_script(n: u8) -> ScriptBuf {
 
 /// A node, and a wallet with one confirmed coin of each amount.
 pub struct Setup {
-    pub node: Bitcoind,
+    pub node: Arc<Bitcoind>,
     pub source: Arc<dyn ChainSource>,
-    pub wallet: OnchainWallet,
+    pub wallet: Arc<OnchainWallet>,
     pub follower: Follower,
 }
 
@@ -59,9 +60,9 @@ impl Setup {
         .await?;
         let follower = Follower::new(source.clone(), wallet.checkpoints().await)?;
         let mut setup = Self {
-            node,
+            node: Arc::new(node),
             source,
-            wallet,
+            wallet: Arc::new(wallet),
             follower,
         };
         for coin in coins {
@@ -109,23 +110,6 @@ impl Setup {
             Sequence::ENABLE_RBF_NO_LOCKTIME,
         )
     }
-}
-
-pub fn key(n: u8) -> Keypair {
-    Keypair::from_secret_key(
-        &Secp256k1::new(),
-        &SecretKey::from_slice(&[n; 32]).expect("a valid key"),
-    )
-}
-
-pub fn payout_script(n: u8) -> ScriptBuf {
-    Address::p2tr(
-        &Secp256k1::new(),
-        key(n).x_only_public_key().0,
-        None,
-        Network::Regtest,
-    )
-    .script_pubkey()
 }
 
 pub fn anchor() -> TxOut {

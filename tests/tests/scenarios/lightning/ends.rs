@@ -1,29 +1,22 @@
 //! Leaves that go to the chain.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use bitcoin::absolute::LockTime;
-use bitcoin::hashes::{Hash, sha256};
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Witness};
-use channel_host::{
-    ExitReason, InvoiceRequest, KnownSpend, Msat, NodeEvent, PaymentHash, SpendKind, Stage,
-};
+use channel_host::{ExitReason, KnownSpend, NodeEvent, SpendKind, Stage};
 use scenarios::bitcoind::Bitcoind;
 
-use super::harness::{CAPACITY, Member, Unborn, child_in_mempool, paid_pair, until};
+use super::harness::{
+    CAPACITY, Member, PREIMAGE, Unborn, child_in_mempool, fee_coins, held, holds, paid_pair,
+    spent_by, until,
+};
 use crate::chain::support::{payout_script, sat};
 
 /// What the client had at the end of [`paid_pair`].
 const CLIENTS: Amount = Amount::from_sat(200_000);
-
-/// Confirmed coins for one side's exits.
-fn fee_coins(node: &Bitcoind, member: &Member) -> Result<()> {
-    for _ in 0..3 {
-        node.send_to(&payout_script(member.number), sat(50_000))?;
-    }
-    node.mine(1)?;
-    Ok(())
-}
 
 async fn asked_to_exit(member: &mut Member) -> Result<ExitReason> {
     member
@@ -32,20 +25,6 @@ async fn asked_to_exit(member: &mut Member) -> Result<ExitReason> {
             _ => None,
         })
         .await
-}
-
-async fn spent_by(member: &mut Member) -> Result<SpendKind> {
-    member
-        .event(|event| match event {
-            NodeEvent::LeafSpent { kind, .. } => Some(*kind),
-            _ => None,
-        })
-        .await
-}
-
-/// What the side's key holds on the chain.
-fn holds(node: &Bitcoind, member: &Member) -> Result<Amount> {
-    node.balance_of(&payout_script(member.number))
 }
 
 /// Lets the commitment in the mempool confirm and the money come home; returns how much more it is.
@@ -225,27 +204,6 @@ async fn a_timeout_is_told_from_a_commitment() -> Result<()> {
     Ok(())
 }
 
-const PREIMAGE: [u8; 32] = [9; 32];
-
-/// The coordinator pays its client 100,000 sat, which the client holds. Returns when it expires.
-async fn held(lsp: &mut Member, client: &mut Member) -> Result<u32> {
-    let request = InvoiceRequest {
-        amount: Some(Msat(100_000_000)),
-        description: "held".into(),
-        expiry: std::time::Duration::from_secs(600),
-        hints: vec![],
-    };
-    let hash = PaymentHash(sha256::Hash::hash(&PREIMAGE).to_byte_array());
-    let invoice = client.node().hold_invoice(&request, hash)?;
-    lsp.node().pay(&invoice, None)?;
-    client
-        .event(|event| match event {
-            NodeEvent::PaymentHeld { expiry, .. } => Some(*expiry),
-            _ => None,
-        })
-        .await
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_received_is_fetched_in_time_when_the_coordinator_vanishes() -> Result<()> {
     let (node, mut lsp, mut client, leaf) = paid_pair().await?;
@@ -278,5 +236,60 @@ async fn what_was_received_is_fetched_in_time_when_the_coordinator_vanishes() ->
         total += holds(&node, &client)? - before;
     }
     assert!(total > CLIENTS + sat(80_000), "{total}");
+    Ok(())
+}
+
+/// A pair with a payment pending, and what will end its leaf without Lightning's doing.
+async fn ending_pair() -> Result<(Arc<Bitcoind>, Member, Member, Unborn, Transaction)> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    held(&mut lsp, &mut client).await?;
+    let spend = timeout(&leaf, &lsp, &client, node.height()?)?;
+    let known = KnownSpend {
+        txid: spend.compute_txid(),
+        kind: SpendKind::Timeout,
+    };
+    lsp.node().add_known_spends(leaf.id, &[known])?;
+    Ok((node, lsp, client, leaf, spend))
+}
+
+async fn asked_to_restart(member: &mut Member) -> Result<()> {
+    member
+        .event(|event| matches!(event, NodeEvent::RestartNeeded { .. }).then_some(()))
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payments_of_a_channel_that_a_timeout_ended_are_failed_back() -> Result<()> {
+    let (node, mut lsp, _client, leaf, spend) = ending_pair().await?;
+    leaf.publish(&node)?;
+    node.mine_with(&[spend])?;
+    assert_eq!(spent_by(&mut lsp).await?, SpendKind::Timeout);
+    node.mine(5)?;
+    asked_to_restart(&mut lsp).await?;
+    lsp.restart().await?;
+    lsp.failed().await?;
+    // Once is enough.
+    node.mine(1)?;
+    lsp.synced().await?;
+    while let Some(event) = lsp.heard() {
+        assert!(
+            !matches!(event, NodeEvent::RestartNeeded { .. }),
+            "{event:?}"
+        );
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn payments_of_a_channel_that_ended_while_we_were_away_are_failed_back() -> Result<()> {
+    let (node, mut lsp, _client, leaf, spend) = ending_pair().await?;
+    lsp.abort().await;
+    leaf.publish(&node)?;
+    node.mine_with(&[spend])?;
+    node.mine(30)?;
+    lsp.launch().await?;
+    asked_to_restart(&mut lsp).await?;
+    lsp.restart().await?;
+    lsp.failed().await?;
     Ok(())
 }

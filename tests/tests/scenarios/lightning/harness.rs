@@ -2,21 +2,24 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use bitcoin::hashes::{Hash, sha256};
 use bitcoin::{Amount, Network, Sequence, Transaction, TxOut, Txid};
 use channel_host::{
-    FeePolicy, InvoiceRequest, Leaf, LeafId, LeafKeys, Msat, Node, NodeConfig, NodeEvent, Side,
-    funding_redeem_script, lsp_channel_id,
+    FeeCoins, FeePolicy, InvoiceRequest, Leaf, LeafId, LeafKeys, Msat, Node, NodeConfig, NodeEvent,
+    PaymentHash, Side, SpendKind, funding_redeem_script, lsp_channel_id,
 };
 use scenarios::bitcoind::Bitcoind;
+use scenarios::coins::Coins;
+use sqlx::Connection;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{sleep, timeout};
 
-use super::coins::Coins;
 use crate::chain::support::{config as chain_config, payout_script, sat, spend};
 
 pub const CAPACITY: Amount = Amount::from_sat(600_000);
@@ -33,10 +36,25 @@ pub struct Member {
     address: Option<SocketAddr>,
     node: Option<Node>,
     events: UnboundedReceiver<NodeEvent>,
+    coins: Arc<dyn FeeCoins>,
 }
 
 impl Member {
     pub async fn start(bitcoind: &Arc<Bitcoind>, side: Side, number: u8) -> Result<Self> {
+        let coins = Coins {
+            node: Arc::clone(bitcoind),
+            n: number,
+            spent: Mutex::new(HashSet::new()),
+        };
+        Self::start_with(bitcoind, side, number, Arc::new(coins)).await
+    }
+
+    pub async fn start_with(
+        bitcoind: &Arc<Bitcoind>,
+        side: Side,
+        number: u8,
+        coins: Arc<dyn FeeCoins>,
+    ) -> Result<Self> {
         let mut member = Self {
             bitcoind: Arc::clone(bitcoind),
             side,
@@ -45,6 +63,7 @@ impl Member {
             address: None,
             node: None,
             events: unbounded_channel().1,
+            coins,
         };
         member.launch().await?;
         Ok(member)
@@ -68,11 +87,7 @@ impl Member {
             poll_interval: Duration::from_millis(50),
             keys: Arc::new(self.keys()),
             chain: Arc::new(chain),
-            coins: Arc::new(Coins {
-                node: Arc::clone(&self.bitcoind),
-                n: self.number,
-                spent: Mutex::new(HashSet::new()),
-            }),
+            coins: Arc::clone(&self.coins),
             events: Arc::new(sender),
         })
         .await?;
@@ -103,10 +118,44 @@ impl Member {
         self.launch().await
     }
 
+    /// A copy of its disk, while it is stopped.
+    pub fn disk(&self) -> Result<TempDir> {
+        let copy = tempfile::tempdir()?;
+        copy_files(self.directory.path(), copy.path())?;
+        Ok(copy)
+    }
+
+    /// Puts a copy back in place of the disk; returns what was there.
+    pub fn exchange_disk(&mut self, copy: TempDir) -> TempDir {
+        std::mem::replace(&mut self.directory, copy)
+    }
+
     pub async fn abort(&mut self) {
         if let Some(node) = self.node.take() {
             node.abort().await;
         }
+    }
+
+    /// While it is stopped: lets its store fail for good after so many writes from the next start on, as a full disk would; `None` mends it.
+    pub async fn fail_after(&self, writes: Option<u32>) -> Result<()> {
+        let path = self.directory.path().join("channels.sqlite");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+        let mut store = sqlx::SqliteConnection::connect_with(&options).await?;
+        let mend = "DROP TRIGGER IF EXISTS fuse; DROP TABLE IF EXISTS fuses";
+        sqlx::raw_sql(mend).execute(&mut store).await?;
+        if let Some(writes) = writes {
+            let fuse = format!(
+                "CREATE TABLE fuses (remaining INTEGER NOT NULL);
+                 INSERT INTO fuses VALUES ({writes});
+                 CREATE TRIGGER fuse BEFORE INSERT ON entry BEGIN
+                   UPDATE fuses SET remaining = remaining - 1;
+                   SELECT RAISE(ABORT, 'the fuse has blown') FROM fuses WHERE remaining < 0;
+                 END"
+            );
+            let fuse = sqlx::AssertSqlSafe(fuse);
+            sqlx::raw_sql(fuse).execute(&mut store).await?;
+        }
+        Ok(store.close().await?)
     }
 
     pub async fn connect(&self, to: &Member) -> Result<()> {
@@ -131,6 +180,11 @@ impl Member {
             Ok(Some(found)) => Ok(found),
             _ => bail!("node {} waits in vain; it told: {seen:?}", self.number),
         }
+    }
+
+    /// The next event, if there is one already.
+    pub fn heard(&mut self) -> Option<NodeEvent> {
+        self.events.try_recv().ok()
     }
 
     pub async fn paid(&mut self) -> Result<Msat> {
@@ -204,6 +258,14 @@ impl Member {
     }
 }
 
+fn copy_files(from: &Path, to: &Path) -> Result<()> {
+    for file in std::fs::read_dir(from)? {
+        let file = file?;
+        std::fs::copy(file.path(), to.join(file.file_name()))?;
+    }
+    Ok(())
+}
+
 /// Waits for a condition.
 pub async fn until(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
     let waited = timeout(PATIENCE, async {
@@ -226,6 +288,10 @@ pub struct Unborn {
 impl Unborn {
     /// A leaf transaction over a confirmed coin.
     pub fn new(lsp: &Member, client: &Member) -> Result<Self> {
+        Self::with_delay(lsp, client, EXIT_DELAY)
+    }
+
+    pub fn with_delay(lsp: &Member, client: &Member, exit_delay: u32) -> Result<Self> {
         let id = LeafId(rand::random());
         let lsp_id = lsp_channel_id(id.0, rand::random());
         let client_id = u128::from_be_bytes(id.0);
@@ -254,7 +320,7 @@ impl Unborn {
             transaction: transaction.clone(),
             vout: 1,
             redeem_script: redeem_script.clone(),
-            exit_delay: EXIT_DELAY,
+            exit_delay,
             last_expiry: 100_000,
             spends: vec![],
         };
@@ -309,18 +375,26 @@ pub async fn pair() -> Result<(Arc<Bitcoind>, Member, Member)> {
 /// A pair with an open, confirmed-for-all-they-know leaf, and some of its money on the client's side.
 pub async fn paid_pair() -> Result<(Arc<Bitcoind>, Member, Member, Unborn)> {
     let (bitcoind, mut lsp, mut client) = pair().await?;
-    let leaf = Unborn::new(&lsp, &client)?;
+    let leaf = paid_leaf(&mut lsp, &mut client).await?;
+    Ok((bitcoind, lsp, client, leaf))
+}
+
+/// Such a leaf between two.
+pub async fn paid_leaf(lsp: &mut Member, client: &mut Member) -> Result<Unborn> {
+    let leaf = Unborn::new(lsp, client)?;
     lsp.synced().await?;
     client.synced().await?;
-    leaf.open(&mut lsp, &mut client).await?;
-    leaf.ungate([&lsp, &client])?;
-    pay_client(&mut lsp, &mut client, 200_000_000).await?;
-    Ok((bitcoind, lsp, client, leaf))
+    leaf.open(lsp, client).await?;
+    leaf.ungate([lsp, client])?;
+    pay_client(lsp, client, 200_000_000).await?;
+    Ok(leaf)
 }
 
 /// The coordinator pays its client.
 pub async fn pay_client(lsp: &mut Member, client: &mut Member, amount: u64) -> Result<()> {
-    let ours = lsp.node().keysend(client.node().id(), Msat(amount), None)?;
+    let ours = lsp
+        .node()
+        .keysend(client.node().id(), Msat(amount), None, rand::random())?;
     // By its hash: after a crash older ones are told again.
     let paid = client
         .event(|event| match event {
@@ -336,20 +410,99 @@ pub async fn pay_client(lsp: &mut Member, client: &mut Member, amount: u64) -> R
     .await
 }
 
+/// What spends a transaction's output in the mempool.
+pub fn spender(node: &Bitcoind, parent: Txid) -> Result<Option<Transaction>> {
+    for txid in node.mempool()? {
+        // Replaced meanwhile, it is there no more.
+        let Ok(raw) = node.rpc("getrawtransaction", serde_json::json!([txid.to_string()])) else {
+            continue;
+        };
+        let raw = raw.as_str().context("hex")?;
+        let tx: Transaction = bitcoin::consensus::encode::deserialize_hex(raw)?;
+        if tx.input.iter().any(|i| i.previous_output.txid == parent) {
+            return Ok(Some(tx));
+        }
+    }
+    Ok(None)
+}
+
 /// Waits until a transaction is in the mempool that spends this one's output.
-pub async fn child_in_mempool(node: &Bitcoind, parent: Txid) -> Result<Txid> {
+pub async fn child_in_mempool(node: &Bitcoind, parent: Txid) -> Result<Transaction> {
     let mut found = None;
     until("a spend in the mempool", || {
-        for txid in node.mempool()? {
-            let raw = node.rpc("getrawtransaction", serde_json::json!([txid.to_string()]))?;
-            let raw = raw.as_str().context("hex")?;
-            let tx: Transaction = bitcoin::consensus::encode::deserialize_hex(raw)?;
-            if tx.input.iter().any(|i| i.previous_output.txid == parent) {
-                found = Some(txid);
-            }
-        }
+        found = spender(node, parent)?;
         Ok(found.is_some())
     })
     .await?;
     found.context("found")
+}
+
+/// Confirmed coins for one side's exits.
+pub fn fee_coins(node: &Bitcoind, member: &Member) -> Result<()> {
+    for _ in 0..3 {
+        node.send_to(&payout_script(member.number), sat(50_000))?;
+    }
+    node.mine(1)?;
+    Ok(())
+}
+
+pub async fn spent_by(member: &mut Member) -> Result<SpendKind> {
+    member
+        .event(|event| match event {
+            NodeEvent::LeafSpent { kind, .. } => Some(*kind),
+            _ => None,
+        })
+        .await
+}
+
+/// What the side's key holds on the chain.
+pub fn holds(node: &Bitcoind, member: &Member) -> Result<Amount> {
+    node.balance_of(&payout_script(member.number))
+}
+
+pub const PREIMAGE: [u8; 32] = [9; 32];
+
+/// One side pays the other 100,000 sat, which that holds. Returns when it expires.
+pub async fn held(payer: &mut Member, payee: &mut Member) -> Result<u32> {
+    let request = InvoiceRequest {
+        amount: Some(Msat(100_000_000)),
+        description: "held".into(),
+        expiry: Duration::from_secs(600),
+        hints: vec![],
+    };
+    let hash = PaymentHash(sha256::Hash::hash(&PREIMAGE).to_byte_array());
+    let invoice = payee.node().hold_invoice(&request, hash)?;
+    payer.node().pay(&invoice, None)?;
+    payee
+        .event(|event| match event {
+            NodeEvent::PaymentHeld { expiry, .. } => Some(*expiry),
+            _ => None,
+        })
+        .await
+}
+
+const OUTSIDE: Amount = Amount::from_sat(1_000_000);
+
+/// A node of the world, with an ordinary channel to the coordinator.
+pub async fn outside(lsp: &mut Member) -> Result<Member> {
+    let node = &lsp.bitcoind;
+    node.send_to(&payout_script(13), OUTSIDE + sat(100_000))?;
+    node.mine(1)?;
+    let mut outside = Member::start(node, Side::Client, 13).await?;
+    outside.connect(lsp).await?;
+    let peer = lsp.node().id();
+    let number = outside.node().open_channel(peer, OUTSIDE, false)?;
+    // Signed and broadcast: then it confirms.
+    until("a funding transaction", || {
+        Ok(!outside.bitcoind.mempool()?.is_empty())
+    })
+    .await?;
+    outside.bitcoind.mine(8)?;
+    let opened = |event: &NodeEvent| match event {
+        NodeEvent::ChannelOpened { id, .. } => Some(*id),
+        _ => None,
+    };
+    assert_eq!(outside.event(opened).await?, number);
+    lsp.event(opened).await?;
+    Ok(outside)
 }

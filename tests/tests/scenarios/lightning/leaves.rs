@@ -19,12 +19,12 @@ async fn a_channel_on_an_unborn_leaf_pays_both_ways_and_survives_restarts() -> R
     assert_eq!(lsp.paid().await?, Msat(50_000_000));
     client.sent().await?;
 
-    client.restart().await?;
+    client.crash().await?;
     client.usable(1).await?;
     lsp.usable(1).await?;
     pay_client(&mut lsp, &mut client, 10_000_000).await?;
 
-    lsp.restart().await?;
+    lsp.crash().await?;
     client.usable(1).await?;
     lsp.usable(1).await?;
     let invoice = lsp.plain_invoice(160_000_000)?;
@@ -59,12 +59,15 @@ async fn nothing_goes_over_a_leaf_of_an_unconfirmed_factory() -> Result<()> {
     lsp.synced().await?;
     client.synced().await?;
     let to = client.node().id();
-    let refused = lsp.node().keysend(to, Msat(1_000_000), Some(150));
+    let refused = lsp
+        .node()
+        .keysend(to, Msat(1_000_000), Some(150), rand::random());
     assert!(matches!(refused, Err(NodeError::Refused(_))), "{refused:?}");
 
     // The coordinator sees it confirmed before the client does: the client claims nothing.
     lsp.node().set_factory_confirmed(leaf.id, true)?;
-    lsp.node().keysend(to, Msat(1_000_000), None)?;
+    lsp.node()
+        .keysend(to, Msat(1_000_000), None, rand::random())?;
     let reason = client
         .event(|event| match event {
             NodeEvent::PaymentRefused { reason, .. } => Some(*reason),

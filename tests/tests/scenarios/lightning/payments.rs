@@ -1,37 +1,9 @@
 //! Payments from outside through the coordinator to a wallet and back, and between wallets.
 
 use anyhow::Result;
-use bitcoin::Amount;
 use channel_host::{ForwardRefusal, Msat, NodeEvent, Side};
 
-use super::harness::{Member, Unborn, paid_pair, pay_client};
-use crate::chain::support::{payout_script, sat};
-
-const OUTSIDE: Amount = Amount::from_sat(1_000_000);
-
-/// A node of the world, with an ordinary channel to the coordinator.
-async fn outside(lsp: &mut Member) -> Result<Member> {
-    let node = &lsp.bitcoind;
-    node.send_to(&payout_script(13), OUTSIDE + sat(100_000))?;
-    node.mine(1)?;
-    let mut outside = Member::start(node, Side::Client, 13).await?;
-    outside.connect(lsp).await?;
-    let peer = lsp.node().id();
-    let number = outside.node().open_channel(peer, OUTSIDE, false)?;
-    // Signed and broadcast: then it confirms.
-    super::harness::until("a funding transaction", || {
-        Ok(!outside.bitcoind.mempool()?.is_empty())
-    })
-    .await?;
-    outside.bitcoind.mine(8)?;
-    let opened = |event: &NodeEvent| match event {
-        NodeEvent::ChannelOpened { id, .. } => Some(*id),
-        _ => None,
-    };
-    assert_eq!(outside.event(opened).await?, number);
-    lsp.event(opened).await?;
-    Ok(outside)
-}
+use super::harness::{Member, Unborn, outside, paid_pair, pay_client, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn payments_from_outside_reach_a_wallet_and_come_back() -> Result<()> {
@@ -59,7 +31,7 @@ async fn payments_from_outside_reach_a_wallet_and_come_back() -> Result<()> {
     client.sent().await?;
 
     // The wallet's number survives the coordinator's restart; a shut gate stops both ways.
-    lsp.restart().await?;
+    lsp.crash().await?;
     lsp.usable(2).await?;
     client.usable(1).await?;
     outside.usable(1).await?;
@@ -138,5 +110,48 @@ async fn a_client_that_leaves_too_little_time_is_not_served() -> Result<()> {
     let invoice = client.invoice(&lsp, 5_000_000)?;
     outside.node().pay(&invoice, None)?;
     client.paid().await?;
+    Ok(())
+}
+
+/// A payment from outside to a client that is away, as far as the coordinator.
+async fn to_one_who_is_away() -> Result<(Member, Member, Member)> {
+    let (_node, mut lsp, mut client, _leaf) = paid_pair().await?;
+    let outside = outside(&mut lsp).await?;
+    for member in [&lsp, &client, &outside] {
+        member.synced().await?;
+    }
+    let invoice = client.invoice(&lsp, 5_000_000)?;
+    client.abort().await;
+    until("the client's absence", || Ok(lsp.node().peers().len() == 1)).await?;
+    outside.node().pay(&invoice, None)?;
+    until("a payment", || {
+        let channels = lsp.node().channels();
+        Ok(channels.iter().any(|channel| channel.pending > 0))
+    })
+    .await?;
+    Ok((lsp, client, outside))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_waits_for_a_client_that_comes_back() -> Result<()> {
+    let (mut lsp, mut client, mut outside) = to_one_who_is_away().await?;
+    // Forgetting the payment with the rest of its memory, the coordinator is asked about it again.
+    lsp.crash().await?;
+    client.launch().await?;
+    // Older ones may be told again.
+    client
+        .event(|event| match event {
+            NodeEvent::PaymentReceived { amount, .. } => (*amount == Msat(5_000_000)).then_some(()),
+            _ => None,
+        })
+        .await?;
+    outside.sent().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_does_not_wait_for_ever() -> Result<()> {
+    let (mut lsp, _client, mut outside) = to_one_who_is_away().await?;
+    assert_eq!(refused(&mut lsp).await?, ForwardRefusal::Away);
+    outside.failed().await?;
     Ok(())
 }

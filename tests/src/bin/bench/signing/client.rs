@@ -191,7 +191,8 @@ impl Client {
                     let rehearsed = self.rehearse(&kit)?;
                     answers.extend(self.step(rehearsed)?);
                 }
-                SignerEffect::Finished(SignerOutcome::Acked { .. })
+                SignerEffect::Finished(SignerOutcome::Opened { .. })
+                | SignerEffect::ExpectChannel(_)
                 | SignerEffect::StoreJoin(_)
                 | SignerEffect::StoreSigned(_)
                 | SignerEffect::Emit(_) => {}

@@ -1,27 +1,48 @@
-//! Coins of one taproot key, for exits and ordinary channels.
+//! Coins of one taproot key each, for exits and ordinary channels of Lightning nodes in a test's own process.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bitcoin::hashes::Hash;
-use bitcoin::key::TapTweak;
-use bitcoin::secp256k1::{Message, Secp256k1};
+use bitcoin::key::{Keypair, TapTweak};
+use bitcoin::secp256k1::{Message, Secp256k1, SecretKey};
 use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
 use bitcoin::{
-    Amount, FeeRate, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness, absolute,
-    taproot, transaction,
+    Address, Amount, FeeRate, Network, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut,
+    Witness, absolute, taproot, transaction,
 };
 use channel_host::{FeeCoin, FeeCoins, FeeCoinsError};
-use scenarios::bitcoind::Bitcoind;
 
-use crate::chain::support::{key, payout_script, sat};
+use crate::bitcoind::Bitcoind;
+
+/// The `n`th key.
+pub fn key(n: u8) -> Keypair {
+    Keypair::from_secret_key(
+        &Secp256k1::new(),
+        &SecretKey::from_slice(&[n; 32]).expect("a valid key"),
+    )
+}
+
+/// What [`key`] spends alone.
+pub fn payout_script(n: u8) -> ScriptBuf {
+    Address::p2tr(
+        &Secp256k1::new(),
+        key(n).x_only_public_key().0,
+        None,
+        Network::Regtest,
+    )
+    .script_pubkey()
+}
 
 /// Coins of `key(n)` on a node.
 #[derive(Debug)]
 pub struct Coins {
+    /// The node they are on.
     pub node: Arc<Bitcoind>,
+    /// Whose they are.
     pub n: u8,
+    /// Spent, though maybe not in a block yet.
     pub spent: Mutex<HashSet<OutPoint>>,
 }
 
@@ -94,11 +115,11 @@ impl FeeCoins for Coins {
         amount: Amount,
         _: FeeRate,
     ) -> Result<Transaction, FeeCoinsError> {
-        let fee = sat(1_000);
+        let fee = Amount::from_sat(1_000);
         let coins = self.coins().await?;
         let coin = coins
             .into_iter()
-            .find(|coin| coin.txout.value > amount + fee + sat(330))
+            .find(|coin| coin.txout.value > amount + fee + Amount::from_sat(330))
             .ok_or_else(|| failed("no coin is large enough"))?;
         let mut transaction = Transaction {
             version: transaction::Version::TWO,
@@ -120,6 +141,7 @@ impl FeeCoins for Coins {
             ],
         };
         self.sign(&mut transaction, &[coin.txout]).await?;
+        self.record(&transaction).await?;
         Ok(transaction)
     }
 }

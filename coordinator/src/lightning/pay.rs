@@ -1,0 +1,100 @@
+//! Payments of the coordinator's own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use channel_host::{Msat, NodeError, read_invoice};
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::context::Context;
+use crate::event::Event;
+use crate::store::payments::{self, PaymentRow, PaymentState};
+use crate::store::{self, StoreError};
+
+/// Why nothing was paid.
+#[derive(Debug, thiserror::Error)]
+pub enum PayError {
+    /// There is no node now.
+    #[error("the Lightning node does not run: {0}")]
+    Down(String),
+    /// The node's refusal.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An invoice that leaves the amount open.
+    #[error("this invoice leaves the amount open; say how much (--amount)")]
+    NoAmount,
+    /// An amount where there is one.
+    #[error("this invoice asks for {0} msat; do not say another amount")]
+    OtherAmount(u64),
+    /// It went out and cannot be found.
+    #[error("the payment went out, but was not written down; see `coordinator node channels`")]
+    Lost,
+}
+
+/// Pays an invoice and waits for the end of that, at most `patience`: the payment goes on.
+///
+/// # Errors
+/// [`PayError`]; then nothing was paid.
+pub async fn pay(
+    ctx: &Arc<Context>,
+    invoice: String,
+    amount: Option<Msat>,
+    patience: Duration,
+) -> Result<PaymentRow, PayError> {
+    let down = || PayError::Down(ctx.lightning.problem().unwrap_or_default());
+    let node = ctx.lightning.node().ok_or_else(down)?;
+    let view = read_invoice(&invoice, ctx.config.network)?;
+    let msat = match (view.amount, amount) {
+        (None, None) => return Err(PayError::NoAmount),
+        (Some(asked), Some(said)) if asked != said => {
+            return Err(PayError::OtherAmount(asked.0));
+        }
+        (Some(asked), _) => asked,
+        (None, Some(said)) => said,
+    };
+    // From before it begins, so that its end is not missed.
+    let mut events = ctx.events.subscribe();
+    let (height, hash) = (ctx.height(), view.hash);
+    let begun = ctx.lightning.paying.lock().await;
+    let open = view.amount.is_none().then_some(msat);
+    let paid = tokio::task::spawn_blocking(move || node.pay(&invoice, open));
+    paid.await.map_err(|_| down())??;
+    ctx.store
+        .write(async |tx| payments::begun(tx, hash.0, msat.0, height).await)
+        .await?;
+    drop(begun);
+    let name = hash.to_string();
+    let ended = async {
+        loop {
+            match events.recv().await {
+                Ok(Event::PaymentSent { hash, .. } | Event::PaymentFailed { hash, .. })
+                    if hash == name =>
+                {
+                    return;
+                }
+                Ok(_) => {}
+                // It may be among those that were missed.
+                Err(RecvError::Lagged(_)) if !is_pending(ctx, hash.0).await => return,
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            }
+        }
+    };
+    // Out of patience is an answer, too.
+    let _ = tokio::time::timeout(patience, ended).await;
+    read(ctx, hash.0).await?.ok_or(PayError::Lost)
+}
+
+async fn read(ctx: &Context, hash: [u8; 32]) -> store::Result<Option<PaymentRow>> {
+    ctx.store
+        .read(async |tx| payments::get(tx, hash).await)
+        .await
+}
+
+async fn is_pending(ctx: &Context, hash: [u8; 32]) -> bool {
+    let row = read(ctx, hash).await;
+    matches!(row, Ok(Some(row)) if row.state == PaymentState::Pending)
+}

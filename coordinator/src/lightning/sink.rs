@@ -1,0 +1,229 @@
+//! What the Lightning node has to say: stored if it matters, told, and passed on. Events come at least once.
+
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+use channel_host::{EventSink, ExitReason, LeafId, NodeEvent, NotTakenIn, SpendKind};
+
+use super::{count, route};
+use crate::context::Context;
+use crate::event::Event;
+use crate::store::leaves::{self, LeafRow};
+use crate::store::{self, payments};
+
+/// Takes the node's events in. The node is part of the context, so this does not keep it alive.
+#[derive(Debug)]
+pub(super) struct Sink(Weak<Context>);
+
+impl Sink {
+    pub(super) fn new(ctx: &Arc<Context>) -> Self {
+        Self(Arc::downgrade(ctx))
+    }
+}
+
+#[async_trait]
+impl EventSink for Sink {
+    async fn take(&self, event: NodeEvent) -> Result<(), NotTakenIn> {
+        let ctx = self.0.upgrade().ok_or(NotTakenIn)?;
+        take(&ctx, event).await.map_err(|error| {
+            ctx.events.emit(Event::StoreFailed {
+                problem: error.to_string(),
+            });
+            NotTakenIn
+        })
+    }
+}
+
+/// A spend's name in events.
+#[must_use]
+pub const fn spend_name(kind: SpendKind) -> &'static str {
+    match kind {
+        SpendKind::Commitment => "commitment",
+        SpendKind::Cooperative => "cooperative",
+        SpendKind::Timeout => "timeout",
+        SpendKind::Poison => "poison",
+        SpendKind::Reap => "reap",
+        _ => "other",
+    }
+}
+
+fn exit_text(reason: ExitReason) -> String {
+    match reason {
+        ExitReason::Asked => "asked".to_owned(),
+        ExitReason::Closed => "closed by one side alone".to_owned(),
+        ExitReason::ReceivedUnsettled { expiry } => {
+            format!("a payment to us that expires at {expiry} is not settled")
+        }
+        ExitReason::ForwardUnresolved { upstream } => {
+            format!("a payment through us that expires at {upstream} is not resolved")
+        }
+        _ => "the Lightning node asks for it".to_owned(),
+    }
+}
+
+async fn row_of(ctx: &Context, leaf: LeafId) -> store::Result<Option<LeafRow>> {
+    let leaf = factory_tree::ids::LeafId(leaf.0);
+    ctx.store.read(async |tx| leaves::get(tx, leaf).await).await
+}
+
+async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
+    match event {
+        NodeEvent::LeafOpened { leaf } => {
+            count(&ctx.lightning.news);
+            tell_route(ctx, leaf).await?;
+        }
+        NodeEvent::LeafRefused { leaf, reason } => {
+            let reason = reason.to_string();
+            tracing::info!(%leaf, %reason, "a channel did not come about");
+            ctx.lightning.refusals().insert(leaf, reason);
+            count(&ctx.lightning.news);
+        }
+        NodeEvent::LeafClosed {
+            leaf,
+            reason,
+            cooperative,
+        } => {
+            count(&ctx.lightning.news);
+            if let Some(row) = row_of(ctx, leaf).await? {
+                ctx.events.emit(Event::ChannelClosed {
+                    factory: row.factory,
+                    client: row.client,
+                    reason,
+                    cooperative,
+                });
+            }
+            tell_route(ctx, leaf).await?;
+        }
+        NodeEvent::ExitNeeded { leaf, reason } => exit_needed(ctx, leaf, reason).await?,
+        NodeEvent::LeafSpent {
+            leaf,
+            kind,
+            txid,
+            height,
+        } => {
+            if let Some(row) = row_of(ctx, leaf).await? {
+                ctx.events.emit(Event::ChannelSpent {
+                    factory: row.factory,
+                    client: row.client,
+                    kind: spend_name(kind),
+                    txid,
+                    height,
+                });
+            }
+        }
+        // The chain task tells of the tree's transactions, the node's host of its end.
+        NodeEvent::LeafConfirmed { .. }
+        | NodeEvent::LeafUnconfirmed { .. }
+        | NodeEvent::RestartNeeded { .. }
+        | NodeEvent::Stopped { .. } => ctx.lightning.look_again(),
+        NodeEvent::CommitmentReady { leaf, transaction } => {
+            let txid = transaction.compute_txid();
+            tracing::info!(?leaf, %txid, "a commitment goes out");
+        }
+        NodeEvent::ChannelOpened { id, peer, .. } => {
+            ctx.events.emit(Event::OnchainChannelOpened {
+                channel: id.to_string(),
+                peer: peer.to_string(),
+            });
+        }
+        NodeEvent::ChannelClosed { id, reason } => {
+            ctx.events.emit(Event::OnchainChannelClosed {
+                channel: id.to_string(),
+                reason,
+            });
+        }
+        payment => take_payment(ctx, payment).await?,
+    }
+    Ok(())
+}
+
+/// Its invoices ask for the time its slowest leaf needs.
+async fn tell_route(ctx: &Arc<Context>, leaf: LeafId) -> store::Result<()> {
+    if let Some(row) = row_of(ctx, leaf).await? {
+        route::greet(ctx, row.client).await;
+    }
+    Ok(())
+}
+
+async fn exit_needed(ctx: &Context, leaf: LeafId, reason: ExitReason) -> store::Result<()> {
+    let Some(row) = row_of(ctx, leaf).await? else {
+        return Ok(());
+    };
+    let (height, reason) = (ctx.height(), exit_text(reason));
+    let is_new = ctx
+        .store
+        .write(async |tx| leaves::wish_exit(tx, &row, height, &reason).await)
+        .await?;
+    if is_new {
+        ctx.events.emit(Event::ExitNeeded {
+            factory: row.factory,
+            client: row.client,
+            reason,
+        });
+    }
+    ctx.lightning.look_again();
+    Ok(())
+}
+
+async fn take_payment(ctx: &Context, event: NodeEvent) -> store::Result<()> {
+    let height = ctx.height();
+    let _begun = match event {
+        NodeEvent::PaymentSent { .. } | NodeEvent::PaymentFailed { .. } => {
+            Some(ctx.lightning.paying.lock().await)
+        }
+        _ => None,
+    };
+    match event {
+        NodeEvent::PaymentReceived { hash, amount } => {
+            let is_new = ctx
+                .store
+                .write(async |tx| payments::received(tx, hash.0, amount.0, height).await)
+                .await?;
+            if is_new {
+                ctx.events.emit(Event::PaymentReceived {
+                    hash: hash.to_string(),
+                    amount_msat: amount.0,
+                });
+            }
+        }
+        NodeEvent::PaymentSent { hash, fee, .. } => {
+            let is_new = ctx
+                .store
+                .write(async |tx| payments::ended(tx, hash.0, Ok(fee.0), height).await)
+                .await?;
+            if is_new {
+                ctx.events.emit(Event::PaymentSent {
+                    hash: hash.to_string(),
+                    fee_msat: fee.0,
+                });
+            }
+        }
+        NodeEvent::PaymentFailed { hash, reason } => {
+            let is_new = ctx
+                .store
+                .write(async |tx| payments::ended(tx, hash.0, Err(&reason), height).await)
+                .await?;
+            if is_new {
+                ctx.events.emit(Event::PaymentFailed {
+                    hash: hash.to_string(),
+                    reason,
+                });
+            }
+        }
+        NodeEvent::PaymentRefused { hash, reason } => ctx.events.emit(Event::PaymentRefused {
+            hash: hash.to_string(),
+            reason: reason.to_string(),
+        }),
+        NodeEvent::PaymentForwarded { amount, fee } => ctx.events.emit(Event::PaymentForwarded {
+            amount_msat: amount.0,
+            fee_msat: fee.0,
+        }),
+        NodeEvent::ForwardRefused { hash, reason } => ctx.events.emit(Event::ForwardRefused {
+            hash: hash.to_string(),
+            reason: reason.to_string(),
+        }),
+        // We make no hold invoices yet; others are added to LDK, not to us.
+        _ => {}
+    }
+    Ok(())
+}

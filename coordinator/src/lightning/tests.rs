@@ -1,0 +1,303 @@
+use std::time::Duration;
+
+use channel_host::{
+    ExitReason, FeePolicy, LeafKeys, LeafView, Msat, NodeEvent, PaymentHash, SpendKind, Stage,
+    lsp_channel_id,
+};
+use factory_tree::factory::Member;
+use factory_tree::ids::ClientId;
+use factory_tree::params::ExpiryPolicy;
+use factory_tree::testing::TestClient;
+use factory_tree::tree::Tree;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::ceremony::Mail;
+use crate::store::{factories, leaves, payments};
+use crate::testing::{FRESH, ROUND, TestWorld};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A wallet's Lightning node on the world's chain.
+struct Wallet {
+    node: Node,
+    keys: Arc<LeafKeys>,
+    test: TestClient,
+    /// Nobody reads it, but what is not taken in comes again.
+    _events: mpsc::UnboundedReceiver<NodeEvent>,
+}
+
+impl Wallet {
+    async fn start(world: &TestWorld, number: u64) -> Self {
+        let keys = Arc::new(LeafKeys::new(&[u8::try_from(number).unwrap() + 1; 32]));
+        let (events, reader) = mpsc::unbounded_channel();
+        let config = NodeConfig {
+            network: bitcoin::Network::Regtest,
+            side: Side::Client,
+            store: world.dir.path().join(format!("wallet-{number}.sqlite")),
+            listen: None,
+            fees: FeePolicy {
+                base_msat: 0,
+                proportional_millionths: 0,
+            },
+            to_self_delay: 1008,
+            poll_interval: Duration::from_millis(10),
+            keys: Arc::clone(&keys),
+            chain: Arc::clone(&world.ctx.source),
+            coins: Arc::new(WalletCoins::new(Arc::clone(&world.ctx.wallet))),
+            events: Arc::new(events),
+        };
+        Self {
+            node: Node::start(config).await.unwrap(),
+            keys,
+            test: TestClient::new(1, number, bitcoin::Amount::from_sat(200_000)),
+            _events: reader,
+        }
+    }
+
+    fn id(&self) -> ClientId {
+        ClientId(self.node.id().serialize())
+    }
+
+    fn leaf(&self) -> LeafId {
+        LeafId(self.test.leaf_id.0)
+    }
+
+    fn member(&self, world: &TestWorld) -> Member {
+        let ours = lsp_channel_id(self.test.leaf_id.0, FRESH);
+        Member {
+            client: self.id(),
+            channel_key: self.keys.funding_pubkey(self.test.leaf_id.as_u128()),
+            lsp_channel_key: world.ctx.keys.leaf_keys().funding_pubkey(ours),
+            ..self.test.member()
+        }
+    }
+
+    fn expect(&self, world: &TestWorld, tree: &Tree, position: u32) {
+        let (leaf, _) = leaf_of(tree, position, FRESH).unwrap();
+        let leaf = channel_host::Leaf {
+            channel_id: self.test.leaf_id.as_u128(),
+            ..leaf
+        };
+        let coordinator = world.ctx.lightning.node().unwrap().id();
+        self.node.expect_leaf(leaf, coordinator).unwrap();
+    }
+
+    async fn connect(&self, world: &TestWorld) {
+        let ours = world.ctx.lightning.node().unwrap();
+        let address = ours.listen_address().unwrap();
+        self.node.connect(ours.id(), address).await.unwrap();
+    }
+}
+
+async fn world() -> TestWorld {
+    let mut world = TestWorld::new().await;
+    let config = &mut Arc::get_mut(&mut world.ctx).unwrap().config;
+    config.lightning_listen = "127.0.0.1:0".parse().unwrap();
+    world.chain.mine_to(10);
+    world.follow().await;
+    world.happened();
+    start(&world.ctx, world.dir.path().join("channels.sqlite"))
+        .await
+        .unwrap();
+    world
+}
+
+async fn next(mailbox: &mut mpsc::Receiver<Mail>) -> (ClientId, Result<(), String>) {
+    let mail = tokio::time::timeout(PATIENCE, mailbox.recv()).await;
+    match mail.expect("no mail came") {
+        Some(Mail::Channel {
+            round,
+            client,
+            result,
+        }) if round == ROUND => (client, result),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn view(world: &TestWorld, wallet: &Wallet) -> LeafView {
+    let node = world.ctx.lightning.node().unwrap();
+    node.leaf(wallet.leaf()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn channels_are_opened_gated_and_given_up() {
+    let world = world().await;
+    let mut wallets = Vec::new();
+    for number in 0..3 {
+        wallets.push(Wallet::start(&world, number).await);
+    }
+    let members = wallets.iter().map(|wallet| wallet.member(&world));
+    let tree = world
+        .factory_of(ExpiryPolicy::ClientRefund, members.collect())
+        .await;
+    let [first, late, unwilling] = wallets.as_slice() else {
+        panic!("three")
+    };
+    first.expect(&world, &tree, 0);
+    late.expect(&world, &tree, 1);
+    first.connect(&world).await;
+    unwilling.connect(&world).await;
+    let (mut mailbox, _status) = world.ctx.ceremonies.register(ROUND.ceremony);
+    let id = tree.id();
+    let opening = Opening::start(&world.ctx, ROUND, Arc::new(tree), FRESH);
+    let mut ends = [next(&mut mailbox).await, next(&mut mailbox).await];
+    ends.sort_by_key(|(_, result)| result.is_err());
+    assert_eq!(ends[0], (first.id(), Ok(())));
+    assert_eq!(ends[1].0, unwilling.id());
+    let why = ends[1].1.clone().unwrap_err();
+    assert!(why.contains("no such channel is expected"), "{why}");
+    late.connect(&world).await;
+    assert_eq!(next(&mut mailbox).await, (late.id(), Ok(())));
+
+    // Its funding is on its way, but not in the chain.
+    settle(&world.ctx).await;
+    assert!(!view(&world, first).factory_confirmed);
+    let usable = async |usable: bool| {
+        let set = world
+            .ctx
+            .store
+            .write(async |tx| factories::set_confirmed(tx, id, Some(11), usable).await);
+        set.await.unwrap();
+        settle(&world.ctx).await;
+        view(&world, first).factory_confirmed
+    };
+    assert!(usable(true).await);
+    assert!(!usable(false).await, "after a reorg");
+
+    // One that stood and is closed again is told: the funding must not be signed for it.
+    late.node.abandon_leaf(late.leaf()).unwrap();
+    let (client, closed) = next(&mut mailbox).await;
+    assert_eq!(client, late.id());
+    assert!(closed.is_err());
+
+    // As if it had been another attempt, which failed.
+    drop(opening);
+    let failed = world.ctx.store.write(async |tx| {
+        let query = sqlx::query("UPDATE factory SET state = 'failed'");
+        Ok(query.execute(tx).await.map(drop)?)
+    });
+    failed.await.unwrap();
+    settle(&world.ctx).await;
+    let node = world.ctx.lightning.node().unwrap();
+    assert_eq!(view(&world, first).stage, Stage::Abandoned);
+    assert_ne!(view(&world, late).stage, Stage::Open);
+    assert!(node.channels().is_empty());
+    settle(&world.ctx).await;
+    assert!(world.ctx.lightning.forgotten().contains(&first.leaf()));
+    drop(node);
+    for wallet in &wallets {
+        wallet.node.shutdown().await.unwrap();
+    }
+    world.ctx.lightning.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_the_node_says_twice_happens_once() {
+    let mut world = TestWorld::new().await;
+    let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+    let member = &tree.spec().members[2];
+    let leaf = LeafId(member.leaf_id.0);
+    let sink = sink::Sink::new(&world.ctx);
+    let hash = PaymentHash([5; 32]);
+    let events = [
+        NodeEvent::ExitNeeded {
+            leaf,
+            reason: ExitReason::Closed,
+        },
+        NodeEvent::PaymentReceived {
+            hash,
+            amount: Msat(7),
+        },
+    ];
+    for event in events.iter().chain(&events) {
+        sink.take(event.clone()).await.unwrap();
+    }
+    let told = world.happened();
+    assert!(
+        matches!(told.as_slice(), [Event::ExitNeeded { client, .. }, Event::PaymentReceived { amount_msat: 7, .. }]
+            if *client == member.client),
+        "{told:?}"
+    );
+    let stored = world
+        .ctx
+        .store
+        .read(async |tx| Ok((leaves::exits(tx).await?, payments::list(tx, 10).await?)));
+    let (exits, payments) = stored.await.unwrap();
+    assert_eq!((exits.len(), payments.len()), (1, 1));
+    // What cannot be stored is asked for again.
+    world.ctx.store.close().await;
+    assert!(sink.take(events[0].clone()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_payment_of_ours_is_pending_until_it_ends_and_may_be_tried_again() {
+    let world = TestWorld::new().await;
+    let hash = [9; 32];
+    let store = &world.ctx.store;
+    let begun = async || {
+        store
+            .write(async |tx| payments::begun(tx, hash, 5, 1).await)
+            .await
+    };
+    let ended = async |end: Result<u64, &'static str>| {
+        let ended = store.write(async |tx| payments::ended(tx, hash, end, 2).await);
+        ended.await.unwrap()
+    };
+    let state = async || {
+        let read = store.read(async |tx| payments::get(tx, hash).await).await;
+        read.unwrap().unwrap().state
+    };
+    begun().await.unwrap();
+    assert_eq!(state().await, payments::PaymentState::Pending);
+    assert!(ended(Err("no way")).await);
+    assert!(!ended(Err("no way")).await, "told again");
+    begun().await.unwrap();
+    assert_eq!(state().await, payments::PaymentState::Pending);
+    assert!(ended(Ok(3)).await);
+    begun().await.unwrap();
+    assert_eq!(state().await, payments::PaymentState::Succeeded);
+}
+
+#[tokio::test]
+async fn a_leaf_is_told_as_it_was_signed() {
+    let world = TestWorld::new().await;
+    let tree = world.factory(ExpiryPolicy::ClientRefund, 5).await;
+    for position in 0..5 {
+        let (leaf, _) = leaf_of(&tree, position, FRESH).unwrap();
+        let output = &leaf.transaction.output[leaf.vout as usize];
+        assert_eq!(output.script_pubkey, leaf.redeem_script.to_p2wsh());
+        let [timeout] = leaf.spends.as_slice() else {
+            panic!("one timeout")
+        };
+        let signed = &tree.channel_timeouts()[position as usize];
+        assert_eq!(
+            (timeout.txid, timeout.kind),
+            (signed.txid, SpendKind::Timeout)
+        );
+        let params = &tree.spec().params;
+        assert_eq!(
+            leaf.last_expiry,
+            tree.schedule().expiry.0 - params.late_margin
+        );
+        let (again, _) = leaf_of(&tree, position, [8; 16]).unwrap();
+        assert_ne!(again.channel_id, leaf.channel_id, "our keys are ours alone");
+    }
+    assert!(leaf_of(&tree, 5, FRESH).is_none());
+}
+
+#[tokio::test]
+async fn nobody_is_told_an_address_that_cannot_be_reached() {
+    let mut world = TestWorld::new().await;
+    let mut told = |listen: &str, public: Option<&str>| {
+        let config = &mut Arc::get_mut(&mut world.ctx).unwrap().config;
+        config.lightning_listen = listen.parse().unwrap();
+        config.lightning_public_address = public.map(str::to_owned);
+        public_address(&world.ctx).ok()
+    };
+    assert_eq!(told("127.0.0.1:1", None), Some(None), "what it listens on");
+    assert_eq!(told("0.0.0.0:1", None), None);
+    let named = Some("lsp.example:9735");
+    assert_eq!(told("0.0.0.0:1", named), Some(named.map(str::to_owned)));
+    assert_eq!(told("0.0.0.0:1", Some("lsp.example")), None);
+}

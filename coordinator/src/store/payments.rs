@@ -1,0 +1,189 @@
+//! Lightning payments of our own. Events come more than once: only news changes anything.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Conn, Result, StoreError, codec};
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// To us.
+    In,
+    /// From us.
+    Out,
+}
+
+impl Direction {
+    /// Its name in the database.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::In => "in",
+            Self::Out => "out",
+        }
+    }
+}
+
+/// How far a payment is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaymentState {
+    /// On its way.
+    Pending,
+    /// Arrived.
+    Succeeded,
+    /// Came back.
+    Failed,
+}
+
+impl PaymentState {
+    /// Its name in the database.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PaymentRow {
+    /// Its hash.
+    pub hash: [u8; 32],
+    /// Which way.
+    pub direction: Direction,
+    /// How far it is.
+    pub state: PaymentState,
+    /// How much; of a payment of ours without the fee.
+    pub msat: u64,
+    /// The fee it cost.
+    pub fee_msat: u64,
+    /// Why it failed.
+    pub text: String,
+    /// When it began.
+    pub created_height: u32,
+    /// When it ended.
+    pub ended_height: Option<u32>,
+}
+
+/// Somebody paid us; whether that is news.
+///
+/// # Errors
+/// Those of the database.
+pub async fn received(conn: &mut Conn, hash: [u8; 32], msat: u64, height: u32) -> Result<bool> {
+    let done = sqlx::query(
+        "INSERT INTO payment (hash, direction, state, msat, fee_msat, text, created_height, ended_height) \
+         VALUES (?, 'in', 'succeeded', ?, 0, '', ?, ?) ON CONFLICT DO NOTHING",
+    )
+    .bind(hash.as_slice())
+    .bind(codec::int("amount", msat)?)
+    .bind(height)
+    .bind(height)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// We begin to pay. A payment that failed may be tried again; one that may have ended before it was written down stays as it is.
+///
+/// # Errors
+/// Those of the database.
+pub async fn begun(conn: &mut Conn, hash: [u8; 32], msat: u64, height: u32) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO payment (hash, direction, state, msat, fee_msat, text, created_height) VALUES (?, 'out', 'pending', ?, 0, '', ?) \
+         ON CONFLICT (hash) DO UPDATE SET state = CASE state WHEN 'failed' THEN 'pending' ELSE state END, msat = excluded.msat, \
+         ended_height = CASE state WHEN 'failed' THEN NULL ELSE ended_height END, text = ''",
+    )
+    .bind(hash.as_slice())
+    .bind(codec::int("amount", msat)?)
+    .bind(height)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Our payment ended: the fee it cost, or why it failed. Whether that is news.
+///
+/// # Errors
+/// Those of the database.
+pub async fn ended(
+    conn: &mut Conn,
+    hash: [u8; 32],
+    end: std::result::Result<u64, &str>,
+    height: u32,
+) -> Result<bool> {
+    let (state, fee, text) = match end {
+        Ok(fee) => (PaymentState::Succeeded, fee, ""),
+        Err(why) => (PaymentState::Failed, 0, why),
+    };
+    let done = sqlx::query(
+        "INSERT INTO payment (hash, direction, state, msat, fee_msat, text, created_height, ended_height) \
+         VALUES (?, 'out', ?, 0, ?, ?, ?, ?) ON CONFLICT (hash) DO UPDATE SET state = excluded.state, fee_msat = excluded.fee_msat, \
+         text = excluded.text, ended_height = excluded.ended_height WHERE direction = 'out' AND state = 'pending'",
+    )
+    .bind(hash.as_slice())
+    .bind(state.name())
+    .bind(codec::int("fee", fee)?)
+    .bind(text)
+    .bind(height)
+    .bind(height)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// One payment.
+///
+/// # Errors
+/// Those of the database.
+pub async fn get(conn: &mut Conn, hash: [u8; 32]) -> Result<Option<PaymentRow>> {
+    let row = sqlx::query(
+        "SELECT hash, direction, state, msat, fee_msat, text, created_height, ended_height FROM payment WHERE hash = ?",
+    )
+    .bind(hash.as_slice())
+    .fetch_optional(conn)
+    .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// The newest payments, at most so many; those under way first.
+///
+/// # Errors
+/// Those of the database.
+pub async fn list(conn: &mut Conn, limit: u32) -> Result<Vec<PaymentRow>> {
+    let rows = sqlx::query(
+        "SELECT hash, direction, state, msat, fee_msat, text, created_height, ended_height FROM payment \
+         ORDER BY coalesce(ended_height, 4294967295) DESC, created_height DESC, hash LIMIT ?",
+    )
+    .bind(limit)
+    .fetch_all(conn)
+    .await?;
+    rows.iter().map(read).collect()
+}
+
+fn read(row: &SqliteRow) -> Result<PaymentRow> {
+    let hash: Vec<u8> = row.try_get("hash")?;
+    let (direction, state): (&str, &str) = (row.try_get("direction")?, row.try_get("state")?);
+    Ok(PaymentRow {
+        hash: <[u8; 32]>::try_from(hash.as_slice())
+            .map_err(|error| StoreError::value("payment hash", error))?,
+        direction: if direction == "in" {
+            Direction::In
+        } else {
+            Direction::Out
+        },
+        state: match state {
+            "pending" => PaymentState::Pending,
+            "succeeded" => PaymentState::Succeeded,
+            _ => PaymentState::Failed,
+        },
+        msat: codec::number("amount", row.try_get("msat")?)?,
+        fee_msat: codec::number("fee", row.try_get("fee_msat")?)?,
+        text: row.try_get("text")?,
+        created_height: codec::number("height", row.try_get("created_height")?)?,
+        ended_height: codec::optional("height", row.try_get("ended_height")?)?,
+    })
+}

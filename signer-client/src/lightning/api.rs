@@ -1,0 +1,325 @@
+//! Payments, as whoever embeds a wallet asks for them.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bitcoin::hashes::{Hash, sha256};
+use bitcoin::secp256k1::PublicKey;
+use channel_host::{
+    InterceptHint, InvoiceRequest, Msat, NodeError, PaymentHash, Stage, read_invoice,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::views::{self, ChannelView};
+use super::{LightningBalance, coordinator_of, on_node};
+use crate::client::{Inner, SignerClient};
+use crate::error::{Error, Result};
+use crate::event::Event;
+use crate::store::{Direction, Moment, Payment, PaymentEnd, PaymentState, Route};
+
+/// How long an invoice can be paid where nobody says.
+const INVOICE_EXPIRY: Duration = Duration::from_secs(3600);
+/// Between two looks at the store while a payment is waited for.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What an invoice is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvoiceOptions {
+    /// How much; `None` leaves it to the payer.
+    pub amount: Option<Msat>,
+    /// What for.
+    pub description: String,
+    /// How long it can be paid.
+    pub expiry: Duration,
+}
+
+impl Default for InvoiceOptions {
+    fn default() -> Self {
+        Self {
+            amount: None,
+            description: String::new(),
+            expiry: INVOICE_EXPIRY,
+        }
+    }
+}
+
+/// An invoice of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Invoice {
+    /// BOLT 11.
+    pub invoice: String,
+    /// The hash of its preimage, in hexadecimal digits.
+    pub hash: String,
+    /// How much; nothing leaves it to the payer.
+    pub amount_msat: Option<u64>,
+    /// Unix time after which it cannot be paid.
+    pub expires_time: u64,
+}
+
+fn unix_time() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+impl Inner {
+    /// The moment it is, for the record.
+    pub(crate) fn now(&self) -> Moment {
+        Moment {
+            height: self.followed_height(),
+            time: unix_time(),
+        }
+    }
+}
+
+fn refused(text: impl Into<String>) -> Error {
+    Error::PaymentRefused(text.into())
+}
+
+/// Lightning's refusals, for people.
+fn words(error: NodeError) -> Error {
+    let NodeError::Refused(text) = &error else {
+        return error.into();
+    };
+    refused(match text.as_str() {
+        text if text.contains("RouteNotFound") => {
+            "no way to the receiver has room for this amount now".to_owned()
+        }
+        text if text.contains("DuplicatePayment") => "it is under way already".to_owned(),
+        text if text.contains("PaymentExpired") => "the invoice has expired".to_owned(),
+        text => text.to_owned(),
+    })
+}
+
+impl SignerClient {
+    /// An invoice of this wallet. Payers reach it through the coordinator, whichever of its channels has room then.
+    ///
+    /// # Errors
+    /// [`Error::NoLightning`]; [`Error::PaymentRefused`] without a channel, or before the coordinator has said how it is reached.
+    pub async fn invoice(&self, options: &InvoiceOptions) -> Result<Invoice> {
+        let inner = &self.inner;
+        let node = inner.lightning.running()?;
+        // It asks for the time that the slowest leaf needs.
+        if !node.leaves().iter().any(|leaf| leaf.stage == Stage::Open) {
+            return Err(refused("there is no channel to be paid over; `join` first"));
+        }
+        let (Some(lsp), Some(route)) = (
+            coordinator_of(inner),
+            inner.lightning.route.borrow().clone(),
+        ) else {
+            return Err(refused(
+                "the coordinator has not said yet how payments reach this wallet; try again",
+            ));
+        };
+        let request = InvoiceRequest {
+            amount: options.amount,
+            description: options.description.clone(),
+            expiry: options.expiry,
+            hints: vec![hint(lsp, &route)],
+        };
+        let text = on_node(node, move |node| node.invoice(&request)).await?;
+        let invoice = text.map_err(words)?;
+        let view = read_invoice(&invoice, inner.config.network).map_err(words)?;
+        let now = inner.now();
+        let expires_time = now.time.saturating_add(options.expiry.as_secs());
+        let store = &inner.store;
+        store
+            .record_invoice(view.hash, &options.description, expires_time, now)
+            .await?;
+        Ok(Invoice {
+            invoice,
+            hash: view.hash.to_string(),
+            amount_msat: options.amount.map(|amount| amount.0),
+            expires_time,
+        })
+    }
+
+    /// Begins to pay a BOLT 11 invoice; `amount` if it leaves it open. [`Self::payment_ended`] waits for the end, events tell of it.
+    ///
+    /// # Errors
+    /// [`Error::NoLightning`]; [`Error::PaymentRefused`] if nothing was sent: it is no invoice, is paid or under way already, or there is no
+    /// room or no way.
+    pub async fn pay(&self, invoice: &str, amount: Option<Msat>) -> Result<Payment> {
+        let inner = &self.inner;
+        let node = inner.lightning.running()?;
+        let view = read_invoice(invoice, inner.config.network).map_err(words)?;
+        let amount_sent = match (view.amount, amount) {
+            (Some(asked), Some(given)) if asked != given => {
+                return Err(refused(format!("the invoice asks for {} msat", asked.0)));
+            }
+            (Some(asked), _) => asked,
+            (None, Some(given)) => given,
+            (None, None) => return Err(refused("the invoice names no amount; say how much")),
+        };
+        if view.payee.serialize() == inner.keys.node_id().0 {
+            return Err(refused("this is an invoice of this wallet"));
+        }
+        let now = inner.now();
+        if view.expires_at.is_some_and(|at| at.as_secs() < now.time) {
+            return Err(refused("the invoice has expired"));
+        }
+        let open = view.amount.is_none().then_some(amount_sent);
+        let paying = inner.lightning.paying.lock().await;
+        let known = inner
+            .store
+            .begin_payment(view.hash, amount_sent, &view.description, now)
+            .await?;
+        match known {
+            None => {}
+            Some(PaymentState::Succeeded) => return Err(refused("it is paid already")),
+            Some(_) => return Err(refused("it is under way already")),
+        }
+        let text = invoice.to_owned();
+        let sent = on_node(node, move |node| node.pay(&text, open)).await?;
+        drop(paying);
+        if let Err(error) = sent {
+            let error = words(error);
+            self.never_sent(view.hash, &error).await?;
+            return Err(error);
+        }
+        self.begun(view.hash).await
+    }
+
+    /// Begins to pay a node that has given no invoice: the coordinator, or one that the network knows.
+    ///
+    /// # Errors
+    /// As [`Self::pay`].
+    pub async fn keysend(&self, to: PublicKey, amount: Msat) -> Result<Payment> {
+        let inner = &self.inner;
+        let node = inner.lightning.running()?;
+        if to.serialize() == inner.keys.node_id().0 {
+            return Err(refused("this is this wallet itself"));
+        }
+        // Whoever is behind a leaf needs time for it; others do not mind.
+        let exit_delay = self.slowest_exit().await?;
+        let now = inner.now();
+        let preimage: [u8; 32] = rand::random();
+        let hash = PaymentHash(sha256::Hash::hash(&preimage).to_byte_array());
+        let paying = inner.lightning.paying.lock().await;
+        let store = &inner.store;
+        store.begin_payment(hash, amount, "keysend", now).await?;
+        let sent = on_node(node, move |node| {
+            node.keysend(to, amount, Some(exit_delay), preimage)
+        });
+        let sent = sent.await?;
+        drop(paying);
+        if let Err(error) = sent {
+            let error = words(error);
+            self.never_sent(hash, &error).await?;
+            return Err(error);
+        }
+        self.begun(hash).await
+    }
+
+    async fn slowest_exit(&self) -> Result<u32> {
+        let mut slowest = 0;
+        for row in self.inner.store.factories().await? {
+            if row.is_live()
+                && let Some(kit) = self.inner.kits.sound(row.factory).await?
+            {
+                slowest = slowest.max(kit.exit_delay.0);
+            }
+        }
+        Ok(slowest)
+    }
+
+    async fn never_sent(&self, hash: PaymentHash, error: &Error) -> Result<()> {
+        let end = PaymentEnd::Failed {
+            why: error.to_string(),
+        };
+        let now = self.inner.now();
+        self.inner.store.end_payment(hash, &end, now).await?;
+        Ok(())
+    }
+
+    async fn begun(&self, hash: PaymentHash) -> Result<Payment> {
+        let payment = self.inner.store.payment(hash, Direction::Out).await?;
+        payment.ok_or_else(|| Error::Task("a payment was not stored".to_owned()))
+    }
+
+    /// Waits until a payment of ours has ended, but not longer than this; then it is still [`PaymentState::Pending`].
+    ///
+    /// # Errors
+    /// The store's; [`Error::PaymentRefused`] if there is no such payment.
+    pub async fn payment_ended(&self, hash: PaymentHash, patience: Duration) -> Result<Payment> {
+        let mut events = self.events();
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let payment = self.inner.store.payment(hash, Direction::Out).await?;
+            let payment = payment.ok_or_else(|| refused("there is no such payment"))?;
+            if payment.state != PaymentState::Pending || tokio::time::Instant::now() >= deadline {
+                return Ok(payment);
+            }
+            let next = (tokio::time::Instant::now() + LOOK).min(deadline);
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {}
+                event = events.recv() => if let Err(RecvError::Closed) = event {
+                    // The store says it as well.
+                    tokio::time::sleep_until(next).await;
+                }
+            }
+        }
+    }
+
+    /// The last payments, both ways, newest first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn payments(&self, limit: u32) -> Result<Vec<Payment>> {
+        Ok(self.inner.store.payments(limit).await?)
+    }
+
+    /// The channels: those that stand, and those whose money is on its way.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn channels(&self) -> Result<Vec<ChannelView>> {
+        views::current(&self.inner).await
+    }
+
+    /// What the wallet has on Lightning.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn lightning_balance(&self) -> Result<LightningBalance> {
+        Ok(LightningBalance::of(&self.channels().await?))
+    }
+}
+
+fn hint(lsp: PublicKey, route: &Route) -> InterceptHint {
+    InterceptHint {
+        lsp,
+        scid: route.intercept_scid,
+        cltv_delta: route.cltv_delta,
+        base_msat: route.base_msat,
+        proportional_millionths: route.proportional_millionths,
+    }
+}
+
+/// After a start: payments that were recorded, but that the node has never heard of, were never sent.
+pub(super) async fn settle_payments(client: &Inner) -> Result<()> {
+    let Some(node) = client.lightning.node() else {
+        return Ok(());
+    };
+    let _paying = client.lightning.paying.lock().await;
+    let pending = client.store.pending_payments().await?;
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let known = node.payments();
+    for payment in pending {
+        let hash = payment.hash()?;
+        if known.iter().any(|view| view.hash == hash) {
+            continue;
+        }
+        let reason = "the wallet ended before it was sent".to_owned();
+        let end = PaymentEnd::Failed {
+            why: reason.clone(),
+        };
+        if client.store.end_payment(hash, &end, client.now()).await? {
+            let hash = hash.to_string();
+            client.events.emit(Event::PaymentFailed { hash, reason });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,172 @@
+//! The last part of an exit: the channel is closed once its leaf is there, and what is ours of it comes into the wallet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitcoin::Amount;
+use channel_host::{LeafId, Msat, Node, Settlement, Stage};
+use factory_tree::exit::{End, Step};
+use factory_tree::factory::SpentKind;
+use factory_tree::kit::ExitKit;
+use factory_tree::units::Height;
+
+use super::leaf_id;
+use crate::client::Inner;
+use crate::error::Result;
+use crate::exit::RELAXED_TARGET;
+
+/// Size of a transaction that sweeps one output of a channel, rounded up: what costs more than it brings is left.
+const SWEEP_VBYTES: u64 = 150;
+/// What a commitment has no output for: 354 satoshis is BOLT 3's largest dust limit of a script known to all.
+const LEAST_MSAT: u64 = 354_000;
+/// A block is taken in within a moment.
+const LOOKS: u32 = 50;
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How far Lightning is with the end of a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It has nothing to do yet, or never will.
+    Nothing,
+    /// The leaf is on the chain; a commitment is to follow.
+    Closing,
+    /// What is ours is on its way into the wallet.
+    OnItsWay(Amount),
+    /// It cannot be said now, and why.
+    Unknown(String),
+    /// All is in the wallet, since this height if there was something.
+    Done(Option<Height>),
+}
+
+/// Whether a commitment would have an output of ours. One without costs fees and brings nothing: the coordinator closes the channel in
+/// time, or else its timeout pays us all of it.
+fn is_worth_it(spendable: Msat, pending: usize) -> bool {
+    pending > 0 || spendable.0 >= LEAST_MSAT
+}
+
+/// Sees to it that the channel is closed once its leaf is confirmed, if anything in it is ours.
+pub(crate) async fn leave(client: &Inner, kit: &ExitKit) {
+    let Some(node) = client.lightning.node() else {
+        return;
+    };
+    let view = node.leaf(leaf_id(kit));
+    let stands = view.is_some_and(|view| {
+        matches!(view.stage, Stage::Funded | Stage::Open) && !view.exiting && view.spent.is_none()
+    });
+    let channels = node.channels();
+    let channel = channels
+        .iter()
+        .find(|channel| channel.leaf == Some(leaf_id(kit)));
+    let worth_it = channel.is_some_and(|channel| is_worth_it(channel.spendable, channel.pending));
+    if stands && worth_it {
+        // The path is published whatever Lightning says; it is asked again at the next look.
+        if let Err(error) = node.force_close(leaf_id(kit)).await {
+            tracing::warn!(%error, "the channel is not closed yet");
+        }
+    }
+}
+
+/// What the node says of a leaf's money when no block is in between.
+pub(super) async fn settlement(node: &Arc<Node>, leaf: LeafId) -> Option<Settlement> {
+    for _ in 0..LOOKS {
+        if let Some(settlement) = node.settlement(leaf) {
+            return Some(settlement);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    None
+}
+
+/// How far the end of this kit's channel is, given what the chain says.
+pub(crate) async fn ending(client: &Inner, kit: &ExitKit, step: &Step) -> Result<Ending> {
+    let by = step.ends.iter().find_map(|end| match end {
+        End::Lightning { by, .. } => Some(*by),
+        _ => None,
+    });
+    let node = client.lightning.node();
+    let Some(by) = by else {
+        let waiting = step.waiting.iter().map(|waiting| waiting.index);
+        let mut left = step.publish.iter().copied().chain(waiting);
+        let at_channel = left.any(|index| {
+            let tx = kit.txs.get(index);
+            tx.is_some_and(|tx| tx.spends.kind == SpentKind::Channel)
+        });
+        let view = node.and_then(|node| node.leaf(leaf_id(kit)));
+        let leaves = view
+            .is_some_and(|view| matches!(view.stage, Stage::Open | Stage::Closed) && view.exiting);
+        return Ok(if at_channel && leaves {
+            Ending::Closing
+        } else {
+            Ending::Nothing
+        });
+    };
+    let Some(node) = node else {
+        let text = "the channel is closed; the Lightning node has to run to fetch what is ours";
+        return Ok(Ending::Unknown(text.to_owned()));
+    };
+    if node.leaf(leaf_id(kit)).is_none() {
+        // Its store is gone: there is nothing to fetch it with.
+        return Ok(Ending::Done(None));
+    }
+    let settlement = settlement(&node, leaf_id(kit)).await;
+    let Some(settlement) = settlement.filter(|settlement| settlement.spent_by == Some(by)) else {
+        let text = "the channel is closed; the Lightning node has not seen it yet";
+        return Ok(Ending::Unknown(text.to_owned()));
+    };
+    let feerate = client.chain.fee_rate(RELAXED_TARGET).await?;
+    let cost = feerate.fee_vb(SWEEP_VBYTES).unwrap_or(Amount::MAX);
+    Ok(judge(&settlement, cost))
+}
+
+fn judge(settlement: &Settlement, cost: Amount) -> Ending {
+    let free = settlement.free.iter().filter(|amount| **amount > cost);
+    let left: Vec<&Amount> = settlement.locked.iter().chain(free).collect();
+    if left.is_empty() {
+        return Ending::Done(settlement.swept_at.map(Height));
+    }
+    let sum = left.into_iter().fold(Amount::ZERO, |sum, amount| {
+        sum.checked_add(*amount).unwrap_or(Amount::MAX_MONEY)
+    });
+    Ending::OnItsWay(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sat(amounts: &[u64]) -> Vec<Amount> {
+        amounts.iter().copied().map(Amount::from_sat).collect()
+    }
+
+    fn judged(locked: &[u64], free: &[u64], swept_at: Option<u32>) -> Ending {
+        let settlement = Settlement {
+            height: 100,
+            spent_by: None,
+            locked: sat(locked),
+            free: sat(free),
+            swept_at,
+        };
+        judge(&settlement, Amount::from_sat(300))
+    }
+
+    #[test]
+    fn nothing_is_paid_for_a_commitment_without_an_output_of_ours() {
+        assert!(!is_worth_it(Msat(0), 0));
+        assert!(!is_worth_it(Msat(LEAST_MSAT - 1), 0));
+        assert!(is_worth_it(Msat(LEAST_MSAT), 0));
+        assert!(is_worth_it(Msat(0), 1));
+    }
+
+    #[test]
+    fn an_exit_is_over_when_all_is_in_the_wallet() {
+        let way = |sum| Ending::OnItsWay(Amount::from_sat(sum));
+        assert_eq!(judged(&[], &[], None), Ending::Done(None));
+        assert_eq!(judged(&[50_000], &[], None), way(50_000));
+        assert_eq!(judged(&[], &[50_000], None), way(50_000));
+        // One output is there, another is still locked.
+        assert_eq!(judged(&[7], &[], Some(90)), way(7));
+        assert_eq!(judged(&[], &[], Some(90)), Ending::Done(Some(Height(90))));
+        // What is not worth its fee is left.
+        assert_eq!(judged(&[], &[300], None), Ending::Done(None));
+    }
+}

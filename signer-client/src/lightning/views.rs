@@ -1,0 +1,250 @@
+//! What there is to say of a channel, with or without the node.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bitcoin::{OutPoint, Txid};
+use channel_host::{ChannelView as Live, LeafId, LeafView, Node, Side, Stage};
+use factory_tree::ids::FactoryId;
+use serde::{Deserialize, Serialize};
+
+use super::ending::settlement;
+use super::sink::spend_name;
+use crate::client::Inner;
+use crate::error::Result;
+use crate::store::{FactoryRow, SharedStore};
+
+/// How far a channel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChannelState {
+    /// Signed for, not usable yet.
+    Opening,
+    /// Stands.
+    Open,
+    /// Stands until its leaf is on the chain, and is closed then.
+    Leaving,
+    /// Takes no more payments; its money is not on the chain yet.
+    Closed,
+    /// Its output on the chain is spent.
+    Spent,
+}
+
+impl ChannelState {
+    /// As written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Leaving => "leaving",
+            Self::Closed => "closed",
+            Self::Spent => "spent",
+        }
+    }
+}
+
+/// What spent a channel's output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpentView {
+    /// `commitment`, `cooperative`, `timeout`, `poison` or `reap`.
+    pub kind: String,
+    /// The transaction.
+    pub txid: Txid,
+    /// Height of its block.
+    pub height: u32,
+}
+
+/// A channel on a leaf.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChannelView {
+    /// The factory.
+    pub factory: FactoryId,
+    /// The leaf's id, in hexadecimal digits.
+    pub leaf: String,
+    /// Its BOLT 2 id, in hexadecimal digits, while it stands.
+    pub channel: Option<String>,
+    /// How far it is.
+    pub state: ChannelState,
+    /// Its output of the leaf.
+    pub outpoint: OutPoint,
+    /// What it holds.
+    pub capacity_sat: u64,
+    /// What of it is this wallet's, payments under way left out.
+    pub ours_msat: u64,
+    /// What could be sent over it now.
+    pub spendable_msat: u64,
+    /// What could be received over it now.
+    pub receivable_msat: u64,
+    /// Payments pending in it.
+    pub pending: u64,
+    /// Whether it carries payments now: it stands, the factory is confirmed as agreed, and the coordinator is there.
+    pub usable: bool,
+    /// Whether the factory is confirmed as agreed.
+    pub factory_confirmed: bool,
+    /// Height of the leaf's block, once it is on the chain.
+    pub leaf_height: Option<u32>,
+    /// What spent it on the chain.
+    pub spent: Option<SpentView>,
+    /// What of it is this wallet's and on its way on the chain, but not in the on-chain wallet yet.
+    pub closing_sat: u64,
+}
+
+fn state_of(view: &LeafView) -> Option<ChannelState> {
+    Some(match view.stage {
+        _ if view.side != Side::Client => return None,
+        Stage::Expected | Stage::Opening | Stage::Abandoned => return None,
+        _ if view.spent.is_some() => ChannelState::Spent,
+        Stage::Funded => ChannelState::Opening,
+        Stage::Open if view.exiting => ChannelState::Leaving,
+        Stage::Open => ChannelState::Open,
+        Stage::Closed => ChannelState::Closed,
+    })
+}
+
+/// `closing_sat`: what the chain holds of it for us.
+fn view(
+    factory: FactoryId,
+    leaf: &LeafView,
+    live: Option<&Live>,
+    closing_sat: u64,
+) -> Option<ChannelView> {
+    let state = state_of(leaf)?;
+    let stands = matches!(state, ChannelState::Open | ChannelState::Leaving);
+    let open = live.filter(|_| stands);
+    let pays = open.filter(|_| leaf.factory_confirmed);
+    let spent = leaf.spent.map(|(kind, txid, height)| SpentView {
+        kind: spend_name(kind).to_owned(),
+        txid,
+        height,
+    });
+    Some(ChannelView {
+        factory,
+        leaf: leaf.id.to_string(),
+        channel: open.map(|live| live.channel.iter().map(|b| format!("{b:02x}")).collect()),
+        state,
+        outpoint: leaf.outpoint,
+        capacity_sat: leaf.capacity.to_sat(),
+        ours_msat: open.map_or(0, |live| live.spendable.0),
+        spendable_msat: pays.map_or(0, |live| live.spendable.0),
+        receivable_msat: pays.map_or(0, |live| live.receivable.0),
+        pending: open.map_or(0, |live| live.pending as u64),
+        usable: pays.is_some_and(|live| live.usable),
+        factory_confirmed: leaf.factory_confirmed,
+        leaf_height: leaf.confirmed_at,
+        spent,
+        closing_sat: if stands { 0 } else { closing_sat },
+    })
+}
+
+/// What the node says now.
+pub(super) async fn live(client: &Inner, node: &Arc<Node>) -> Result<Vec<ChannelView>> {
+    let joins = client.store.joins().await?;
+    let rows = client.store.factories().await?;
+    let by_nonce: HashMap<[u8; 16], &FactoryRow> =
+        rows.iter().map(|row| (row.join_nonce, row)).collect();
+    let factories: HashMap<[u8; 16], FactoryId> = joins
+        .iter()
+        .filter_map(|join| Some((join.leaf_id.0, by_nonce.get(&join.join_nonce)?.factory)))
+        .collect();
+    let channels = node.channels();
+    let mut views = Vec::new();
+    for leaf in node.leaves() {
+        let Some(factory) = factories.get(&leaf.id.0) else {
+            continue;
+        };
+        let live = channels.iter().find(|live| live.leaf == Some(leaf.id));
+        // What stands is counted by the channel.
+        let closing = match live {
+            Some(_) => 0,
+            None => closing_sat(node, leaf.id).await,
+        };
+        views.extend(view(*factory, &leaf, live, closing));
+    }
+    // As the factories are: oldest first.
+    let place = |view: &ChannelView| rows.iter().position(|row| row.factory == view.factory);
+    views.sort_by_key(place);
+    Ok(views)
+}
+
+/// What is ours of a closed channel, and not in the wallet.
+async fn closing_sat(node: &Arc<Node>, leaf: LeafId) -> u64 {
+    let Some(settlement) = settlement(node, leaf).await else {
+        return 0;
+    };
+    let amounts = settlement.locked.iter().chain(&settlement.free);
+    amounts.map(|amount| amount.to_sat()).sum()
+}
+
+/// All channels that stand, or whose money is not in the on-chain wallet yet; as the node says, or said last.
+pub(crate) async fn current(client: &Inner) -> Result<Vec<ChannelView>> {
+    match client.lightning.node() {
+        Some(node) => live(client, &node).await,
+        None => stored(&client.store).await,
+    }
+}
+
+/// The same as the node said last.
+pub(crate) async fn stored(store: &SharedStore) -> Result<Vec<ChannelView>> {
+    let rows = store.channels().await?;
+    Ok(rows
+        .into_iter()
+        .filter_map(|row| row.view)
+        .map(|view| ChannelView {
+            // Nobody is there to use it.
+            usable: false,
+            ..view
+        })
+        .collect())
+}
+
+/// The channel of one factory, as the node said last.
+pub(crate) async fn of_factory(
+    store: &SharedStore,
+    factory: FactoryId,
+) -> Result<Option<ChannelView>> {
+    let channels = stored(store).await?;
+    Ok(channels.into_iter().find(|view| view.factory == factory))
+}
+
+/// Keeps what the node says for when it does not run, and for other processes.
+#[derive(Debug, Default)]
+pub(super) struct Snapshots {
+    /// What is stored; read once.
+    last: Option<HashMap<FactoryId, ChannelView>>,
+}
+
+impl Snapshots {
+    pub(super) async fn store(&mut self, client: &Inner) -> Result<()> {
+        let Some(node) = client.lightning.node() else {
+            return Ok(());
+        };
+        let now = live(client, &node).await?;
+        let mut last = match self.last.take() {
+            Some(last) => last,
+            None => {
+                let rows = client.store.channels().await?.into_iter();
+                let views = rows.filter_map(|row| Some((row.factory, row.view?)));
+                views.collect()
+            }
+        };
+        // Given up with its attempt, for example.
+        let gone: Vec<FactoryId> = last
+            .keys()
+            .filter(|factory| !now.iter().any(|view| view.factory == **factory))
+            .copied()
+            .collect();
+        for factory in gone {
+            client.store.forget_channel(factory).await?;
+            last.remove(&factory);
+        }
+        for view in now {
+            if last.get(&view.factory) != Some(&view) {
+                client.store.set_channel(&view).await?;
+                last.insert(view.factory, view);
+            }
+        }
+        self.last = Some(last);
+        Ok(())
+    }
+}
