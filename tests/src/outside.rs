@@ -143,7 +143,8 @@ impl Outside {
     /// Begins to pay.
     pub fn send(&self, invoice: &str) -> Result<PaymentHash> {
         let _guard = self.runtime.enter();
-        Ok(self.node.pay(invoice, None)?)
+        let sent = self.node.pay(invoice, None);
+        sent.with_context(|| format!("its channels are {:?}", self.node.channels()))
     }
 
     /// Pays, and waits until it is paid.

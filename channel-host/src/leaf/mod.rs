@@ -8,4 +8,4 @@ pub use record::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKin
 
 pub(crate) use book::{Book, ChainNews};
 pub(crate) use policy::{HtlcView, exit_due};
-pub(crate) use record::Record;
+pub(crate) use record::{Closing, Record};

@@ -203,7 +203,27 @@ pub(crate) struct Record {
     /// Whether a stop of ours broke the handshake off, and the host does not know yet.
     #[serde(default)]
     pub interrupted: bool,
+    /// How the channel was closed.
+    #[serde(default)]
+    pub closed: Option<Closing>,
+    /// Until this height somebody may still be owed for a payment that went over it, whether or not LDK counts it among those pending.
+    #[serde(default)]
+    pub at_risk_until: u32,
 }
+
+/// How a channel was closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Closing {
+    /// Both agreed.
+    Cooperative,
+    /// The peer said that it failed.
+    ByPeer,
+    /// By us, or because something went wrong on our side.
+    Forced,
+}
+
+/// [`Record::at_risk_until`] is rounded up to this, so that not every payment is a write.
+const RISK_STEP: u32 = 144;
 
 impl Record {
     pub(crate) fn new(leaf: Leaf, capacity: Amount, peer: PublicKey, side: Side) -> Self {
@@ -229,7 +249,27 @@ impl Record {
             spent: None,
             pending_at_end: false,
             interrupted: false,
+            closed: None,
+            at_risk_until: 0,
         }
+    }
+
+    /// A payment that expires then goes over it.
+    pub(crate) fn carries(&mut self, expiry: u32) {
+        let rounded = expiry.checked_next_multiple_of(RISK_STEP);
+        self.at_risk_until = self.at_risk_until.max(rounded.unwrap_or(u32::MAX));
+    }
+
+    /// Whether its closed channel has to be brought to the chain now. One closed by the peer's error with nothing at risk waits: for the user,
+    /// or the factory's end.
+    pub(crate) fn must_exit(&self, height: u32, has_htlcs: bool) -> bool {
+        let wanted = match self.closed {
+            Some(Closing::Forced) => true,
+            Some(Closing::ByPeer) => has_htlcs || self.at_risk_until > height,
+            Some(Closing::Cooperative) | None => false,
+        };
+        let stands = self.stage == Stage::Closed && self.factory_confirmed;
+        wanted && stands && self.spent.is_none() && !self.exiting
     }
 
     pub(crate) fn channel_id(&self) -> u128 {
@@ -297,9 +337,7 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_commitment_is_told_by_its_number_and_a_known_spend_by_its_id() {
-        let timeout = spend(0xffff_fffd, 900_000);
+    fn record(timeout: &Transaction) -> Record {
         let leaf = Leaf {
             id: LeafId([1; 16]),
             channel_id: 1 << 64,
@@ -317,7 +355,49 @@ mod tests {
             }],
         };
         let key = "0279be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798";
-        let record = Record::new(leaf, Amount::ONE_SAT, key.parse().unwrap(), Side::Client);
+        Record::new(leaf, Amount::ONE_SAT, key.parse().unwrap(), Side::Client)
+    }
+
+    #[test]
+    fn what_the_peer_closed_waits_only_with_nothing_at_risk() {
+        let mut leaf = record(&spend(0xffff_fffd, 900_000));
+        leaf.stage = Stage::Closed;
+        leaf.factory_confirmed = true;
+        leaf.closed = Some(Closing::ByPeer);
+        assert!(!leaf.must_exit(1_000, false));
+        assert!(leaf.must_exit(1_000, true));
+        leaf.carries(1_100);
+        assert_eq!(leaf.at_risk_until, 1_152);
+        assert!(leaf.must_exit(1_151, false));
+        assert!(!leaf.must_exit(1_152, false));
+        leaf.carries(900);
+        assert_eq!(leaf.at_risk_until, 1_152, "an earlier one changes nothing");
+    }
+
+    #[test]
+    fn a_closed_channel_exits_once_its_factory_stands() {
+        let mut leaf = record(&spend(0xffff_fffd, 900_000));
+        leaf.stage = Stage::Closed;
+        leaf.closed = Some(Closing::Forced);
+        assert!(!leaf.must_exit(1_000, true), "the factory may never come");
+        leaf.factory_confirmed = true;
+        assert!(leaf.must_exit(1_000, false));
+        let agreed = Record {
+            closed: Some(Closing::Cooperative),
+            ..leaf.clone()
+        };
+        assert!(!agreed.must_exit(1_000, false));
+        let known = Record {
+            exiting: true,
+            ..leaf
+        };
+        assert!(!known.must_exit(1_000, false), "it is on its way");
+    }
+
+    #[test]
+    fn a_commitment_is_told_by_its_number_and_a_known_spend_by_its_id() {
+        let timeout = spend(0xffff_fffd, 900_000);
+        let record = record(&timeout);
         let kind = |sequence, lock_time| record.kind_of(&spend(sequence, lock_time));
         assert_eq!(record.kind_of(&timeout), SpendKind::Timeout);
         assert_eq!(kind(0x80ab_cdef, 0x2012_3456), SpendKind::Commitment);

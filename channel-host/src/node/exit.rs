@@ -1,6 +1,8 @@
 //! Leaves on their way to the chain, looked at after every block.
 
-use lightning::ln::channel_state::{ChannelDetails, InboundHTLCStateDetails};
+use lightning::ln::channel_state::{
+    ChannelDetails, InboundHTLCDetails, InboundHTLCStateDetails, OutboundHTLCDetails,
+};
 use lightning::ln::types::ChannelId;
 use lightning::util::persist::{
     CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE, CHANNEL_MONITOR_PERSISTENCE_SECONDARY_NAMESPACE,
@@ -12,6 +14,7 @@ use super::ended::has_htlcs;
 use crate::error::NodeError;
 use crate::event::{ExitReason, NodeEvent};
 use crate::leaf::{HtlcView, LeafId, Record, Stage, exit_due};
+use crate::pay::required_delta;
 use crate::store::{Change, EntryKey};
 
 impl Core {
@@ -29,8 +32,11 @@ impl Core {
                 Some(channel) if leaf.stage != Stage::Abandoned => {
                     self.look_at_open(&leaf, channel, &channels).await?;
                 }
-                None if leaf.stage == Stage::Closed && leaf.confirmed_at.is_some() => {
-                    self.publish_closed(&leaf)?;
+                None if leaf.stage == Stage::Closed => {
+                    self.look_at_closed(&leaf).await?;
+                    if leaf.confirmed_at.is_some() {
+                        self.publish_closed(&leaf)?;
+                    }
                 }
                 _ => {}
             }
@@ -52,13 +58,7 @@ impl Core {
                 .into_iter()
                 .find_map(|htlc| exit_due(height, leaf.exit_delay, htlc));
             if let Some(reason) = due {
-                self.book.update(leaf.id, |leaf| leaf.exiting = true)?;
-                self.tell(NodeEvent::ExitNeeded {
-                    leaf: leaf.id,
-                    reason,
-                })
-                .await;
-                exiting = true;
+                exiting = self.begin_exit(leaf.id, reason).await?;
             }
         }
         if exiting && leaf.confirmed_at.is_some() {
@@ -70,6 +70,27 @@ impl Core {
             )?;
         }
         Ok(())
+    }
+
+    /// A closed channel: at its close, and at every block, as its factory may have been unconfirmed then, or have gone back to that.
+    pub(super) async fn look_at_closed(&self, leaf: &Record) -> Result<(), NodeError> {
+        let pending = leaf.ldk_id.is_some_and(|id| self.has_htlcs(ChannelId(id)));
+        if leaf.must_exit(self.book.height(), pending) {
+            self.begin_exit(leaf.id, ExitReason::Closed).await?;
+        }
+        Ok(())
+    }
+
+    /// The host publishes the path, so it has to know before we count on it: what it does not take in is told again at the next block. Returns
+    /// whether it knows.
+    async fn begin_exit(&self, leaf: LeafId, reason: ExitReason) -> Result<bool, NodeError> {
+        let event = NodeEvent::ExitNeeded { leaf, reason };
+        if self.config.events.take(event).await.is_err() {
+            tracing::warn!(%leaf, "an exit could not be taken in");
+            return Ok(false);
+        }
+        self.book.update(leaf, |leaf| leaf.exiting = true)?;
+        Ok(true)
     }
 
     /// A closed channel whose confirmed leaf is unspent: after a reorg LDK does not broadcast a commitment again that was released above the fork,
@@ -90,14 +111,12 @@ impl Core {
     }
 
     pub(super) async fn request_exit(&self, id: LeafId) -> Result<(), NodeError> {
-        let known = self
+        let leaf = self
             .book
             .get(id)
             .ok_or(NodeError::UnknownLeaf { leaf: id })?;
-        let leaf = self.book.update(id, |leaf| leaf.exiting = true)?;
-        if !known.exiting {
-            let reason = ExitReason::Asked;
-            self.tell(NodeEvent::ExitNeeded { leaf: id, reason }).await;
+        if !leaf.exiting && !self.begin_exit(id, ExitReason::Asked).await? {
+            return Err(NodeError::Refused("the exit could not be stored".into()));
         }
         let channel = self.channel_of(&leaf);
         if let (Some(channel), Some(_)) = (channel, leaf.confirmed_at) {
@@ -159,6 +178,20 @@ impl Core {
     }
 }
 
+/// Whether a payment in may be what pays for one out, rather than a stranger's of the same hash that we never forwarded: those we forward leave
+/// blocks between the two.
+fn pays_for(upstream: &InboundHTLCDetails, htlc: &OutboundHTLCDetails) -> bool {
+    let resolved = matches!(
+        upstream.state,
+        Some(
+            InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill
+                | InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFail
+        )
+    );
+    let least = htlc.cltv_expiry.saturating_add(required_delta(None, None));
+    !resolved && upstream.cltv_expiry >= least
+}
+
 /// What is pending in a channel; a payment through us shows its upstream expiry by the same hash in another channel.
 fn pending(channel: &ChannelDetails, all: &[ChannelDetails]) -> Vec<HtlcView> {
     let inbound = channel
@@ -173,11 +206,51 @@ fn pending(channel: &ChannelDetails, all: &[ChannelDetails]) -> Vec<HtlcView> {
         let upstream = all
             .iter()
             .flat_map(|other| &other.pending_inbound_htlcs)
-            .filter(|other| other.payment_hash == htlc.payment_hash)
+            .filter(|other| other.payment_hash == htlc.payment_hash && pays_for(other, htlc))
             .map(|other| other.cltv_expiry);
         HtlcView::Outbound {
             upstream: upstream.min(),
         }
     });
     inbound.chain(outbound).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lightning::types::payment::PaymentHash;
+
+    use super::*;
+
+    fn inbound(cltv_expiry: u32, state: InboundHTLCStateDetails) -> InboundHTLCDetails {
+        InboundHTLCDetails {
+            htlc_id: 1,
+            amount_msat: 1_000,
+            cltv_expiry,
+            payment_hash: PaymentHash([1; 32]),
+            state: Some(state),
+            is_dust: false,
+        }
+    }
+
+    #[test]
+    fn a_stranger_cannot_send_a_leaf_to_the_chain_by_a_known_hash() {
+        let outbound = OutboundHTLCDetails {
+            htlc_id: Some(1),
+            amount_msat: 1_000,
+            cltv_expiry: 1_000,
+            payment_hash: PaymentHash([1; 32]),
+            state: None,
+            skimmed_fee_msat: None,
+            is_dust: false,
+        };
+        let committed = |expiry| inbound(expiry, InboundHTLCStateDetails::Committed);
+        assert!(pays_for(&committed(1_048), &outbound));
+        assert!(!pays_for(&committed(1_047), &outbound));
+        for over in [
+            InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFail,
+            InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill,
+        ] {
+            assert!(!pays_for(&inbound(1_048, over), &outbound));
+        }
+    }
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Core;
 use crate::event::NodeEvent;
-use crate::pay::{ForwardRefusal, Intercepted, decide, next_hop};
+use crate::pay::{Forward, ForwardRefusal, Intercepted, decide};
 
 /// How long a payment waits for a receiver who is away: long enough to wake a wallet, and too short to matter beside any expiry.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -39,43 +39,42 @@ impl Core {
         let channels = self.manager.list_channels();
         let (id, htlc) = (waiting.id, waiting.htlc);
         let client = self.scids.client(htlc.scid);
-        let to = decide(&self.book, &channels, client, &self.config.fees, &htlc);
-        let reason = match to {
-            Ok((channel, peer)) => {
-                let amount = htlc.outbound_msat;
-                let forwarded = self
-                    .manager
-                    .forward_intercepted_htlc(id, &channel, peer, amount);
-                if let Err(error) = forwarded {
-                    tracing::info!(?error, "a payment cannot be forwarded");
-                    self.send_back(id);
-                }
-                return;
-            }
+        let refused = match decide(&self.book, &channels, client, &self.config.fees, &htlc) {
             Err(ForwardRefusal::Away) if Instant::now() < waiting.until => {
                 self.waiting().push(waiting);
                 return;
             }
-            Err(reason) => reason,
-        };
-        let live = channels.iter().find(|channel| {
-            let peer = next_hop(&channels, client, htlc.scid);
-            channel.is_usable && peer == Some(channel.counterparty.node_id)
-        });
-        match live.filter(|_| reason == ForwardRefusal::NoRoom) {
-            // LDK refuses it for us, with words that make a payer try again in parts; ours would say that there is no such way.
-            Some(channel) => {
-                let (to, peer) = (channel.channel_id, channel.counterparty.node_id);
-                let amount = htlc.outbound_msat;
-                let refused = self.manager.forward_intercepted_htlc(id, &to, peer, amount);
-                if refused.is_err() {
-                    self.send_back(id);
-                }
+            Err(reason) => {
+                self.send_back(id);
+                Some(reason)
             }
-            None => self.send_back(id),
+            Ok(forward) => {
+                self.forward(id, &htlc, &forward);
+                (!forward.fits).then_some(ForwardRefusal::NoRoom)
+            }
+        };
+        if let Some(reason) = refused {
+            let hash = htlc.hash;
+            self.tell(NodeEvent::ForwardRefused { hash, reason }).await;
         }
-        let hash = htlc.hash;
-        self.tell(NodeEvent::ForwardRefused { hash, reason }).await;
+    }
+
+    fn forward(&self, id: InterceptId, htlc: &Intercepted, to: &Forward) {
+        // Stored first: should a peer end its channel while we are owed for this, LDK does not always count it among what is pending.
+        for leaf in &to.leaves {
+            if let Err(error) = self.book.update(*leaf, |leaf| leaf.carries(to.expiry)) {
+                tracing::warn!(%error, "a payment cannot be forwarded");
+                return self.send_back(id);
+            }
+        }
+        let (channel, amount) = (&to.channel, htlc.outbound_msat);
+        let forwarded = self
+            .manager
+            .forward_intercepted_htlc(id, channel, to.peer, amount);
+        if let Err(error) = forwarded {
+            tracing::info!(?error, "a payment cannot be forwarded");
+            self.send_back(id);
+        }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {

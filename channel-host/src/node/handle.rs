@@ -3,10 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lightning::events::bump_transaction::BumpTransactionEvent;
-use lightning::events::{Event, ReplayEvent};
+use lightning::events::{Event, PaymentFailureReason, ReplayEvent};
 use lightning::routing::scoring::ScoreUpdate;
 
 use super::Core;
+use super::payments::NO_WAY;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent, NotTakenIn, PaymentHash};
 
@@ -26,6 +27,20 @@ impl From<NodeError> for Again {
 impl From<NotTakenIn> for Again {
     fn from(_: NotTakenIn) -> Self {
         Self::Host
+    }
+}
+
+/// Why a payment of ours came back, for people.
+fn failure(reason: PaymentFailureReason) -> String {
+    match reason {
+        PaymentFailureReason::RouteNotFound => NO_WAY.to_owned(),
+        PaymentFailureReason::RetriesExhausted => {
+            "every way that was tried failed; the receiver may be away".to_owned()
+        }
+        PaymentFailureReason::PaymentExpired => "the invoice has expired".to_owned(),
+        PaymentFailureReason::RecipientRejected => "the receiver rejected it".to_owned(),
+        PaymentFailureReason::UserAbandoned => "it was given up".to_owned(),
+        other => format!("Lightning says {other:?}"),
     }
 }
 
@@ -104,7 +119,6 @@ impl Core {
                 }
             },
             Event::ChannelClosed {
-                channel_id,
                 user_channel_id,
                 reason,
                 channel_funding_txo,
@@ -112,7 +126,7 @@ impl Core {
             } => match self.book.by_channel(user_channel_id) {
                 Some(leaf) => {
                     let funded = channel_funding_txo.is_some();
-                    self.leaf_closed(leaf, channel_id, reason, funded).await
+                    self.leaf_closed(leaf, reason, funded).await
                 }
                 None => {
                     self.told(NodeEvent::ChannelClosed {
@@ -166,7 +180,7 @@ impl Core {
                 let hash = payment_hash.map_or(payment_id.0, |hash| hash.0);
                 self.told(NodeEvent::PaymentFailed {
                     hash: PaymentHash(hash),
-                    reason: reason.map_or_else(|| "unknown".into(), |r| format!("{r:?}")),
+                    reason: reason.map_or_else(|| "unknown".into(), failure),
                 })
                 .await
             }

@@ -11,8 +11,8 @@ use lightning::types::features::ChannelTypeFeatures;
 use super::Core;
 use super::handle::Again;
 use crate::error::NodeError;
-use crate::event::{ExitReason, Msat, NodeEvent};
-use crate::leaf::{Leaf, LeafId, LeafRefusal, Record, Side, Stage};
+use crate::event::{Msat, NodeEvent};
+use crate::leaf::{Closing, Leaf, LeafId, LeafRefusal, Record, Side, Stage};
 use crate::timeout::has_key;
 
 /// What a leaf's channel holds for us.
@@ -72,12 +72,10 @@ impl Core {
     /// Closes in our book what LDK has closed without a word to us: its events have been handled by now.
     pub(super) async fn close_lost(&self, lost: &[LeafId]) -> Result<(), Again> {
         for leaf in lost.iter().filter_map(|id| self.book.get(*id)) {
-            let Some(channel) = leaf.ldk_id.filter(|_| leaf.stage == Stage::Open) else {
-                continue;
-            };
-            let reason = ClosureReason::OutdatedChannelManager;
-            self.leaf_closed(leaf, ChannelId(channel), reason, true)
-                .await?;
+            if leaf.stage == Stage::Open && leaf.ldk_id.is_some() {
+                let reason = ClosureReason::OutdatedChannelManager;
+                self.leaf_closed(leaf, reason, true).await?;
+            }
         }
         Ok(())
     }
@@ -351,7 +349,6 @@ impl Core {
     pub(super) async fn leaf_closed(
         &self,
         leaf: Record,
-        channel: ChannelId,
         reason: ClosureReason,
         funded: bool,
     ) -> Result<(), Again> {
@@ -372,34 +369,25 @@ impl Core {
             }
             Stage::Opening | Stage::Funded | Stage::Open => {}
         }
-        let cooperative = matches!(
-            reason,
+        let closed = match reason {
             ClosureReason::LegacyCooperativeClosure
-                | ClosureReason::CounterpartyInitiatedCooperativeClosure
-                | ClosureReason::LocallyInitiatedCooperativeClosure
-        );
-        let by_peer = matches!(
-            reason,
-            ClosureReason::CounterpartyForceClosed { .. } | ClosureReason::ProcessingError { .. }
-        );
-        let waits = by_peer && !self.has_htlcs(channel);
-        let exits = !cooperative && !waits && leaf.factory_confirmed && leaf.spent.is_none();
-        self.book.update(leaf.id, |leaf| {
+            | ClosureReason::CounterpartyInitiatedCooperativeClosure
+            | ClosureReason::LocallyInitiatedCooperativeClosure => Closing::Cooperative,
+            ClosureReason::CounterpartyForceClosed { .. }
+            | ClosureReason::ProcessingError { .. } => Closing::ByPeer,
+            _ => Closing::Forced,
+        };
+        let leaf = self.book.update(leaf.id, |leaf| {
             leaf.stage = Stage::Closed;
-            leaf.exiting |= exits;
+            leaf.closed = Some(closed);
         })?;
         self.told(NodeEvent::LeafClosed {
             leaf: leaf.id,
             reason: reason.to_string(),
-            cooperative,
+            cooperative: closed == Closing::Cooperative,
         })
         .await?;
-        if exits && !leaf.exiting {
-            let reason = ExitReason::Closed;
-            let leaf = leaf.id;
-            self.told(NodeEvent::ExitNeeded { leaf, reason }).await?;
-        }
-        Ok(())
+        Ok(self.look_at_closed(&leaf).await?)
     }
 
     /// Gives a leaf up with its attempt or its factory: closed on both sides, nothing broadcast.

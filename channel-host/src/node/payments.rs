@@ -10,7 +10,9 @@ use lightning::bolt11_invoice::Bolt11Invoice;
 use lightning::chain::channelmonitor::Balance;
 use lightning::events::{Event, PaymentPurpose};
 use lightning::ln::channelmanager::{OptionalBolt11PaymentParams, PaymentId};
-use lightning::ln::outbound_payment::{RecipientOnionFields, Retry};
+use lightning::ln::outbound_payment::{
+    Bolt11PaymentError, RecipientOnionFields, Retry, RetryableSendFailure,
+};
 use lightning::ln::types::ChannelId;
 use lightning::routing::router::{PaymentParameters, RouteParameters, RouteParametersConfig};
 use lightning::types::payment::{PaymentHash as LdkHash, PaymentPreimage};
@@ -108,6 +110,9 @@ pub enum PaymentState {
     Abandoned,
 }
 
+/// A part of a payment to us: the channel it came over, and when it expires there.
+type Part = (Option<u128>, u32);
+
 /// What binds a claim. A commitment on the chain, or on its way there, can still be claimed from.
 fn terms(leaf: &Record) -> LeafTerms {
     let (exit_delay, in_force) = match leaf.spent {
@@ -122,6 +127,21 @@ fn terms(leaf: &Record) -> LeafTerms {
         last_expiry: leaf.last_expiry,
         gated: !in_force,
     }
+}
+
+pub(super) const NO_WAY: &str = "no way to the receiver has room for this amount now";
+
+/// Why nothing was sent, for people.
+fn not_sent(failure: RetryableSendFailure) -> NodeError {
+    let why = match failure {
+        RetryableSendFailure::PaymentExpired => "the invoice has expired",
+        RetryableSendFailure::RouteNotFound => NO_WAY,
+        RetryableSendFailure::DuplicatePayment => "it is under way already",
+        RetryableSendFailure::OnionPacketSizeExceeded => {
+            "what the invoice wants the receiver to be told is too long"
+        }
+    };
+    NodeError::Refused(why.into())
 }
 
 /// Ways over private channels that an invoice names at the most.
@@ -273,7 +293,12 @@ impl Core {
                 amount.map(|amount| amount.0),
                 params,
             )
-            .map_err(|error| NodeError::Refused(format!("{error:?}")))?;
+            .map_err(|error| match error {
+                Bolt11PaymentError::InvalidAmount => {
+                    NodeError::Refused("the invoice asks for another amount".into())
+                }
+                Bolt11PaymentError::SendingFailed(failure) => not_sent(failure),
+            })?;
         self.peers.process_events();
         Ok(hash)
     }
@@ -300,7 +325,7 @@ impl Core {
                 route,
                 Retry::Timeout(RETRY),
             )
-            .map_err(|error| NodeError::Refused(format!("{error:?}")))?;
+            .map_err(not_sent)?;
         self.peers.process_events();
         Ok(PaymentHash(hash.0))
     }
@@ -332,10 +357,11 @@ impl Core {
         channels: &[(ChannelId, Option<u128>)],
         deadline: Option<u32>,
     ) -> Result<(), Again> {
-        let ids = channels.iter().map(|(_, id)| *id);
-        let expiry = deadline.map_or(0, |deadline| deadline.saturating_add(FAIL_BACK_BUFFER));
-        match (self.verdict(ids, expiry), purpose.preimage()) {
+        let parts = self.received_parts(hash, channels, deadline);
+        let expiry = parts.iter().map(|(_, expiry)| *expiry).min().unwrap_or(0);
+        match (self.verdict(&parts), purpose.preimage()) {
             (Ok(()), Some(preimage)) => {
+                self.note_at_risk(&parts)?;
                 self.manager.claim_funds(preimage);
                 Ok(())
             }
@@ -358,35 +384,66 @@ impl Core {
         }
     }
 
-    fn verdict(
+    /// Over which channels each part came, and when it expires there. LDK tells the earliest deadline of all; the manager and the monitors
+    /// know each.
+    fn received_parts(
         &self,
-        channels: impl Iterator<Item = Option<u128>>,
-        expiry: u32,
-    ) -> Result<(), ClaimRefusal> {
+        hash: LdkHash,
+        channels: &[(ChannelId, Option<u128>)],
+        deadline: Option<u32>,
+    ) -> Vec<Part> {
+        let earliest = deadline.map_or(0, |deadline| deadline.saturating_add(FAIL_BACK_BUFFER));
+        let known = self.held_parts(hash);
+        let mut parts = Vec::new();
+        for (_, channel) in channels {
+            let of_channel = known.iter().filter(|(id, _)| Some(*id) == *channel);
+            let before = parts.len();
+            parts.extend(of_channel.map(|(_, expiry)| (*channel, *expiry)));
+            if parts.len() == before {
+                parts.push((*channel, earliest));
+            }
+        }
+        parts
+    }
+
+    fn verdict(&self, parts: &[Part]) -> Result<(), ClaimRefusal> {
         let mut leaves = Vec::new();
-        for id in channels {
+        for (id, expiry) in parts {
             let id = id.ok_or(ClaimRefusal::UnknownChannel)?;
             match self.book.by_channel(id) {
-                Some(leaf) => leaves.push(terms(&leaf)),
+                Some(leaf) => leaves.push((terms(&leaf), *expiry)),
                 None if crate::is_leaf(id) => return Err(ClaimRefusal::UnknownChannel),
                 None => {}
             }
         }
-        claim_verdict(self.book.height(), expiry, &leaves)
+        claim_verdict(self.book.height(), &leaves)
+    }
+
+    /// Stored before it is claimed: should the peer end the channel now, LDK does not count it among what is pending.
+    fn note_at_risk(&self, parts: &[Part]) -> Result<(), NodeError> {
+        for (id, expiry) in parts {
+            let leaf = id.and_then(|id| self.book.by_channel(id));
+            if let Some(leaf) = leaf {
+                self.book.update(leaf.id, |leaf| leaf.carries(*expiry))?;
+            }
+        }
+        Ok(())
     }
 
     /// Claims a held payment, by the same rule as any other, at today's height.
     pub(super) fn claim(&self, preimage: [u8; 32]) -> Result<(), NodeError> {
         let preimage = PaymentPreimage(preimage);
         let hash: LdkHash = preimage.into();
-        let parts = self.held_parts(hash);
-        let expiry = parts.iter().map(|(_, expiry)| *expiry).min();
-        let expiry =
-            expiry.ok_or_else(|| NodeError::Refused("no such payment is held".to_owned()))?;
-        if let Err(reason) = self.verdict(parts.iter().map(|(id, _)| Some(*id)), expiry) {
+        let held = self.held_parts(hash).into_iter();
+        let parts: Vec<Part> = held.map(|(id, expiry)| (Some(id), expiry)).collect();
+        if parts.is_empty() {
+            return Err(NodeError::Refused("no such payment is held".to_owned()));
+        }
+        if let Err(reason) = self.verdict(&parts) {
             self.fail(PaymentHash(hash.0));
             return Err(NodeError::Refused(reason.to_string()));
         }
+        self.note_at_risk(&parts)?;
         self.manager.claim_funds(preimage);
         self.peers.process_events();
         Ok(())

@@ -18,6 +18,8 @@ const SUBSPACE: &str = "peers";
 /// How long a handshake may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// The most time between two tries; the first come quicker.
+const TRY_EVERY: Duration = Duration::from_secs(2);
 
 /// Whom to stay connected to, and where they are.
 #[derive(Debug)]
@@ -101,9 +103,11 @@ impl Core {
     /// Tries until it succeeds or takes too long: of two connections at once, one to us and one from us, Lightning drops one or the other.
     async fn dial(&self, peer: PublicKey, address: SocketAddr) -> Result<(), NodeError> {
         let tries = async {
+            let mut pause = LOOK_EVERY;
             while !self.is_connected(&peer) && !self.is_stopping() {
                 self.try_once(peer, address).await;
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(pause).await;
+                pause = TRY_EVERY.min(pause * 2);
             }
         };
         let done = tokio::time::timeout(PATIENCE, tries).await;

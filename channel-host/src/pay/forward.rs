@@ -7,7 +7,7 @@ use lightning::ln::types::ChannelId;
 use super::policy::required_delta;
 use crate::config::FeePolicy;
 use crate::event::PaymentHash;
-use crate::leaf::{Book, Record};
+use crate::leaf::{Book, LeafId, Record};
 
 /// Why a payment is not forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -59,28 +59,75 @@ pub(crate) struct Intercepted {
     pub outgoing_expiry: u32,
 }
 
-/// Where it goes. `client` is whose intercept SCID the next hop is, if it is one.
+/// Where a payment goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Forward {
+    pub channel: ChannelId,
+    pub peer: PublicKey,
+    /// The leaves that it goes over.
+    pub leaves: Vec<LeafId>,
+    /// When the last of what pays for it expires.
+    pub expiry: u32,
+    /// Whether there is room; if not, LDK refuses it for us, with words that make a payer try again in parts.
+    pub fits: bool,
+}
+
+/// Where it goes, if everything is in order but perhaps the room. `client` is whose intercept SCID the next hop is, if it is one.
 pub(crate) fn decide(
     book: &Book,
     channels: &[ChannelDetails],
     client: Option<PublicKey>,
     fees: &FeePolicy,
     htlc: &Intercepted,
-) -> Result<(ChannelId, PublicKey), ForwardRefusal> {
-    let (from, expiry) = source(book, channels, htlc)?;
+) -> Result<Forward, ForwardRefusal> {
     let peer = next_hop(channels, client, htlc.scid).ok_or(ForwardRefusal::UnknownNext)?;
-    let mut with_peer = channels
-        .iter()
-        .filter(|channel| channel.counterparty.node_id == peer)
-        .peekable();
-    if with_peer.peek().is_some() && !with_peer.any(|channel| channel.is_usable) {
+    let parts = sources(book, channels, htlc);
+    let with_peer = channels_with(channels, &peer, book);
+    let is_usable = with_peer.iter().any(|(channel, _)| channel.is_usable);
+    let likely = likely_channel(&with_peer, htlc.outbound_msat);
+    let targets = match likely {
+        Some(taken) => vec![taken],
+        // LDK may take any in which room comes free by then, or which comes back: each must be in order.
+        None => with_peer
+            .iter()
+            .filter(|(channel, leaf)| {
+                channel.is_usable == is_usable && !leaf.as_ref().is_some_and(Record::is_gated)
+            })
+            .collect(),
+    };
+    if targets.is_empty() && !with_peer.is_empty() {
+        return Err(ForwardRefusal::Gated);
+    }
+    for part in &parts {
+        for (_, to) in &targets {
+            check(part, to, fees, htlc)?;
+        }
+    }
+    let expiry = parts.iter().map(|(_, expiry)| *expiry).max();
+    let expiry = expiry.ok_or(ForwardRefusal::UnknownPrevious)?;
+    let (next, to) = targets.first().ok_or(ForwardRefusal::NoRoom)?;
+    if !is_usable {
         return Err(ForwardRefusal::Away);
     }
-    let next = likely_channel(channels, &peer, htlc.outbound_msat).ok_or(ForwardRefusal::NoRoom)?;
-    let to = book.by_channel(next.user_channel_id);
+    let from = parts.iter().filter_map(|(leaf, _)| leaf.as_ref());
+    let leaves = from.chain(to).map(|leaf| leaf.id).collect();
+    Ok(Forward {
+        channel: next.channel_id,
+        peer,
+        leaves,
+        expiry,
+        fits: likely.is_some(),
+    })
+}
 
-    let leaves = [(&from, expiry), (&to, htlc.outgoing_expiry)];
-    for (leaf, expiry) in leaves {
+/// Whether one part may go on over one channel.
+fn check(
+    (from, expiry): &(Option<Record>, u32),
+    to: &Option<Record>,
+    fees: &FeePolicy,
+    htlc: &Intercepted,
+) -> Result<(), ForwardRefusal> {
+    for (leaf, expiry) in [(from, *expiry), (to, htlc.outgoing_expiry)] {
         let Some(leaf) = leaf else { continue };
         if leaf.is_gated() {
             return Err(ForwardRefusal::Gated);
@@ -90,7 +137,7 @@ pub(crate) fn decide(
         }
     }
     let delay = |leaf: &Option<Record>| leaf.as_ref().map(|leaf| leaf.exit_delay);
-    let needed = required_delta(delay(&from), delay(&to));
+    let needed = required_delta(delay(from), delay(to));
     let offered = expiry.saturating_sub(htlc.outgoing_expiry);
     if offered < needed {
         return Err(ForwardRefusal::TooTight { offered, needed });
@@ -102,11 +149,11 @@ pub(crate) fn decide(
     if offered < needed {
         return Err(ForwardRefusal::FeeTooLow { offered, needed });
     }
-    Ok((next.channel_id, peer))
+    Ok(())
 }
 
 /// Who is meant by a number: a client's for life, or a channel's.
-pub(crate) fn next_hop(
+fn next_hop(
     channels: &[ChannelDetails],
     client: Option<PublicKey>,
     scid: u64,
@@ -120,46 +167,48 @@ pub(crate) fn next_hop(
     })
 }
 
-/// The leaf a payment came over, if it was one, and its expiry there; of equal parts of one payment the worst, as LDK does not say which is meant.
-fn source(
+/// The leaves a payment may have come over, and its expiry there: of equal parts of one payment LDK does not say which is meant.
+fn sources(
     book: &Book,
     channels: &[ChannelDetails],
     htlc: &Intercepted,
-) -> Result<(Option<Record>, u32), ForwardRefusal> {
+) -> Vec<(Option<Record>, u32)> {
     let mut parts = Vec::new();
     for channel in channels {
         for inbound in &channel.pending_inbound_htlcs {
             if inbound.payment_hash.0 == htlc.hash.0 && inbound.amount_msat == htlc.inbound_msat {
-                parts.push((
-                    book.by_channel(channel.user_channel_id),
-                    inbound.cltv_expiry,
-                ));
+                let leaf = book.by_channel(channel.user_channel_id);
+                parts.push((leaf, inbound.cltv_expiry));
             }
         }
     }
     parts
-        .into_iter()
-        .min_by_key(|(leaf, expiry)| {
-            let gated = leaf.as_ref().is_some_and(Record::is_gated);
-            let delay = leaf.as_ref().map_or(0, |leaf| leaf.exit_delay);
-            (!gated, expiry.saturating_sub(delay))
-        })
-        .ok_or(ForwardRefusal::UnknownPrevious)
+}
+
+type WithLeaf<'a> = (&'a ChannelDetails, Option<Record>);
+
+fn channels_with<'a>(
+    channels: &'a [ChannelDetails],
+    peer: &PublicKey,
+    book: &Book,
+) -> Vec<WithLeaf<'a>> {
+    let of_peer = channels
+        .iter()
+        .filter(|channel| channel.counterparty.node_id == *peer);
+    of_peer
+        .map(|channel| (channel, book.by_channel(channel.user_channel_id)))
+        .collect()
 }
 
 /// The channel LDK will take, whatever we name: of those with room the one with the least (`process_forward_htlcs`). If that is a gated one, the
 /// payment is refused; what still slips into one by a race is refused by the client, who claims nothing there.
-fn likely_channel<'a>(
-    channels: &'a [ChannelDetails],
-    peer: &PublicKey,
+fn likely_channel<'a, 'b>(
+    with_peer: &'b [WithLeaf<'a>],
     amount_msat: u64,
-) -> Option<&'a ChannelDetails> {
-    channels
-        .iter()
-        .filter(|channel| channel.counterparty.node_id == *peer && channel.is_usable)
-        .filter(|channel| {
-            (channel.next_outbound_htlc_minimum_msat..=channel.next_outbound_htlc_limit_msat)
-                .contains(&amount_msat)
-        })
-        .min_by_key(|channel| channel.next_outbound_htlc_limit_msat)
+) -> Option<&'b WithLeaf<'a>> {
+    let with_room = with_peer.iter().filter(|(channel, _)| {
+        let room = channel.next_outbound_htlc_minimum_msat..=channel.next_outbound_htlc_limit_msat;
+        channel.is_usable && room.contains(&amount_msat)
+    });
+    with_room.min_by_key(|(channel, _)| channel.next_outbound_htlc_limit_msat)
 }

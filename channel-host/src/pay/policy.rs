@@ -46,13 +46,13 @@ pub enum ClaimRefusal {
     UnknownChannel,
 }
 
-/// Whether a payment that came over these leaves, the earliest part expiring at `expiry`, may be claimed at `height`. Payments over ordinary channels
-/// have no terms, and are bound by LDK's own deadline alone.
+/// Whether a payment whose parts came over these leaves, each with its own expiry, may be claimed at `height`. Parts over ordinary channels have no
+/// terms, and are bound by LDK's own deadline alone.
 ///
 /// # Errors
 /// [`ClaimRefusal`]: it has to be failed back.
-pub fn claim_verdict(height: u32, expiry: u32, leaves: &[LeafTerms]) -> Result<(), ClaimRefusal> {
-    for leaf in leaves {
+pub fn claim_verdict(height: u32, parts: &[(LeafTerms, u32)]) -> Result<(), ClaimRefusal> {
+    for (leaf, expiry) in parts.iter().copied() {
         if leaf.gated {
             return Err(ClaimRefusal::Gated);
         }
@@ -102,9 +102,9 @@ mod tests {
     fn the_last_block_to_claim_is_exact() {
         let expiry = 10_000;
         let last = expiry - 228 - 36 - 1;
-        assert_eq!(claim_verdict(last, expiry, &[TERMS]), Ok(()));
+        assert_eq!(claim_verdict(last, &[(TERMS, expiry)]), Ok(()));
         assert_eq!(
-            claim_verdict(last + 1, expiry, &[TERMS]),
+            claim_verdict(last + 1, &[(TERMS, expiry)]),
             Err(ClaimRefusal::TooLate {
                 expiry,
                 needed: 264
@@ -119,15 +119,35 @@ mod tests {
             ..TERMS
         };
         let height = 10_000 - 300 - 36;
-        assert_eq!(claim_verdict(height, 10_000, &[TERMS]), Ok(()));
-        assert!(claim_verdict(height, 10_000, &[TERMS, slow]).is_err());
+        let fast = (TERMS, 10_000);
+        assert_eq!(claim_verdict(height, &[fast]), Ok(()));
+        assert!(claim_verdict(height, &[fast, (slow, 10_000)]).is_err());
+    }
+
+    #[test]
+    fn each_part_is_bound_by_its_own_leaf() {
+        let dying = LeafTerms {
+            last_expiry: 10_500,
+            ..TERMS
+        };
+        // The earliest is in order; another outlives its factory.
+        let parts = [(TERMS, 10_000), (dying, 10_500)];
+        assert_eq!(
+            claim_verdict(9_000, &parts),
+            Err(ClaimRefusal::OutlivesFactory {
+                expiry: 10_500,
+                limit: 10_499
+            })
+        );
+        let parts = [(TERMS, 10_500), (dying, 10_000)];
+        assert_eq!(claim_verdict(9_000, &parts), Ok(()));
     }
 
     #[test]
     fn nothing_outlives_the_factory() {
-        assert_eq!(claim_verdict(19_000, 19_999, &[TERMS]), Ok(()));
+        assert_eq!(claim_verdict(19_000, &[(TERMS, 19_999)]), Ok(()));
         assert_eq!(
-            claim_verdict(19_000, 20_000, &[TERMS]),
+            claim_verdict(19_000, &[(TERMS, 20_000)]),
             Err(ClaimRefusal::OutlivesFactory {
                 expiry: 20_000,
                 limit: 19_999
@@ -142,10 +162,10 @@ mod tests {
             ..TERMS
         };
         assert_eq!(
-            claim_verdict(1, 10_000, &[TERMS, gated]),
+            claim_verdict(1, &[(TERMS, 10_000), (gated, 10_000)]),
             Err(ClaimRefusal::Gated)
         );
-        assert_eq!(claim_verdict(9_999, 10_000, &[]), Ok(()));
+        assert_eq!(claim_verdict(9_999, &[]), Ok(()));
     }
 
     #[test]
@@ -156,7 +176,7 @@ mod tests {
                 ..TERMS
             };
             let expiry = 5_000 + min_final_delta(exit_delay);
-            assert_eq!(claim_verdict(5_005, expiry, &[terms]), Ok(()));
+            assert_eq!(claim_verdict(5_005, &[(terms, expiry)]), Ok(()));
         }
         assert!(leaf_delta(228) >= required_delta(None, Some(228)));
         assert_eq!(required_delta(Some(228), Some(100)), 48 + 228 + 100);

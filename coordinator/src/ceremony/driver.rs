@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::FeeRate;
+use channel_host::{LeafId, Stage};
 use factory_tree::ceremony::coordinator::{
     Ceremony, Effect, Input, Invitee, LspSigner, Phase, Step, Terms,
 };
@@ -25,7 +26,7 @@ use crate::keys::CeremonySigner;
 use crate::lightning::Opening;
 use crate::store::attempts::{self, AttemptState};
 use crate::store::ceremonies::{self, CeremonyRow};
-use crate::store::{StoreError, factories};
+use crate::store::{StoreError, factories, leaves};
 use crate::{fault, funding};
 
 /// Messages taken from the mailbox at once.
@@ -227,18 +228,20 @@ async fn begin(
     ctx.wallet
         .reserve(pins.into_iter().map(|pin| pin.outpoint))
         .await;
-    if let Some(last) = &last
-        && matches!(
-            last.state,
-            AttemptState::Ready | AttemptState::FundingSigned
-        )
-    {
+    if let Some(last) = &last {
         let round = Round {
             ceremony: id,
             attempt: last.attempt,
         };
-        go_on_to_fund(ctx, round).await?;
-        return Ok(Beginning::Over);
+        let stands = match last.state {
+            AttemptState::FundingSigned => true,
+            AttemptState::Ready => still_stands(ctx, round, mailbox, shutdown).await?,
+            _ => false,
+        };
+        if stands {
+            go_on_to_fund(ctx, round).await?;
+            return Ok(Beginning::Over);
+        }
     }
     wait_for_tip(ctx, mailbox, shutdown).await?;
     let feerate = match row.wish.feerate_sat_per_kwu {
@@ -355,6 +358,41 @@ async fn pin(
     }
     fault::point("pins_stored");
     Ok(terms)
+}
+
+/// Whether every channel of an attempt that was ready before the restart still stands: one may have been closed meanwhile, and what is funded
+/// without it would leave its client with the timeouts alone. The operator may give up waiting for the node.
+async fn still_stands(
+    ctx: &Context,
+    round: Round,
+    mailbox: &mut mpsc::Receiver<Mail>,
+    shutdown: &mut watch::Receiver<bool>,
+) -> Result<bool, GatherEnd> {
+    let runs = loop {
+        tokio::select! {
+            biased;
+            _ = shutdown.wait_for(|stop| *stop) => return Err(GatherEnd::Stopped),
+            _ = ctx.lightning.runs() => break true,
+            mail = mailbox.recv() => match mail {
+                Some(Mail::Cancel) => break false,
+                Some(_) => {}
+                None => return Err(GatherEnd::Stopped),
+            },
+        }
+    };
+    if !runs {
+        restarted(ctx, round).await?;
+        return Err(GatherEnd::Failed(AbortReason::Cancelled));
+    }
+    let leaves = ctx.store.read(async |tx| leaves::all(tx).await).await?;
+    let mut leaves = leaves.into_iter().filter(|leaf| leaf.round == round);
+    let Some(node) = ctx.lightning.node() else {
+        return Ok(false);
+    };
+    Ok(leaves.all(|leaf| {
+        let view = node.leaf(LeafId(leaf.leaf.0));
+        view.is_some_and(|view| view.stage == Stage::Open)
+    }))
 }
 
 /// Every channel stood before the restart: nothing is left but to fund.

@@ -232,6 +232,9 @@ pub async fn run(ctx: Arc<Context>, mut shutdown: watch::Receiver<bool>) {
             tracing::warn!(%error, "the leaves are looked at again at the next block");
         }
         if changed {
+            if let (HostState::Up(_), Err(error)) = (&state, pay::settle(&ctx).await) {
+                tracing::warn!(%error, "payments that were never sent stay pending until the next start");
+            }
             tell(&ctx, state, &mut told).await;
         }
     }

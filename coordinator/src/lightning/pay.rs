@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel_host::{Msat, NodeError, read_invoice};
+use channel_host::{Msat, NodeError, PaymentHash, read_invoice};
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::context::Context;
 use crate::event::Event;
+use crate::fault;
 use crate::store::payments::{self, PaymentRow, PaymentState};
 use crate::store::{self, StoreError};
 
@@ -29,9 +30,13 @@ pub enum PayError {
     /// An amount where there is one.
     #[error("this invoice asks for {0} msat; do not say another amount")]
     OtherAmount(u64),
-    /// It went out and cannot be found.
-    #[error("the payment went out, but was not written down; see `coordinator node channels`")]
+    /// It was written down and cannot be found.
+    #[error("the payment is gone from the database; see `coordinator node channels`")]
     Lost,
+}
+
+fn refused(why: &str) -> PayError {
+    NodeError::Refused(why.to_owned()).into()
 }
 
 /// Pays an invoice and waits for the end of that, at most `patience`: the payment goes on.
@@ -59,12 +64,25 @@ pub async fn pay(
     let mut events = ctx.events.subscribe();
     let (height, hash) = (ctx.height(), view.hash);
     let begun = ctx.lightning.paying.lock().await;
-    let open = view.amount.is_none().then_some(msat);
-    let paid = tokio::task::spawn_blocking(move || node.pay(&invoice, open));
-    paid.await.map_err(|_| down())??;
-    ctx.store
+    let known = ctx
+        .store
         .write(async |tx| payments::begun(tx, hash.0, msat.0, height).await)
         .await?;
+    match known {
+        None | Some(PaymentState::Failed) => {}
+        Some(PaymentState::Succeeded) => return Err(refused("it is paid already")),
+        Some(PaymentState::Pending) => return Err(refused("it is under way already")),
+    }
+    fault::point("payment_begun");
+    let open = view.amount.is_none().then_some(msat);
+    let paid = tokio::task::spawn_blocking(move || node.pay(&invoice, open));
+    if let Err(error) = paid.await.map_err(|_| down())? {
+        let why = error.to_string();
+        ctx.store
+            .write(async |tx| payments::ended(tx, hash.0, Err(&why), height).await)
+            .await?;
+        return Err(error.into());
+    }
     drop(begun);
     let name = hash.to_string();
     let ended = async {
@@ -97,4 +115,38 @@ async fn read(ctx: &Context, hash: [u8; 32]) -> store::Result<Option<PaymentRow>
 async fn is_pending(ctx: &Context, hash: [u8; 32]) -> bool {
     let row = read(ctx, hash).await;
     matches!(row, Ok(Some(row)) if row.state == PaymentState::Pending)
+}
+
+/// After the node's start: payments that were written down, but that the node has never heard of, were never sent.
+pub(super) async fn settle(ctx: &Context) -> store::Result<()> {
+    let Some(node) = ctx.lightning.node() else {
+        return Ok(());
+    };
+    let _begun = ctx.lightning.paying.lock().await;
+    let pending = ctx
+        .store
+        .read(async |tx| payments::pending(tx).await)
+        .await?;
+    if pending.is_empty() {
+        return Ok(());
+    }
+    let known = node.payments();
+    let never_sent = pending
+        .into_iter()
+        .filter(|hash| known.iter().all(|view| view.hash.0 != *hash));
+    for hash in never_sent {
+        let reason = "the coordinator ended before it was sent";
+        let height = ctx.height();
+        let is_new = ctx
+            .store
+            .write(async |tx| payments::ended(tx, hash, Err(reason), height).await)
+            .await?;
+        if is_new {
+            ctx.events.emit(Event::PaymentFailed {
+                hash: PaymentHash(hash).to_string(),
+                reason: reason.to_owned(),
+            });
+        }
+    }
+    Ok(())
 }

@@ -248,15 +248,17 @@ async fn a_payment_of_ours_is_pending_until_it_ends_and_may_be_tried_again() {
         let read = store.read(async |tx| payments::get(tx, hash).await).await;
         read.unwrap().unwrap().state
     };
-    begun().await.unwrap();
-    assert_eq!(state().await, payments::PaymentState::Pending);
+    use payments::PaymentState::{Failed, Pending, Succeeded};
+    assert_eq!(begun().await.unwrap(), None);
+    assert_eq!(state().await, Pending);
+    assert_eq!(begun().await.unwrap(), Some(Pending), "under way already");
     assert!(ended(Err("no way")).await);
     assert!(!ended(Err("no way")).await, "told again");
-    begun().await.unwrap();
-    assert_eq!(state().await, payments::PaymentState::Pending);
+    assert_eq!(begun().await.unwrap(), Some(Failed));
+    assert_eq!(state().await, Pending);
     assert!(ended(Ok(3)).await);
-    begun().await.unwrap();
-    assert_eq!(state().await, payments::PaymentState::Succeeded);
+    assert_eq!(begun().await.unwrap(), Some(Succeeded));
+    assert_eq!(state().await, Succeeded);
 }
 
 #[tokio::test]

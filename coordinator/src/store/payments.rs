@@ -87,22 +87,42 @@ pub async fn received(conn: &mut Conn, hash: [u8; 32], msat: u64, height: u32) -
     Ok(done.rows_affected() > 0)
 }
 
-/// We begin to pay. A payment that failed may be tried again; one that may have ended before it was written down stays as it is.
+/// We are about to pay. Returns how far a payment of this hash is already: only one that failed, or none, may be begun, and is pending then.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn begun(conn: &mut Conn, hash: [u8; 32], msat: u64, height: u32) -> Result<()> {
+pub async fn begun(
+    conn: &mut Conn,
+    hash: [u8; 32],
+    msat: u64,
+    height: u32,
+) -> Result<Option<PaymentState>> {
+    let known = get(conn, hash).await?.map(|row| row.state);
+    if !matches!(known, None | Some(PaymentState::Failed)) {
+        return Ok(known);
+    }
     sqlx::query(
         "INSERT INTO payment (hash, direction, state, msat, fee_msat, text, created_height) VALUES (?, 'out', 'pending', ?, 0, '', ?) \
-         ON CONFLICT (hash) DO UPDATE SET state = CASE state WHEN 'failed' THEN 'pending' ELSE state END, msat = excluded.msat, \
-         ended_height = CASE state WHEN 'failed' THEN NULL ELSE ended_height END, text = ''",
+         ON CONFLICT (hash) DO UPDATE SET state = 'pending', msat = excluded.msat, ended_height = NULL, text = ''",
     )
     .bind(hash.as_slice())
     .bind(codec::int("amount", msat)?)
     .bind(height)
     .execute(conn)
     .await?;
-    Ok(())
+    Ok(known)
+}
+
+/// Hashes of our payments that have not ended.
+///
+/// # Errors
+/// Those of the database.
+pub async fn pending(conn: &mut Conn) -> Result<Vec<[u8; 32]>> {
+    let rows =
+        sqlx::query("SELECT hash FROM payment WHERE direction = 'out' AND state = 'pending'")
+            .fetch_all(conn)
+            .await?;
+    rows.iter().map(hash_of).collect()
 }
 
 /// Our payment ended: the fee it cost, or why it failed. Whether that is news.
@@ -164,12 +184,15 @@ pub async fn list(conn: &mut Conn, limit: u32) -> Result<Vec<PaymentRow>> {
     rows.iter().map(read).collect()
 }
 
+fn hash_of(row: &SqliteRow) -> Result<[u8; 32]> {
+    let hash: &[u8] = row.try_get("hash")?;
+    <[u8; 32]>::try_from(hash).map_err(|error| StoreError::value("payment hash", error))
+}
+
 fn read(row: &SqliteRow) -> Result<PaymentRow> {
-    let hash: Vec<u8> = row.try_get("hash")?;
     let (direction, state): (&str, &str) = (row.try_get("direction")?, row.try_get("state")?);
     Ok(PaymentRow {
-        hash: <[u8; 32]>::try_from(hash.as_slice())
-            .map_err(|error| StoreError::value("payment hash", error))?,
+        hash: hash_of(row)?,
         direction: if direction == "in" {
             Direction::In
         } else {

@@ -76,19 +76,12 @@ fn refused(text: impl Into<String>) -> Error {
     Error::PaymentRefused(text.into())
 }
 
-/// Lightning's refusals, for people.
+/// Lightning's refusals are no failures of the wallet.
 fn words(error: NodeError) -> Error {
-    let NodeError::Refused(text) = &error else {
-        return error.into();
-    };
-    refused(match text.as_str() {
-        text if text.contains("RouteNotFound") => {
-            "no way to the receiver has room for this amount now".to_owned()
-        }
-        text if text.contains("DuplicatePayment") => "it is under way already".to_owned(),
-        text if text.contains("PaymentExpired") => "the invoice has expired".to_owned(),
-        text => text.to_owned(),
-    })
+    match error {
+        NodeError::Refused(text) => refused(text),
+        other => other.into(),
+    }
 }
 
 impl SignerClient {

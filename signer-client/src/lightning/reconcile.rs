@@ -64,13 +64,16 @@ fn cut(kit: &ExitKit, chain: &ChainView) -> Option<Height> {
     spenders.map(|spender| spender.height).min()
 }
 
-/// Whether a leaf's channel has nothing of ours in it, and nothing pending.
+/// Whether a leaf's channel has nothing of ours in it, and nothing pending. Of one that is closed nobody can tell any more.
 fn is_empty(node: &Node, view: &LeafView) -> bool {
     let channels = node.channels();
     let channel = channels
         .iter()
         .find(|channel| channel.leaf == Some(view.id));
-    channel.is_none_or(|channel| channel.spendable.0 == 0 && channel.pending == 0)
+    match channel {
+        Some(channel) => channel.spendable.0 == 0 && channel.pending == 0,
+        None => !matches!(view.stage, Stage::Open | Stage::Closed),
+    }
 }
 
 /// Opens or shuts the gate of one factory's channel.

@@ -168,7 +168,6 @@ async fn take_payment(client: &Inner, event: NodeEvent) -> Result<()> {
             }
         }
         NodeEvent::PaymentFailed { hash, reason } => {
-            let reason = failure(&reason);
             let end = PaymentEnd::Failed {
                 why: reason.clone(),
             };
@@ -188,17 +187,4 @@ async fn take_payment(client: &Inner, event: NodeEvent) -> Result<()> {
     }
     client.lightning.tell();
     Ok(())
-}
-
-/// Lightning's word for a failure, for people.
-fn failure(word: &str) -> String {
-    match word {
-        "RouteNotFound" => "no way to the receiver has room for this amount now",
-        "RetriesExhausted" => "every way that was tried failed; the receiver may be away",
-        "PaymentExpired" => "the invoice has expired",
-        "RecipientRejected" => "the receiver rejected it",
-        "UserAbandoned" => "it was given up",
-        other => other,
-    }
-    .to_owned()
 }

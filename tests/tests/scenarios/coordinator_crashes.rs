@@ -1,7 +1,11 @@
 //! The coordinator is killed right after each thing it stores, and started again.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use scenarios::world::{COORDINATOR_COINS, Created, World};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, SqliteConnection};
 
 use crate::money;
 
@@ -63,6 +67,41 @@ fn created(world: &World) -> Result<Created> {
     Ok(Created {
         factory,
         funding: export.funding.txid,
+    })
+}
+
+/// A channel that stood when the coordinator died does not stand when it comes back: nothing is funded without it.
+#[test]
+fn ready_but_a_channel_was_lost_meanwhile() -> Result<()> {
+    let mut world = World::start("coordinator_ready_lost")?;
+    world.add_clients(CLIENTS.len())?;
+    world.coordinator.terminate()?;
+    world
+        .coordinator
+        .start_with(&[("SUPERSCALAR_FAULT", "ready_stored")])?;
+    world.join(&CLIENTS)?;
+    let _ = world.begin(&[]);
+    world.coordinator.wait_until_ended()?;
+    lose_a_channel(&world.coordinator.data().join("channels.sqlite"))?;
+    world.coordinator.start()?;
+    world.coordinator.wait_for("attempt_failed")?;
+    let created = world.funded_after(0)?;
+    world.confirm(&created)?;
+    world.usable_for(&created, &CLIENTS)?;
+    let export = world.export(&created)?;
+    money::funded(&world, &[export], COORDINATOR_COINS)
+}
+
+/// As a close leaves it that the node took in before it died.
+fn lose_a_channel(store: &Path) -> Result<()> {
+    let options = SqliteConnectOptions::new().filename(store);
+    let lost = "UPDATE entry SET value = CAST(replace(CAST(value AS TEXT), '\"stage\":\"Open\"', '\"stage\":\"Closed\"') AS BLOB) \
+         WHERE subspace = 'leaves' AND name = (SELECT min(name) FROM entry WHERE subspace = 'leaves')";
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let mut store = SqliteConnection::connect_with(&options).await?;
+        let done = sqlx::query(lost).execute(&mut store).await?;
+        ensure!(done.rows_affected() == 1, "no leaf");
+        Ok(store.close().await?)
     })
 }
 

@@ -10,7 +10,7 @@ use channel_host::{ExitReason, KnownSpend, NodeEvent, SpendKind, Stage};
 use scenarios::bitcoind::Bitcoind;
 
 use super::harness::{
-    CAPACITY, Member, PREIMAGE, Unborn, child_in_mempool, fee_coins, held, holds, paid_pair,
+    CAPACITY, Member, PREIMAGE, Unborn, child_in_mempool, fee_coins, held, holds, paid_pair, pair,
     spent_by, until,
 };
 use crate::chain::support::{payout_script, sat};
@@ -236,6 +236,57 @@ async fn what_was_received_is_fetched_in_time_when_the_coordinator_vanishes() ->
         total += holds(&node, &client)? - before;
     }
     assert!(total > CLIENTS + sat(80_000), "{total}");
+    Ok(())
+}
+
+/// Whether a node was asked to exit by the time it has seen the chain's tip.
+async fn stays(member: &mut Member) -> Result<bool> {
+    member.synced().await?;
+    while let Some(event) = member.heard() {
+        if matches!(event, NodeEvent::ExitNeeded { .. }) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn closed(member: &mut Member) -> Result<()> {
+    member
+        .event(|event| matches!(event, NodeEvent::LeafClosed { .. }).then_some(()))
+        .await
+}
+
+/// LDK does not count a payment as pending whose preimage it gave away, though it may not be settled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_the_peer_ends_is_fetched_while_something_may_be_owed() -> Result<()> {
+    let (node, lsp, mut client, leaf) = paid_pair().await?;
+    // A reorg has shut the gate, for the moment.
+    client.node().set_factory_confirmed(leaf.id, false)?;
+    lsp.node().abandon_leaf(leaf.id)?;
+    closed(&mut client).await?;
+    assert!(stays(&mut client).await?);
+    client.crash().await?;
+    client.node().set_factory_confirmed(leaf.id, true)?;
+    node.mine(1)?;
+    assert_eq!(asked_to_exit(&mut client).await?, ExitReason::Closed);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_the_peer_ends_waits_if_nothing_ever_came_over_it() -> Result<()> {
+    let (node, mut lsp, mut client) = pair().await?;
+    let leaf = Unborn::new(&lsp, &client)?;
+    lsp.synced().await?;
+    client.synced().await?;
+    leaf.open(&mut lsp, &mut client).await?;
+    leaf.ungate([&lsp, &client])?;
+    lsp.node().abandon_leaf(leaf.id)?;
+    closed(&mut client).await?;
+    node.mine(1)?;
+    assert!(stays(&mut client).await?);
+    // Unless its user wants to.
+    client.node().force_close(leaf.id).await?;
+    assert_eq!(asked_to_exit(&mut client).await?, ExitReason::Asked);
     Ok(())
 }
 

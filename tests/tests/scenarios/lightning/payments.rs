@@ -1,9 +1,9 @@
 //! Payments from outside through the coordinator to a wallet and back, and between wallets.
 
 use anyhow::Result;
-use channel_host::{ForwardRefusal, Msat, NodeEvent, Side};
+use channel_host::{ExitReason, ForwardRefusal, LeafId, Msat, NodeEvent, Side};
 
-use super::harness::{Member, Unborn, outside, paid_pair, pay_client, until};
+use super::harness::{CAPACITY, Member, Unborn, outside, paid_pair, pay_client, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn payments_from_outside_reach_a_wallet_and_come_back() -> Result<()> {
@@ -62,7 +62,7 @@ async fn refused(lsp: &mut Member) -> Result<ForwardRefusal> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wallets_pay_each_other_through_the_coordinator() -> Result<()> {
-    let (node, mut lsp, mut alice, _leaf) = paid_pair().await?;
+    let (node, mut lsp, mut alice, alices) = paid_pair().await?;
     let mut bob = Member::start(&node, Side::Client, 14).await?;
     bob.connect(&lsp).await?;
     let leaf = Unborn::new(&lsp, &bob)?;
@@ -79,7 +79,24 @@ async fn wallets_pay_each_other_through_the_coordinator() -> Result<()> {
     bob.node().pay(&invoice, None)?;
     assert_eq!(alice.paid().await?, Msat(20_000_000));
     bob.sent().await?;
-    pay_client(&mut lsp, &mut bob, 1_000_000).await
+    pay_client(&mut lsp, &mut bob, 1_000_000).await?;
+    // For what it forwarded the coordinator may still be owed, or pay: it does not wait if one of the two ends its channel.
+    alice.node().abandon_leaf(alices.id)?;
+    assert_eq!(
+        exit_needed(&mut lsp).await?,
+        (alices.id, ExitReason::Closed)
+    );
+    bob.node().abandon_leaf(leaf.id)?;
+    assert_eq!(exit_needed(&mut lsp).await?, (leaf.id, ExitReason::Closed));
+    Ok(())
+}
+
+async fn exit_needed(lsp: &mut Member) -> Result<(LeafId, ExitReason)> {
+    lsp.event(|event| match event {
+        NodeEvent::ExitNeeded { leaf, reason } => Some((*leaf, *reason)),
+        _ => None,
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -106,6 +123,20 @@ async fn a_client_that_leaves_too_little_time_is_not_served() -> Result<()> {
         "{reason}"
     );
     assert!(client.node().leaf(leaf.id).is_some());
+    // Nor is what LDK would have to refuse for its size, as room may come free meanwhile.
+    let invoice = client.node().invoice(&channel_host::InvoiceRequest {
+        amount: Some(Msat(CAPACITY.to_sat() * 1_000)),
+        description: "a test".into(),
+        expiry: std::time::Duration::from_secs(600),
+        hints: vec![hint],
+    })?;
+    outside.node().pay(&invoice, None)?;
+    let reason = refused(&mut lsp).await?;
+    assert!(
+        matches!(reason, ForwardRefusal::TooTight { .. }),
+        "{reason}"
+    );
+    outside.failed().await?;
     // Money moves on as asked.
     let invoice = client.invoice(&lsp, 5_000_000)?;
     outside.node().pay(&invoice, None)?;
