@@ -21,6 +21,7 @@ pub mod ids;
 mod kernel;
 pub mod keys;
 pub mod kit;
+pub mod ladder;
 pub mod musig;
 pub mod output;
 pub mod params;
