@@ -10,6 +10,7 @@
     )
 )]
 
+pub mod capital;
 pub mod ceremony;
 pub mod exit;
 pub mod expiry;
