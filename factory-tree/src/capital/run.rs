@@ -224,13 +224,18 @@ impl<'a> Run<'a> {
     }
 
     /// New clients, evenly over the days of one usual life so that later births are as large as
-    /// the first, and those that come back after their path was published.
+    /// the first (few clients: enough for a factory each day), and those that come back after their path was published.
     fn sign_up(&mut self, day: u32) {
-        let period = self.calendar.usual_life.max(1);
         let clients = u64::from(self.params.clients);
-        let share = clients.saturating_mul(u64::from(day).saturating_add(1));
-        let share = share.checked_div(period.into()).unwrap_or(clients);
-        let upto = u32::try_from(share.min(clients)).unwrap_or(self.params.clients);
+        let days = u64::from(day).saturating_add(1);
+        let least = u64::from(self.params.min_clients);
+        let share = clients.saturating_mul(days);
+        let share = share.checked_div(self.calendar.usual_life.into());
+        let share = share.unwrap_or(clients).max(least.saturating_mul(days));
+        // Nobody waits for weeks because the last are too few.
+        let rest = clients.saturating_sub(share);
+        let share = if rest < least { clients } else { share };
+        let upto = u32::try_from(share).unwrap_or(self.params.clients);
         let returning = self.returning.remove(&day).unwrap_or_default();
         let new = self.signed_up..upto;
         self.waiting
