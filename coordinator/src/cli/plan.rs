@@ -87,7 +87,9 @@ fn print(plan: &Plan) {
                 factory.tree_vbytes
             ),
         ),
-        ("", String::new()),
+    ]);
+    outln!("");
+    output::pairs(&[
         (
             "on average",
             format!("{days}, with {} clients served", steady.clients),
@@ -122,7 +124,9 @@ fn print(plan: &Plan) {
             ),
         ),
         ("block space", percent(steady.block_space_ppm)),
-        ("", String::new()),
+    ]);
+    outln!("");
+    output::pairs(&[
         (
             "in all",
             format!(

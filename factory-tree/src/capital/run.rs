@@ -38,6 +38,11 @@ pub struct Day {
     pub vbytes: u64,
     /// Their fees.
     pub fees_sat: u64,
+    /// Capital that went into factories.
+    pub funded_sat: u64,
+    /// Capital that came back: what was reaped the day before, what was recovered today, and
+    /// balances that were paid to clients on the chain.
+    pub returned_sat: u64,
     /// Capital in factories.
     pub locked: Locked,
 }
@@ -137,6 +142,9 @@ struct Run<'a> {
     lives: Vec<u32>,
     signed_up: u32,
     tail: Amount,
+    /// What today's births took, and what the last reaps will give tomorrow.
+    funded: Amount,
+    reaped: Amount,
     /// Outputs of sweeps that the next funding takes in.
     fragments: u64,
 }
@@ -186,6 +194,8 @@ impl<'a> Run<'a> {
             lives: vec![0; params.clients as usize],
             signed_up: 0,
             tail: Amount::ZERO,
+            funded: Amount::ZERO,
+            reaped: Amount::ZERO,
             fragments: 0,
         };
         Ok(run)
@@ -198,6 +208,7 @@ impl<'a> Run<'a> {
             feerate,
             ..Day::default()
         };
+        let mut returned = core::mem::take(&mut self.reaped);
         self.sign_up(day);
         self.invite(day);
         now.births = self.give_birth(day, &mut load)?;
@@ -209,14 +220,19 @@ impl<'a> Run<'a> {
             load = load.plus(later.load);
             now.reaps = now.reaps.saturating_add(later.reclaims);
             self.tail = self.tail.checked_sub(later.freed).unwrap_or(Amount::ZERO);
+            returned = add(returned, later.freed);
         }
         // What is reaped today is free tomorrow: it is buried by then.
         self.account(&mut now);
         for index in reaped {
             if let Some(factory) = self.factories.get_mut(index) {
                 factory.over = true;
+                let model = self.models.get(&factory.size).map(FactoryModel::funding);
+                self.reaped = add(self.reaped, model.unwrap_or(Amount::ZERO));
             }
         }
+        now.funded_sat = core::mem::take(&mut self.funded).to_sat();
+        now.returned_sat = returned.to_sat();
         now.txs = load.txs;
         now.vbytes = load.vbytes;
         now.fees_sat = load.vbytes.saturating_mul(feerate);
@@ -260,7 +276,7 @@ impl<'a> Run<'a> {
                     continue;
                 };
                 for (position, member) in factory.members.iter().enumerate() {
-                    if !member.left && self.comes_to(member) == Some(number) {
+                    if self.comes_to(member) == Some(number) {
                         self.waiting.push(Waiting {
                             client: member.client,
                             from: Some((index, position)),
@@ -318,10 +334,14 @@ impl<'a> Run<'a> {
     }
 
     fn bear(&mut self, day: u32, size: u32, joining: &[Waiting]) -> Result<(), PlanError> {
-        if !self.models.contains_key(&size) {
-            let model = FactoryModel::new(&self.params.factory, size, self.params.capacity)?;
-            self.models.insert(size, model);
-        }
+        let model = match self.models.get(&size) {
+            Some(model) => model,
+            None => {
+                let model = FactoryModel::new(&self.params.factory, size, self.params.capacity)?;
+                self.models.entry(size).or_insert(model)
+            }
+        };
+        self.funded = add(self.funded, model.funding());
         let index = self.factories.len();
         for waiting in joining {
             let Some((old, position)) = waiting.from else {
@@ -404,7 +424,7 @@ impl<'a> Run<'a> {
                 };
                 self.add_later(day.saturating_add(self.calendar.expiry), reclaim);
             }
-            self.tail = self.tail.checked_add(funding).unwrap_or(Amount::MAX_MONEY);
+            self.tail = add(self.tail, funding);
         }
         published
     }
@@ -420,7 +440,7 @@ impl<'a> Run<'a> {
         // The commitments pay the clients their balances, and us the rest, later.
         let balances = share(publication.channels, self.params.balance_ppm);
         let ours = publication.channels.checked_sub(balances);
-        let freed = publication.recovered.checked_add(balances);
+        let freed = Some(add(publication.recovered, balances));
         let sweeps = [
             publication.recovery,
             publication.stock_sweeps,
@@ -452,8 +472,7 @@ impl<'a> Run<'a> {
     fn add_later(&mut self, day: u32, more: Later) {
         let later = self.later.entry(day).or_default();
         later.load = later.load.plus(more.load);
-        let freed = later.freed.checked_add(more.freed);
-        later.freed = freed.unwrap_or(Amount::MAX_MONEY);
+        later.freed = add(later.freed, more.freed);
         later.reclaims = later.reclaims.saturating_add(more.reclaims);
     }
 
@@ -474,6 +493,10 @@ impl<'a> Run<'a> {
         }
         locked.tail_sat = self.tail.to_sat();
     }
+}
+
+fn add(a: Amount, b: Amount) -> Amount {
+    a.checked_add(b).unwrap_or(Amount::MAX_MONEY)
 }
 
 fn share(amount: Amount, ppm: u32) -> Amount {
