@@ -10,6 +10,7 @@
     )
 )]
 
+pub mod capital;
 pub mod ceremony;
 pub mod exit;
 pub mod expiry;
@@ -21,6 +22,7 @@ pub mod ids;
 mod kernel;
 pub mod keys;
 pub mod kit;
+pub mod ladder;
 pub mod musig;
 pub mod output;
 pub mod params;

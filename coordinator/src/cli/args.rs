@@ -82,6 +82,8 @@ pub enum Command {
     /// The Lightning node: peers, channels, payments.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// What a ladder of so many clients would take: capital, block space and fees. Needs nothing running.
+    Plan(PlanArgs),
 }
 
 /// Flags of `init`.
@@ -286,6 +288,56 @@ fn parse_expiry(text: &str) -> Result<Expiry, String> {
         "lsp-reclaim" => Ok(Expiry::LspReclaim),
         _ => Err("use client-refund or lsp-reclaim".to_owned()),
     }
+}
+
+/// Flags of `plan`.
+#[derive(Debug, ClapArgs)]
+pub struct PlanArgs {
+    /// Clients in all.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub clients: u32,
+    /// Each one's account limit, in satoshi.
+    #[arg(long, value_name = "SAT", default_value_t = 200_000)]
+    pub capacity: u64,
+    /// Share of clients that come to none of their invitations, like 0.05 or 5%.
+    #[arg(long, value_name = "SHARE", default_value = "0.05")]
+    pub no_show: String,
+    /// The clients' own share of their channels' capacity.
+    #[arg(long, value_name = "SHARE", default_value = "0.3")]
+    pub balance: String,
+    /// Feerate in sat/vB.
+    #[arg(long, value_name = "SAT_PER_VB", default_value_t = 10)]
+    pub feerate: u64,
+    /// How it changes: 10,50@20,10@40 is 50 from day 20 to day 39; walk:5-80 a random path that begins at --feerate.
+    #[arg(long, value_name = "PATH")]
+    pub feerate_path: Option<String>,
+    /// lite, standard or deep.
+    #[arg(long, default_value = "lite", value_parser = ["lite", "standard", "deep"])]
+    pub profile: String,
+    /// Who is favoured at expiry.
+    #[arg(long, value_parser = parse_expiry, value_name = "client-refund|lsp-reclaim", default_value = "client-refund")]
+    pub expiry: Expiry,
+    /// How many days; the ladder is full after about 40.
+    #[arg(long, value_name = "N", default_value_t = 90)]
+    pub days: u32,
+    /// The most clients of one factory.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub factory_clients: u32,
+    /// Fewer clients wait for the next birth, as long as they can.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub min_clients: u32,
+    /// Stock at birth, per its clients' capacities, like 0.5 or 50%.
+    #[arg(long, value_name = "SHARE", default_value = "0.5")]
+    pub stock: String,
+    /// What capital costs in a year, like 0.05 or 5%.
+    #[arg(long, value_name = "SHARE", default_value = "0.05")]
+    pub interest: String,
+    /// Another number, other clients that stay away.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Write a picture of it.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 /// Client commands.

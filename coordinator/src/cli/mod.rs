@@ -6,6 +6,7 @@ mod io;
 mod node;
 mod operator;
 mod output;
+mod plan;
 mod progress;
 mod run;
 
@@ -89,6 +90,7 @@ pub fn main() -> ExitCode {
     let result = match args.command {
         Command::Init(ref init) => init::init(&args, init),
         Command::Run(ref run) => run::run(&args, run),
+        Command::Plan(ref asked) => plan::plan(&args, asked),
         ref other => operator::call(&args, other),
     };
     match result {

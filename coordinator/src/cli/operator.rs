@@ -79,7 +79,7 @@ async fn dispatch(
 ) -> Result<(), Failure> {
     let json = args.json;
     match command {
-        Command::Init(_) | Command::Run(_) => Ok(()),
+        Command::Init(_) | Command::Run(_) | Command::Plan(_) => Ok(()),
         Command::Info => {
             let info = admin
                 .info(InfoRequest {})
