@@ -77,6 +77,21 @@ pub(super) async fn settlement(node: &Arc<Node>, leaf: LeafId) -> Option<Settlem
     None
 }
 
+/// The same, once the node has taken in the block that we have; if that takes long, the exit is looked at again without waiting for a block.
+async fn settlement_at(client: &Inner, node: &Arc<Node>, leaf: LeafId) -> Option<Settlement> {
+    let mut found = None;
+    for _ in 0..LOOKS {
+        found = node.settlement(leaf).or(found);
+        let current = |settlement: &Settlement| settlement.height >= client.followed_height();
+        if found.as_ref().is_some_and(current) {
+            return found;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    client.wake_chain.notify_one();
+    found
+}
+
 /// How far the end of this kit's channel is, given what the chain says.
 pub(crate) async fn ending(client: &Inner, kit: &ExitKit, step: &Step) -> Result<Ending> {
     let by = step.ends.iter().find_map(|end| match end {
@@ -108,7 +123,7 @@ pub(crate) async fn ending(client: &Inner, kit: &ExitKit, step: &Step) -> Result
         // Its store is gone: there is nothing to fetch it with.
         return Ok(Ending::Done(None));
     }
-    let settlement = settlement(&node, leaf_id(kit)).await;
+    let settlement = settlement_at(client, &node, leaf_id(kit)).await;
     let Some(settlement) = settlement.filter(|settlement| settlement.spent_by == Some(by)) else {
         let text = "the channel is closed; the Lightning node has not seen it yet";
         return Ok(Ending::Unknown(text.to_owned()));

@@ -7,13 +7,15 @@ use scenarios::event::Event;
 use scenarios::world::number;
 
 use crate::build::Factory;
+use crate::cheat::{self, Old};
 use crate::screen::{Screen, grouped, short};
 use crate::stage::Stage;
 
-/// Client 0 publishes its path and takes its balance; then the coordinator dies and the timeouts pay everybody.
-pub(crate) fn one_then_timeouts(stage: &mut Stage, factory: &Factory) -> Result<()> {
+/// Client 0 publishes its path and takes its balance, a mate tries an old state; then the coordinator dies and the timeouts pay everybody.
+pub(crate) fn one_then_timeouts(stage: &mut Stage, factory: &Factory, old: &Old) -> Result<()> {
     stage.screen.heading("Client 0 leaves by itself");
     let balances = leave(stage, factory, &[0])?;
+    cheat::publish(stage, factory, old)?;
     arrives(stage, factory, &balances)?;
 
     stage
@@ -33,7 +35,12 @@ pub(crate) fn one_then_timeouts(stage: &mut Stage, factory: &Factory) -> Result<
     stage
         .screen
         .heading("The timeouts pay everybody else, leaf mates included");
-    paid(stage, factory)
+    // The cheater's wallet hopes for what it lost for ever.
+    let honest = stage
+        .everybody()
+        .into_iter()
+        .filter(|index| !old.is_of(*index));
+    paid(stage, factory, &honest.collect::<Vec<_>>())
 }
 
 /// Everybody publishes its path; the coordinator takes its stocks, and what is left at T.
@@ -48,7 +55,7 @@ pub(crate) fn all_then_reclaim(stage: &mut Stage, factory: &Factory) -> Result<(
         .heading("What each had on Lightning arrives; at T the coordinator takes the rest");
     arrives(stage, factory, &balances)?;
     stage.world.node.mine_until(factory.export.expiry_height)?;
-    paid(stage, factory)
+    paid(stage, factory, &everybody)
 }
 
 /// These clients publish their paths; the demo is the miner. Gives what each had on Lightning, in satoshi.
@@ -124,14 +131,13 @@ fn narrate(screen: &mut Screen, name: &str, event: &Event) {
     }
 }
 
-/// Mines until nobody has anything left to claim.
-fn paid(stage: &mut Stage, factory: &Factory) -> Result<()> {
-    let everybody = stage.everybody();
+/// Mines until these have nothing left to claim, and nothing is left in the factory.
+fn paid(stage: &mut Stage, factory: &Factory, which: &[usize]) -> Result<()> {
     let screen = RefCell::new(&mut stage.screen);
     stage.world.mine_until(&factory.export, |world| {
         let height = world.node.height()?;
         screen.borrow_mut().progress(&format!("height {height}"));
-        Ok(world.all_done(&factory.created, &everybody)? && world.left_in(&factory.export)? == 0)
+        Ok(world.all_done(&factory.created, which)? && world.left_in(&factory.export)? == 0)
     })?;
     report(stage, factory)
 }

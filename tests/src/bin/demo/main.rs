@@ -2,6 +2,7 @@
 
 mod balance;
 mod build;
+mod cheat;
 mod leave;
 mod pay;
 mod picture;
@@ -87,9 +88,9 @@ fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let mut stage = Stage::set(&arguments)?;
     let factory = build::factory(&mut stage)?;
     quotes::show(&mut stage, &factory)?;
-    pay::around(&mut stage)?;
+    let old = pay::around(&mut stage, &factory)?;
     match arguments.expiry {
-        Expiry::ClientRefund => leave::one_then_timeouts(&mut stage, &factory)?,
+        Expiry::ClientRefund => leave::one_then_timeouts(&mut stage, &factory, &old)?,
         Expiry::LspReclaim => leave::all_then_reclaim(&mut stage, &factory)?,
     }
     let ok = balance::sheet(&mut stage, &factory)?;

@@ -7,18 +7,21 @@ use channel_host::Msat;
 use scenarios::outside::{CHANNEL, Outside};
 use scenarios::world::number;
 
+use crate::build::Factory;
+use crate::cheat::{self, Old};
 use crate::screen::grouped;
 use crate::stage::Stage;
 
 /// What client 0 is paid from outside, in satoshi.
 const RECEIVED: u64 = 100_000;
-/// What it passes on to client 1.
+/// What it passes on to its leaf mate.
 const PASSED_ON: u64 = 30_000;
-/// What client 1 pays to the outside.
+/// What that one pays to the outside.
 const SPENT: u64 = 5_000;
 
-/// An outside node pays a client, clients pay each other, and out again.
-pub(crate) fn around(stage: &mut Stage) -> Result<()> {
+/// An outside node pays a client, clients pay each other, and out again. Gives the last payer as it was before it paid.
+pub(crate) fn around(stage: &mut Stage, factory: &Factory) -> Result<Old> {
+    let mate = cheat::mate(stage, factory)?;
     stage
         .screen
         .heading("Lightning on the leaves: not one of these channels is on the chain");
@@ -32,16 +35,19 @@ pub(crate) fn around(stage: &mut Stage) -> Result<()> {
     timed(stage, "outside  -> client-0", RECEIVED, |_| {
         outside.pay(&invoice).map(|_| 0)
     })?;
-    let invoice = stage.world.invoice(1, PASSED_ON)?;
-    timed(stage, "client-0 -> client-1", PASSED_ON, |stage| {
+    let invoice = stage.world.invoice(mate, PASSED_ON)?;
+    let who = format!("client-0 -> client-{mate}");
+    timed(stage, &who, PASSED_ON, |stage| {
         number(&stage.world.pay(0, &invoice)?, "fee_msat")
     })?;
+    let old = cheat::remember(stage, mate)?;
     let invoice = outside.invoice(Msat(SPENT * 1_000))?;
-    timed(stage, "client-1 -> outside ", SPENT, |stage| {
-        number(&stage.world.pay(1, &invoice)?, "fee_msat")
+    let who = format!("client-{mate} -> outside ");
+    timed(stage, &who, SPENT, |stage| {
+        number(&stage.world.pay(mate, &invoice)?, "fee_msat")
     })?;
 
-    for index in [0, 1] {
+    for index in [0, mate] {
         let msat = stage.world.lightning_msat(index)?;
         let text = format!(
             "client-{index} now has {}.{:03} sat on Lightning",
@@ -54,7 +60,7 @@ pub(crate) fn around(stage: &mut Stage) -> Result<()> {
     let text = "the outside channel is closed again: its money is back in both wallets";
     let text = stage.screen.dim(text);
     stage.screen.say(&text);
-    Ok(())
+    Ok(old)
 }
 
 fn timed(
