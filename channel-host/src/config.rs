@@ -89,15 +89,9 @@ impl NodeConfig {
             self.fees.proportional_millionths;
         if self.side == Side::Lsp {
             config.accept_forwards_to_priv_channels = true;
-            // Everything from or to a private channel waits for our decision.
-            config.htlc_interception_flags = [
-                HTLCInterceptionFlags::ToInterceptSCIDs,
-                HTLCInterceptionFlags::ToOfflinePrivateChannels,
-                HTLCInterceptionFlags::ToOnlinePrivateChannels,
-                HTLCInterceptionFlags::FromPrivateChannels,
-            ]
-            .into_iter()
-            .fold(0, |flags, flag| flags | flag as u8);
+            // Everything waits for our decision. Between public channels, too: LDK takes whichever channel of a peer has room, perhaps its leaf.
+            config.htlc_interception_flags = HTLCInterceptionFlags::ToAllKnownSCIDs as u8
+                | HTLCInterceptionFlags::FromPrivateChannels as u8;
         }
         config
     }

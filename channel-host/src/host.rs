@@ -142,12 +142,18 @@ async fn keep(
                 config.listen = node.listen_address().or(config.listen);
                 let node = Arc::new(node);
                 states.send_replace(HostState::Up(Arc::clone(&node)));
-                let ends = tokio::select! {
-                    _ = stop.wait_for(|stop| *stop) => true,
-                    _ = asked.recv() => false,
+                let (ends, whole) = tokio::select! {
+                    biased;
+                    _ = stop.wait_for(|stop| *stop) => (true, true),
+                    _ = asked.recv() => (false, true),
+                    () = node.driver_ended() => (false, false),
                 };
                 states.send_replace(HostState::Starting);
-                if let Err(error) = node.shutdown().await {
+                if !whole {
+                    tracing::error!("the Lightning node has ended by itself; it is started again");
+                    // What a panic left half done in memory is not written.
+                    node.abort().await;
+                } else if let Err(error) = node.shutdown().await {
                     tracing::warn!(%error, "the Lightning node did not stop in order");
                 } else {
                     pause = PAUSE;

@@ -263,6 +263,12 @@ impl Node {
 
     // ---- the end ---------------------------------------------------------------------------------------------
 
+    /// Waits until nothing moves the node any more: it gave up, or LDK panicked.
+    pub(crate) async fn driver_ended(&self) {
+        let mut driven = self.driven.clone();
+        while driven.changed().await.is_ok() {}
+    }
+
     /// Stops: no peer is connected and everything is stored when it returns, and the store's file is free.
     ///
     /// # Errors

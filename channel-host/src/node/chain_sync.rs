@@ -21,6 +21,11 @@ pub(super) async fn catch_up(
     book: &Book,
     listeners: &mut [Listener<'_>],
 ) -> Result<BlockId, NodeError> {
+    // A block may have been looked through for leaves, and the node have died before anybody else had taken it in.
+    let lowest = listeners.iter().map(|listener| listener.at.height).min();
+    if let Some(lowest) = lowest {
+        book.rewind(lowest.saturating_add(1))?;
+    }
     loop {
         for listener in &mut *listeners {
             let fork = fork_point(chain, listener.at).await?;

@@ -111,7 +111,7 @@ impl Core {
     async fn begin(&self) -> Result<(), NodeError> {
         self.settle().await?;
         if self.close_lost(&self.lost).await.is_err() {
-            tracing::warn!("that a leaf is closed is told at the next start");
+            tracing::warn!("that a leaf is closed is told at the next block");
         }
         self.exit_step().await?;
         self.settle().await
@@ -238,6 +238,10 @@ impl Core {
         for item in news {
             self.tell_chain_news(item).await;
         }
+        // Those that could not be stored or told at the start.
+        if self.close_lost(&self.lost).await.is_err() {
+            tracing::warn!("that a leaf is closed is told at the next block");
+        }
         self.exit_step().await
     }
 
@@ -289,6 +293,7 @@ impl Core {
             self.serve_waiting().await;
         }
         if due(&mut chores.gossip, GOSSIP_EVERY) {
+            self.graph.remove_stale_channels_and_tracking();
             // A failure shows in the store.
             let _ = self.save_gossip();
         }

@@ -1,9 +1,11 @@
 //! Leaves on their way to the chain, looked at after every block.
 
+use lightning::chain::channelmonitor::{Balance, ChannelMonitor};
 use lightning::ln::channel_state::{
     ChannelDetails, InboundHTLCDetails, InboundHTLCStateDetails, OutboundHTLCDetails,
 };
 use lightning::ln::types::ChannelId;
+use lightning::sign::InMemorySigner;
 use lightning::util::persist::{
     CHANNEL_MONITOR_PERSISTENCE_PRIMARY_NAMESPACE, CHANNEL_MONITOR_PERSISTENCE_SECONDARY_NAMESPACE,
     CHANNEL_MONITOR_UPDATE_PERSISTENCE_PRIMARY_NAMESPACE,
@@ -11,11 +13,15 @@ use lightning::util::persist::{
 
 use super::Core;
 use super::ended::has_htlcs;
+use super::payments::is_dust;
 use crate::error::NodeError;
-use crate::event::{ExitReason, NodeEvent};
-use crate::leaf::{HtlcView, LeafId, Record, Stage, exit_due};
+use crate::event::{ExitReason, Msat, NodeEvent};
+use crate::leaf::{HtlcView, LeafId, Record, Side, Stage, exit_due};
 use crate::pay::required_delta;
 use crate::store::{Change, EntryKey};
+
+/// Blocks after the leaf's within which a closing transaction has to confirm.
+const CLOSING_PATIENCE: u32 = 6;
 
 impl Core {
     pub(super) async fn exit_step(&self) -> Result<(), NodeError> {
@@ -96,11 +102,18 @@ impl Core {
     /// A closed channel whose confirmed leaf is unspent: after a reorg LDK does not broadcast a commitment again that was released above the fork,
     /// so it is told to at every block; what it has pending already it ignores.
     fn publish_closed(&self, leaf: &Record) -> Result<(), NodeError> {
-        if self.broadcaster.release_closing(leaf.id)? {
+        let waited = self
+            .book
+            .height()
+            .saturating_sub(leaf.confirmed_at.unwrap_or(0));
+        // What both once agreed on pays the fee of that day, and nobody can raise it; a commitment's child can.
+        if self.broadcaster.release_closing(leaf.id)? && waited < CLOSING_PATIENCE {
             return Ok(());
         }
         let Some(id) = leaf.ldk_id else { return Ok(()) };
-        if let Ok(monitor) = self.monitors.get_monitor(ChannelId(id)) {
+        if let Ok(monitor) = self.monitors.get_monitor(ChannelId(id))
+            && (leaf.side == Side::Lsp || is_worth_it(&monitor))
+        {
             monitor.broadcast_latest_holder_commitment_txn(
                 &self.broadcaster,
                 &self.fees,
@@ -178,6 +191,16 @@ impl Core {
     }
 }
 
+/// Whether a commitment has an output of ours, or may yet: a wallet pays for no other.
+pub(super) fn is_worth_it(monitor: &ChannelMonitor<InMemorySigner>) -> bool {
+    let balances = monitor.get_claimable_balances();
+    let sum: u64 = balances
+        .iter()
+        .map(Balance::claimable_amount_satoshis)
+        .sum();
+    has_htlcs(monitor) || !is_dust(Msat(sum.saturating_mul(1_000)))
+}
+
 /// Whether a payment in may be what pays for one out, rather than a stranger's of the same hash that we never forwarded: those we forward leave
 /// blocks between the two.
 fn pays_for(upstream: &InboundHTLCDetails, htlc: &OutboundHTLCDetails) -> bool {
@@ -192,17 +215,19 @@ fn pays_for(upstream: &InboundHTLCDetails, htlc: &OutboundHTLCDetails) -> bool {
     !resolved && upstream.cltv_expiry >= least
 }
 
-/// What is pending in a channel; a payment through us shows its upstream expiry by the same hash in another channel.
+/// What is pending in a channel and has an output on the chain; a payment through us shows its upstream expiry by the same hash in another channel.
 fn pending(channel: &ChannelDetails, all: &[ChannelDetails]) -> Vec<HtlcView> {
     let inbound = channel
         .pending_inbound_htlcs
         .iter()
+        .filter(|htlc| !htlc.is_dust)
         .map(|htlc| HtlcView::Inbound {
             expiry: htlc.cltv_expiry,
             preimage_known: htlc.state
                 == Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill),
         });
-    let outbound = channel.pending_outbound_htlcs.iter().map(|htlc| {
+    let outbound = channel.pending_outbound_htlcs.iter();
+    let outbound = outbound.filter(|htlc| !htlc.is_dust).map(|htlc| {
         let upstream = all
             .iter()
             .flat_map(|other| &other.pending_inbound_htlcs)

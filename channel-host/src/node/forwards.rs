@@ -7,7 +7,8 @@ use lightning::ln::channelmanager::InterceptId;
 use tokio::time::Instant;
 
 use super::Core;
-use crate::event::NodeEvent;
+use super::payments::is_dust;
+use crate::event::{Msat, NodeEvent};
 use crate::pay::{Forward, ForwardRefusal, Intercepted, decide};
 
 /// How long a payment waits for a receiver who is away: long enough to wake a wallet, and too short to matter beside any expiry.
@@ -61,7 +62,11 @@ impl Core {
 
     fn forward(&self, id: InterceptId, htlc: &Intercepted, to: &Forward) {
         // Stored first: should a peer end its channel while we are owed for this, LDK does not always count it among what is pending.
-        for leaf in &to.leaves {
+        let leaves = to
+            .leaves
+            .iter()
+            .filter(|_| !is_dust(Msat(htlc.outbound_msat)));
+        for leaf in leaves {
             if let Err(error) = self.book.update(*leaf, |leaf| leaf.carries(to.expiry)) {
                 tracing::warn!(%error, "a payment cannot be forwarded");
                 return self.send_back(id);
@@ -71,9 +76,13 @@ impl Core {
         let forwarded = self
             .manager
             .forward_intercepted_htlc(id, channel, to.peer, amount);
-        if let Err(error) = forwarded {
-            tracing::info!(?error, "a payment cannot be forwarded");
-            self.send_back(id);
+        match forwarded {
+            // At once: the next decision has to see the room that this one takes.
+            Ok(()) => self.manager.process_pending_htlc_forwards(),
+            Err(error) => {
+                tracing::info!(?error, "a payment cannot be forwarded");
+                self.send_back(id);
+            }
         }
     }
 

@@ -7,9 +7,11 @@ use lightning::events::{Event, PaymentFailureReason, ReplayEvent};
 use lightning::routing::scoring::ScoreUpdate;
 
 use super::Core;
+use super::exit::is_worth_it;
 use super::payments::NO_WAY;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent, NotTakenIn, PaymentHash};
+use crate::leaf::Side;
 
 /// Why an event is to come again.
 #[derive(Debug)]
@@ -245,6 +247,11 @@ impl Core {
                 .as_ref()
                 .is_some_and(|leaf| leaf.confirmed_at.is_none())
             {
+                return Ok(());
+            }
+            let monitored = self.monitors.get_monitor(*channel_id);
+            let worthless = monitored.is_ok_and(|monitor| !is_worth_it(&monitor));
+            if self.config.side == Side::Client && worthless {
                 return Ok(());
             }
             self.told(NodeEvent::CommitmentReady {

@@ -9,6 +9,7 @@ mod ended;
 mod exit;
 mod fees;
 mod forwards;
+mod gossip;
 mod handle;
 mod leaves;
 mod log;
@@ -86,7 +87,7 @@ type Gossip = P2PGossipSync<Graph, Arc<dyn UtxoLookup + Send + Sync>, Log>;
 type Peers = PeerManager<
     SocketDescriptor,
     Arc<Manager>,
-    Arc<Gossip>,
+    Arc<gossip::Hearsay>,
     Arc<IgnoringMessageHandler>,
     Log,
     Arc<IgnoringMessageHandler>,
@@ -146,6 +147,8 @@ pub struct Node {
     core: Arc<Core>,
     stop: watch::Sender<bool>,
     driver: Mutex<Option<JoinHandle<()>>>,
+    /// Closed when the driver has ended, however it did.
+    driven: watch::Receiver<()>,
     helpers: std::sync::Mutex<Vec<JoinHandle<()>>>,
     listen: Option<std::net::SocketAddr>,
 }

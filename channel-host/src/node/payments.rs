@@ -113,6 +113,12 @@ pub enum PaymentState {
 /// A part of a payment to us: the channel it came over, and when it expires there.
 type Part = (Option<u128>, u32);
 
+/// Whether a payment is so small that a commitment has no output for it: nothing can be fetched for it on the chain. 354 satoshis is BOLT 3's
+/// largest dust limit.
+pub(super) const fn is_dust(amount: Msat) -> bool {
+    amount.0 < 354_000
+}
+
 /// What binds a claim. A commitment on the chain, or on its way there, can still be claimed from.
 fn terms(leaf: &Record) -> LeafTerms {
     let (exit_delay, in_force) = match leaf.spent {
@@ -129,7 +135,8 @@ fn terms(leaf: &Record) -> LeafTerms {
     }
 }
 
-pub(super) const NO_WAY: &str = "no way to the receiver has room for this amount now";
+pub(super) const NO_WAY: &str =
+    "no way to the receiver has room for this amount now, and time before its factory's end";
 
 /// Why nothing was sent, for people.
 fn not_sent(failure: RetryableSendFailure) -> NodeError {
@@ -361,7 +368,9 @@ impl Core {
         let expiry = parts.iter().map(|(_, expiry)| *expiry).min().unwrap_or(0);
         match (self.verdict(&parts), purpose.preimage()) {
             (Ok(()), Some(preimage)) => {
-                self.note_at_risk(&parts)?;
+                if !is_dust(amount) {
+                    self.note_at_risk(&parts)?;
+                }
                 self.manager.claim_funds(preimage);
                 Ok(())
             }

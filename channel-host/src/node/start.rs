@@ -25,6 +25,7 @@ use tokio::sync::{Mutex, watch};
 use super::broadcast::submit_all;
 use super::chain_sync::{Listener, catch_up, checkpoints};
 use super::ended::{failed_back, note_ended, unspent_leaves};
+use super::gossip::Hearsay;
 use super::log::TracingLog;
 use super::*;
 use crate::error::NodeError;
@@ -66,7 +67,13 @@ impl Node {
         let (stop, stopped) = watch::channel(false);
         let submitter = submit_all(Arc::clone(&core.config.chain), packages);
         let mut helpers = vec![tokio::spawn(submitter)];
-        let driver = tokio::spawn(Arc::clone(&core).drive(follower, stopped));
+        let (drives, driven) = watch::channel(());
+        let driving = Arc::clone(&core).drive(follower, stopped);
+        let driver = tokio::spawn(async move {
+            // Dropped by a panic as well.
+            let _drives = drives;
+            driving.await;
+        });
         if let Some(listener) = listener {
             helpers.push(tokio::spawn(Arc::clone(&core).listen(listener)));
         }
@@ -74,6 +81,7 @@ impl Node {
             core,
             stop,
             driver: Mutex::new(Some(driver)),
+            driven,
             helpers: std::sync::Mutex::new(helpers),
             listen,
         })
@@ -307,11 +315,13 @@ async fn load(
         }
     }
 
-    let gossip = Arc::new(Gossip::new(Arc::clone(&graph), None, Arc::clone(&log)));
+    let gossip = Gossip::new(Arc::clone(&graph), None, Arc::clone(&log));
+    let side = config.side;
+    let gossip = Hearsay::new(gossip, Arc::clone(&graph), Arc::clone(&manager), side);
     let ignore = Arc::new(IgnoringMessageHandler {});
     let handler = MessageHandler {
         chan_handler: Arc::clone(&manager),
-        route_handler: gossip,
+        route_handler: Arc::new(gossip),
         onion_message_handler: Arc::clone(&ignore),
         custom_message_handler: ignore,
         send_only_message_handler: Arc::clone(&monitors),

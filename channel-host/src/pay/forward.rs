@@ -64,7 +64,7 @@ pub(crate) struct Intercepted {
 pub(crate) struct Forward {
     pub channel: ChannelId,
     pub peer: PublicKey,
-    /// The leaves that it goes over.
+    /// The leaves that it may go over.
     pub leaves: Vec<LeafId>,
     /// When the last of what pays for it expires.
     pub expiry: u32,
@@ -85,18 +85,19 @@ pub(crate) fn decide(
     let with_peer = channels_with(channels, &peer, book);
     let is_usable = with_peer.iter().any(|(channel, _)| channel.is_usable);
     let likely = likely_channel(&with_peer, htlc.outbound_msat);
-    let targets = match likely {
-        Some(taken) => vec![taken],
-        // LDK may take any in which room comes free by then, or which comes back: each must be in order.
-        None => with_peer
-            .iter()
-            .filter(|(channel, leaf)| {
-                channel.is_usable == is_usable && !leaf.as_ref().is_some_and(Record::is_gated)
-            })
-            .collect(),
-    };
-    if targets.is_empty() && !with_peer.is_empty() {
+    let is_gated = |leaf: &Option<Record>| leaf.as_ref().is_some_and(Record::is_gated);
+    let none_open = with_peer.iter().all(|(_, leaf)| is_gated(leaf));
+    if likely.is_some_and(|(_, leaf)| is_gated(leaf)) || (none_open && !with_peer.is_empty()) {
         return Err(ForwardRefusal::Gated);
+    }
+    // LDK takes a channel of its own choice when it comes to that, perhaps one in which room came free or which came back: each that may ever
+    // carry it must be in order. A gated one carries nothing, so its room does not change.
+    let open = || with_peer.iter().filter(|(_, leaf)| !is_gated(leaf));
+    let may_carry =
+        |(channel, _): &&WithLeaf<'_>| channel.outbound_capacity_msat >= htlc.outbound_msat;
+    let mut targets: Vec<&WithLeaf<'_>> = open().filter(may_carry).collect();
+    if targets.is_empty() {
+        targets = open().collect();
     }
     for part in &parts {
         for (_, to) in &targets {
@@ -105,11 +106,17 @@ pub(crate) fn decide(
     }
     let expiry = parts.iter().map(|(_, expiry)| *expiry).max();
     let expiry = expiry.ok_or(ForwardRefusal::UnknownPrevious)?;
-    let (next, to) = targets.first().ok_or(ForwardRefusal::NoRoom)?;
-    if !is_usable {
-        return Err(ForwardRefusal::Away);
-    }
+    let next = likely.or_else(|| {
+        let mut usable = targets.iter().filter(|(channel, _)| channel.is_usable);
+        usable.next().copied()
+    });
+    let (next, _) = match next {
+        Some(next) => next,
+        None if is_usable || with_peer.is_empty() => return Err(ForwardRefusal::NoRoom),
+        None => return Err(ForwardRefusal::Away),
+    };
     let from = parts.iter().filter_map(|(leaf, _)| leaf.as_ref());
+    let to = targets.iter().filter_map(|(_, leaf)| leaf.as_ref());
     let leaves = from.chain(to).map(|leaf| leaf.id).collect();
     Ok(Forward {
         channel: next.channel_id,

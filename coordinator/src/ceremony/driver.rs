@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bitcoin::FeeRate;
-use channel_host::{LeafId, Stage};
+use channel_host::LeafId;
 use factory_tree::ceremony::coordinator::{
     Ceremony, Effect, Input, Invitee, LspSigner, Phase, Step, Terms,
 };
@@ -386,13 +386,7 @@ async fn still_stands(
     }
     let leaves = ctx.store.read(async |tx| leaves::all(tx).await).await?;
     let mut leaves = leaves.into_iter().filter(|leaf| leaf.round == round);
-    let Some(node) = ctx.lightning.node() else {
-        return Ok(false);
-    };
-    Ok(leaves.all(|leaf| {
-        let view = node.leaf(LeafId(leaf.leaf.0));
-        view.is_some_and(|view| view.stage == Stage::Open)
-    }))
+    Ok(leaves.all(|leaf| ctx.lightning.stands(LeafId(leaf.leaf.0))))
 }
 
 /// Every channel stood before the restart: nothing is left but to fund.

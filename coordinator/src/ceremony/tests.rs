@@ -174,6 +174,7 @@ async fn ready(world: &TestWorld) -> factory_tree::tree::Tree {
 async fn what_was_ready_is_funded_when_the_database_works_again() {
     let mut world = TestWorld::new().await;
     ready(&world).await;
+    world.ctx.lightning.pretend();
     let full =
         "CREATE TRIGGER full BEFORE UPDATE ON factory BEGIN SELECT RAISE(ABORT, 'full'); END";
     let broken = world

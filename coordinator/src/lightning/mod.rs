@@ -13,7 +13,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use channel_host::{
-    EventSink, FeePolicy, Host, HostState, LeafId, Node, NodeConfig, NodeError, Side, WalletCoins,
+    EventSink, FeePolicy, Host, HostState, LeafId, Node, NodeConfig, NodeError, Side, Stage,
+    WalletCoins,
 };
 use proto::auth::CertHash;
 use proto::connection::{Connection, ConnectionError, Security};
@@ -93,6 +94,32 @@ impl Lightning {
     #[must_use]
     pub fn node(&self) -> Option<Arc<Node>> {
         self.host.get()?.node()
+    }
+
+    /// Whether a leaf's channel stands, in our book and in Lightning's.
+    #[must_use]
+    pub fn stands(&self, leaf: LeafId) -> bool {
+        #[cfg(test)]
+        if self.pretends() {
+            return true;
+        }
+        let Some(node) = self.node() else {
+            return false;
+        };
+        let channels = node.channels();
+        let is_open = node.leaf(leaf).map(|view| view.stage) == Some(Stage::Open);
+        is_open && channels.iter().any(|channel| channel.leaf == Some(leaf))
+    }
+
+    /// In tests without a node: as if it ran, and every channel stood.
+    #[cfg(test)]
+    pub(crate) fn pretend(&self) {
+        self.up.send_replace(Some("nowhere".to_owned()));
+    }
+
+    #[cfg(test)]
+    fn pretends(&self) -> bool {
+        self.host.get().is_none() && self.up.borrow().is_some()
     }
 
     /// Where others reach it, while it runs.

@@ -198,7 +198,7 @@ fn explain(quote: &Quote) -> String {
         ));
     }
     text.push_str(&format!(
-        "  It takes {} blocks at least, {} at worst, until the channel is on the chain. Then it is closed, and the {} sat that are yours on Lightning go into your wallet.\n",
+        "  It takes {} blocks at least, {} at worst, until the channel is on the chain. Then it is closed, and the {} sat that are yours on Lightning go into your wallet some 144 blocks later, less the fees of two small transactions.\n",
         quote.least_delay_blocks,
         quote.worst_delay_blocks,
         with_msat(quote.lightning_msat)

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bitcoin::hashes::{Hash, sha256};
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{
-    InterceptHint, InvoiceRequest, Msat, NodeError, PaymentHash, Stage, read_invoice,
+    InterceptHint, InvoiceRequest, Msat, Node, NodeError, PaymentHash, Stage, read_invoice,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
@@ -84,6 +84,16 @@ fn words(error: NodeError) -> Error {
     }
 }
 
+/// Every payment of a wallet goes through its coordinator.
+fn reachable(client: &Inner, node: &Node) -> Result<()> {
+    let lsp = coordinator_of(client);
+    if lsp.is_some_and(|lsp| node.peers().contains(&lsp)) {
+        return Ok(());
+    }
+    let text = "its Lightning node cannot be reached now; `status` tells more";
+    Err(Error::Disconnected(text.to_owned()))
+}
+
 impl SignerClient {
     /// An invoice of this wallet. Payers reach it through the coordinator, whichever of its channels has room then.
     ///
@@ -130,7 +140,7 @@ impl SignerClient {
     /// Begins to pay a BOLT 11 invoice; `amount` if it leaves it open. [`Self::payment_ended`] waits for the end, events tell of it.
     ///
     /// # Errors
-    /// [`Error::NoLightning`]; [`Error::PaymentRefused`] if nothing was sent: it is no invoice, is paid or under way already, or there is no
+    /// [`Error::NoLightning`]; [`Error::Disconnected`]; [`Error::PaymentRefused`] if nothing was sent: it is no invoice, is paid or under way already, or there is no
     /// room or no way.
     pub async fn pay(&self, invoice: &str, amount: Option<Msat>) -> Result<Payment> {
         let inner = &self.inner;
@@ -151,6 +161,7 @@ impl SignerClient {
         if view.expires_at.is_some_and(|at| at.as_secs() < now.time) {
             return Err(refused("the invoice has expired"));
         }
+        reachable(inner, &node)?;
         let open = view.amount.is_none().then_some(amount_sent);
         let paying = inner.lightning.paying.lock().await;
         let known = inner
@@ -183,6 +194,7 @@ impl SignerClient {
         if to.serialize() == inner.keys.node_id().0 {
             return Err(refused("this is this wallet itself"));
         }
+        reachable(inner, &node)?;
         // Whoever is behind a leaf needs time for it; others do not mind.
         let exit_delay = self.slowest_exit().await?;
         let now = inner.now();

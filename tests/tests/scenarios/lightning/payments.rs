@@ -3,7 +3,7 @@
 use anyhow::Result;
 use channel_host::{ExitReason, ForwardRefusal, LeafId, Msat, NodeEvent, Side};
 
-use super::harness::{CAPACITY, Member, Unborn, outside, paid_pair, pay_client, until};
+use super::harness::{CAPACITY, EXIT_DELAY, Member, Unborn, outside, paid_pair, pay_client, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn payments_from_outside_reach_a_wallet_and_come_back() -> Result<()> {
@@ -142,6 +142,43 @@ async fn a_client_that_leaves_too_little_time_is_not_served() -> Result<()> {
     outside.node().pay(&invoice, None)?;
     client.paid().await?;
     Ok(())
+}
+
+/// LDK takes whichever channel of the client has room when it comes to that, so the slower leaf binds what may go over either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_go_over_two_leaves_is_in_order_for_both() -> Result<()> {
+    let (_node, mut lsp, mut client, _fast) = paid_pair().await?;
+    let mut outside = outside(&mut lsp).await?;
+    let slow = Unborn::with_delay(&lsp, &client, EXIT_DELAY + 60)?;
+    for member in [&lsp, &client, &outside] {
+        member.synced().await?;
+    }
+    slow.open(&mut lsp, &mut client).await?;
+    slow.ungate([&lsp, &client])?;
+    let mut hint = lsp.node().client_route(client.node().id())?;
+    let enough = hint.cltv_delta;
+    // The faster leaf has less room, so LDK would take it; unless something fills it first.
+    hint.cltv_delta = enough - 60;
+    let invoice = |hint| {
+        client.node().invoice(&channel_host::InvoiceRequest {
+            amount: Some(Msat(5_000_000)),
+            description: "a test".into(),
+            expiry: std::time::Duration::from_secs(600),
+            hints: vec![hint],
+        })
+    };
+    outside.node().pay(&invoice(hint)?, None)?;
+    let reason = refused(&mut lsp).await?;
+    let needed = u32::from(enough);
+    assert!(
+        matches!(reason, ForwardRefusal::TooTight { needed: asked, .. } if asked == needed),
+        "{reason}"
+    );
+    outside.failed().await?;
+    hint.cltv_delta = enough;
+    outside.node().pay(&invoice(hint)?, None)?;
+    assert_eq!(client.paid().await?, Msat(5_000_000));
+    outside.sent().await
 }
 
 /// A payment from outside to a client that is away, as far as the coordinator.
