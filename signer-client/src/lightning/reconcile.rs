@@ -64,7 +64,7 @@ fn cut(kit: &ExitKit, chain: &ChainView) -> Option<Height> {
     spenders.map(|spender| spender.height).min()
 }
 
-/// Whether a leaf's channel has nothing of ours in it, and nothing pending. Of one that is closed nobody can tell any more.
+/// Whether a leaf's channel has nothing of ours in it, and nothing pending; of one that is closed its monitor tells.
 fn is_empty(node: &Node, view: &LeafView) -> bool {
     let channels = node.channels();
     let channel = channels
@@ -72,7 +72,11 @@ fn is_empty(node: &Node, view: &LeafView) -> bool {
         .find(|channel| channel.leaf == Some(view.id));
     match channel {
         Some(channel) => channel.spendable.0 == 0 && channel.pending == 0,
-        None => !matches!(view.stage, Stage::Open | Stage::Closed),
+        None if view.stage == Stage::Closed => {
+            let settlement = node.settlement(view.id);
+            settlement.is_some_and(|left| left.locked.is_empty() && left.free.is_empty())
+        }
+        None => view.stage != Stage::Open,
     }
 }
 
