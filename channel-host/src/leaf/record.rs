@@ -206,6 +206,9 @@ pub(crate) struct Record {
     /// How the channel was closed.
     #[serde(default)]
     pub closed: Option<Closing>,
+    /// Whether the host has yet to take in that it is closed.
+    #[serde(default)]
+    pub close_untold: bool,
     /// Until this height somebody may still be owed for a payment that went over it, whether or not LDK counts it among those pending.
     #[serde(default)]
     pub at_risk_until: u32,
@@ -250,6 +253,7 @@ impl Record {
             pending_at_end: false,
             interrupted: false,
             closed: None,
+            close_untold: false,
             at_risk_until: 0,
         }
     }

@@ -72,7 +72,7 @@ impl Core {
     /// Closes in our book what LDK has closed without a word to us: its events have been handled by now.
     pub(super) async fn close_lost(&self, lost: &[LeafId]) -> Result<(), Again> {
         for leaf in lost.iter().filter_map(|id| self.book.get(*id)) {
-            if leaf.stage == Stage::Open && leaf.ldk_id.is_some() {
+            if (leaf.stage == Stage::Open && leaf.ldk_id.is_some()) || leaf.close_untold {
                 let reason = ClosureReason::OutdatedChannelManager;
                 self.leaf_closed(leaf, reason, true).await?;
             }
@@ -353,8 +353,8 @@ impl Core {
         funded: bool,
     ) -> Result<(), Again> {
         match leaf.stage {
-            Stage::Abandoned | Stage::Closed => return Ok(()),
-            Stage::Expected => return Ok(()),
+            Stage::Abandoned | Stage::Expected => return Ok(()),
+            Stage::Closed if !leaf.close_untold => return Ok(()),
             Stage::Opening if !funded => return self.broke_off(&leaf, reason.to_string()).await,
             Stage::Funded | Stage::Opening if leaf.ldk_id.is_none() => {
                 // Signed for, but not by both: the id is used up all the same.
@@ -367,7 +367,7 @@ impl Core {
                     })
                     .await;
             }
-            Stage::Opening | Stage::Funded | Stage::Open => {}
+            Stage::Opening | Stage::Funded | Stage::Open | Stage::Closed => {}
         }
         let closed = match reason {
             ClosureReason::LegacyCooperativeClosure
@@ -380,6 +380,7 @@ impl Core {
         let leaf = self.book.update(leaf.id, |leaf| {
             leaf.stage = Stage::Closed;
             leaf.closed = Some(closed);
+            leaf.close_untold = true;
         })?;
         self.told(NodeEvent::LeafClosed {
             leaf: leaf.id,
@@ -387,6 +388,9 @@ impl Core {
             cooperative: closed == Closing::Cooperative,
         })
         .await?;
+        let leaf = self
+            .book
+            .update(leaf.id, |leaf| leaf.close_untold = false)?;
         Ok(self.look_at_closed(&leaf).await?)
     }
 

@@ -21,6 +21,9 @@ use crate::keys::ClientKeys;
 use crate::lock::{self, DataDirLock, LockError, Occupant};
 use crate::store::{Answer, Request, SharedStore, SqliteStore};
 
+/// Digits of a factory's id that name it, if they are not ambiguous: what cannot be taken back is not done by a slip.
+const LEAST_ID: usize = 4;
+
 const PASSPHRASE_VARIABLE: &str = "SUPERSCALAR_PASSPHRASE_FILE";
 /// How long a running process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -229,11 +232,16 @@ impl Context {
             return Ok(id);
         }
         let wanted = text.to_ascii_lowercase();
+        if wanted.len() < LEAST_ID {
+            return Err(CliError::Usage(format!(
+                "{text:?} is too short for a factory's id; write at least {LEAST_ID} digits of it"
+            )));
+        }
         let rows = store.factories().await?;
         let mut found = rows
             .iter()
             .map(|row| row.factory)
-            .filter(|id| !wanted.is_empty() && id.to_string().starts_with(&wanted));
+            .filter(|id| id.to_string().starts_with(&wanted));
         match (found.next(), found.next()) {
             (Some(id), None) => Ok(id),
             (None, _) => Err(CliError::Refused(format!(

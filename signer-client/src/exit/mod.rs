@@ -123,6 +123,11 @@ async fn drive_one(
             ..Progress::default()
         }
     };
+    let progress = match (&ending, exit.progress.done) {
+        // Nothing new: the Lightning node does not run, or has not seen the block yet.
+        (Ending::Unknown(_), Some(_)) => exit.progress.clone(),
+        _ => progress,
+    };
     report(client, row, &exit, &progress).await?;
     close(client, row, &step, &ending, view).await
 }

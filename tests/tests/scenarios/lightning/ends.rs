@@ -1,13 +1,15 @@
 //! Leaves that go to the chain.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::Result;
 use bitcoin::absolute::LockTime;
+use bitcoin::consensus::encode::serialize_hex;
 use bitcoin::transaction::Version;
-use bitcoin::{Amount, OutPoint, Sequence, Transaction, TxIn, TxOut, Witness};
-use channel_host::{ExitReason, KnownSpend, NodeEvent, SpendKind, Stage};
+use bitcoin::{Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
+use channel_host::{ExitReason, FeeCoins, KnownSpend, NodeEvent, SpendKind, Stage};
 use scenarios::bitcoind::Bitcoind;
+use scenarios::coins::Coins;
 
 use super::harness::{
     CAPACITY, Member, PREIMAGE, Unborn, child_in_mempool, fee_coins, held, holds, paid_pair, pair,
@@ -62,6 +64,61 @@ async fn a_client_exits_with_its_balance() -> Result<()> {
     assert!(home > CLIENTS - sat(10_000), "{home}");
     let view = client.node().leaf(leaf.id).expect("known");
     assert_eq!(view.stage, Stage::Closed);
+    Ok(())
+}
+
+/// Its anchor has no key: a friend with a coin will do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn anybody_can_pay_for_the_commitment_of_a_wallet_without_coins() -> Result<()> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    lsp.abort().await;
+    client.node().force_close(leaf.id).await?;
+    leaf.publish(&node)?;
+    let commitment = client
+        .event(|event| match event {
+            NodeEvent::CommitmentReady { transaction, .. } => Some(transaction.as_ref().clone()),
+            _ => None,
+        })
+        .await?;
+    client.synced().await?;
+    assert!(node.mempool()?.is_empty());
+
+    let friend = Coins {
+        node: Arc::clone(&node),
+        n: 99,
+        spent: Mutex::default(),
+    };
+    node.send_to(&payout_script(99), sat(50_000))?;
+    node.mine(1)?;
+    let coin = friend.coins().await?.remove(0);
+    let outputs = (0..).zip(&commitment.output);
+    let mut anchors = outputs.filter(|(_, output)| output.script_pubkey == ScriptBuf::new_p2a());
+    let (vout, anchor) = anchors.next().expect("it has an anchor");
+    let input = |previous_output| TxIn {
+        previous_output,
+        sequence: Sequence::ENABLE_RBF_NO_LOCKTIME,
+        ..TxIn::default()
+    };
+    let mut child = Transaction {
+        version: Version(3),
+        lock_time: LockTime::ZERO,
+        input: vec![
+            input(OutPoint::new(commitment.compute_txid(), vout)),
+            input(coin.outpoint),
+        ],
+        output: vec![TxOut {
+            value: anchor.value + coin.txout.value - sat(5_000),
+            script_pubkey: payout_script(99),
+        }],
+    };
+    friend
+        .sign(&mut child, &[anchor.clone(), coin.txout.clone()])
+        .await?;
+    let package = [serialize_hex(&commitment), serialize_hex(&child)];
+    let answer = node.rpc("submitpackage", serde_json::json!([package]))?;
+    assert_eq!(answer["package_msg"], "success", "{answer}");
+    let home = come_home(&node, &mut client, &leaf).await?;
+    assert!(home > CLIENTS - sat(1_000), "{home}");
     Ok(())
 }
 
