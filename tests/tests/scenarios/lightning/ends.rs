@@ -71,6 +71,12 @@ async fn a_client_exits_with_its_balance() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn anybody_can_pay_for_the_commitment_of_a_wallet_without_coins() -> Result<()> {
     let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    // A payment that is claimed and not yet settled would take a coin of the wallet's own.
+    until("a settled payment", || {
+        let sides = [&lsp, &client].map(|side| side.node().channels());
+        Ok(sides.iter().flatten().all(|channel| channel.pending == 0))
+    })
+    .await?;
     lsp.abort().await;
     client.node().force_close(leaf.id).await?;
     leaf.publish(&node)?;
