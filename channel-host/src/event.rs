@@ -157,6 +157,30 @@ pub enum NodeEvent {
         /// Why.
         reason: ForwardRefusal,
     },
+    /// A part of a move is over: the client has it in its new channel, the coordinator has what it paid out.
+    PartMoved {
+        /// Its hash.
+        hash: PaymentHash,
+        /// The leaf it came from.
+        from: LeafId,
+        /// The leaf it went to.
+        to: LeafId,
+        /// What arrived there.
+        amount: Msat,
+        /// What it cost the client.
+        fee: Msat,
+    },
+    /// A part of a move came back whole, or was never sent.
+    PartFailed {
+        /// Its hash.
+        hash: PaymentHash,
+        /// The leaf it would have come from.
+        from: LeafId,
+        /// The leaf it would have gone to.
+        to: LeafId,
+        /// Why, for people.
+        why: String,
+    },
     /// An ordinary channel may be used.
     ChannelOpened {
         /// The number it was opened under; 0 if the peer opened it.
@@ -195,6 +219,11 @@ pub enum ExitReason {
     ForwardUnresolved {
         /// When it expires upstream.
         upstream: u32,
+    },
+    /// A part of a move is not over, and what pays for it expires soon.
+    PartUnresolved {
+        /// When that expires.
+        expiry: u32,
     },
     /// The channel was closed by one side alone.
     Closed,

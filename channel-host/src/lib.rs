@@ -18,7 +18,8 @@
 //! * blocks from `chain`'s follower, transactions out through its package submission, fees from whoever implements [`FeeCoins`];
 //! * leaves ([`Leaf`]): opened by the coordinator, expected by the client, compared with what was verified, gated until their factory is
 //!   confirmed, sent to the chain when the rules of factories say so ([`claim_verdict`]), told from other spends at their end;
-//! * payments in, out and through, and ordinary channels.
+//! * payments in, out and through, and ordinary channels;
+//! * moves of a balance from one leaf to another, in parts ([`MovePart`]).
 //!
 //! [`Host`] keeps a node running.
 //!
@@ -31,6 +32,7 @@ mod host;
 mod ids;
 mod leaf;
 mod leaf_keys;
+mod moves;
 mod node;
 mod pay;
 mod store;
@@ -45,6 +47,7 @@ pub use host::{Host, HostState};
 pub use ids::{is_leaf, lsp_channel_id};
 pub use leaf::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKind, Stage};
 pub use leaf_keys::LeafKeys;
+pub use moves::{MovePart, PartState, PartView};
 pub use node::{ChannelView, LeafBalance, Node, PaymentState, PaymentView, Settlement};
 pub use pay::{
     CLAIM_BUFFER, ClaimRefusal, ForwardRefusal, InterceptHint, InvoiceRequest, InvoiceView,

@@ -105,7 +105,7 @@ pub enum Stage {
     Open,
     /// Closed.
     Closed,
-    /// Given up with its factory or its attempt.
+    /// Given up with its factory or its attempt, or handed over.
     Abandoned,
 }
 
@@ -212,6 +212,9 @@ pub(crate) struct Record {
     /// Until this height somebody may still be owed for a payment that went over it, whether or not LDK counts it among those pending.
     #[serde(default)]
     pub at_risk_until: u32,
+    /// Whether its keys were handed over: nothing of it is for us to publish.
+    #[serde(default)]
+    pub retired: bool,
 }
 
 /// How a channel was closed.
@@ -255,6 +258,7 @@ impl Record {
             closed: None,
             close_untold: false,
             at_risk_until: 0,
+            retired: false,
         }
     }
 

@@ -13,6 +13,7 @@ use super::{ChannelView, LeafBalance, Node, Settlement};
 use crate::error::NodeError;
 use crate::event::{Msat, PaymentHash};
 use crate::leaf::{KnownSpend, Leaf, LeafId, LeafView};
+use crate::moves::{MovePart, PartView};
 use crate::pay::{InterceptHint, InvoiceRequest};
 
 impl Node {
@@ -231,6 +232,59 @@ impl Node {
     /// Payments of ours that are on their way, or were not long ago.
     pub fn payments(&self) -> Vec<PaymentView> {
         self.core.payments()
+    }
+
+    // ---- moves -----------------------------------------------------------------------------------------------
+
+    /// The coordinator's side: agrees to a part of a move, stores it, and returns the payment secret the client pays with. The same again gets the
+    /// same. It takes the place of one from the same leaf that was agreed to and not paid.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] for a hash that served another part, for terms that could cost us, and while another part from this leaf is not over.
+    pub fn take_part(&self, part: MovePart) -> Result<[u8; 32], NodeError> {
+        self.core.take_part(&part)
+    }
+
+    /// The wallet's side: the hash and the payment secret of what is to arrive over `to`. The same until it is sent.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if one of the leaves is not in force, and those of the store.
+    pub fn expect_part(
+        &self,
+        from: LeafId,
+        to: LeafId,
+        amount: Msat,
+    ) -> Result<(PaymentHash, [u8; 32]), NodeError> {
+        self.core.expect_part((from, to), amount)
+    }
+
+    /// The wallet's side: pays the coordinator over the part's old leaf exactly this much, which expires no sooner than at this height. Sent once;
+    /// the same again changes nothing. [`crate::NodeEvent::PartMoved`] or [`crate::NodeEvent::PartFailed`] tells the end.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if nothing was sent: the peer is away, another part from this leaf is not over, or there is no room.
+    pub fn send_part(
+        &self,
+        hash: PaymentHash,
+        amount: Msat,
+        secret: [u8; 32],
+        incoming_expiry: u32,
+    ) -> Result<(), NodeError> {
+        self.core.send_part(hash, amount, secret, incoming_expiry)
+    }
+
+    /// Parts of moves that are not over.
+    pub fn parts(&self) -> Vec<PartView> {
+        self.core.part_views()
+    }
+
+    /// Closes the empty channel of a leaf whose keys were handed over. We never publish it; its monitor stays, and punishes an old state. The same
+    /// again changes nothing. The coordinator first: what a client alone closes the coordinator brings to the chain.
+    ///
+    /// # Errors
+    /// [`NodeError::UnknownLeaf`]; [`NodeError::NotOver`] while something is pending in it, or of the client's left.
+    pub fn retire_leaf(&self, leaf: LeafId) -> Result<(), NodeError> {
+        self.core.retire_leaf(leaf)
     }
 
     // ---- channels --------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ impl Core {
             self.peers.process_events();
         }
         self.note_settled();
-        Ok(())
+        self.parts_step().await
     }
 
     /// Stores what changed; `true` if monitors did.

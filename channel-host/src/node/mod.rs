@@ -13,9 +13,12 @@ mod gossip;
 mod handle;
 mod leaves;
 mod log;
+mod moves;
+mod parts;
 mod payments;
 mod peers;
 mod persist;
+mod retire;
 mod settlement;
 mod start;
 mod sweep;
@@ -44,6 +47,7 @@ use crate::coins::CoinSource;
 use crate::config::NodeConfig;
 use crate::leaf::{Book, LeafId};
 use crate::leaf_keys::LeafKeys;
+use crate::moves::PartBook;
 use crate::pay::LeafRouter;
 use crate::store::Store;
 use broadcast::Broadcaster;
@@ -116,6 +120,7 @@ struct Core {
     store: Arc<Store>,
     log: Log,
     book: Arc<Book>,
+    parts: Arc<PartBook>,
     fees: Arc<FeeCache>,
     broadcaster: Arc<Broadcaster>,
     graph: Graph,

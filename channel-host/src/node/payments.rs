@@ -139,7 +139,7 @@ pub(super) const NO_WAY: &str =
     "no way to the receiver has room for this amount now, and time before its factory's end";
 
 /// Why nothing was sent, for people.
-fn not_sent(failure: RetryableSendFailure) -> NodeError {
+pub(super) fn not_sent(failure: RetryableSendFailure) -> NodeError {
     let why = match failure {
         RetryableSendFailure::PaymentExpired => "the invoice has expired",
         RetryableSendFailure::RouteNotFound => NO_WAY,

@@ -27,6 +27,7 @@ use super::chain_sync::{Listener, catch_up, checkpoints};
 use super::ended::{failed_back, note_ended, unspent_leaves};
 use super::gossip::Hearsay;
 use super::log::TracingLog;
+use super::parts::fail_unsent;
 use super::*;
 use crate::error::NodeError;
 use crate::store::{Change, EntryKey};
@@ -137,6 +138,7 @@ async fn load(
     check_owner(&store, &config, &id.to_string())?;
     let chain = Arc::clone(&config.chain);
     let book = Arc::new(Book::open(Store::clone(&store))?);
+    let moves = Arc::new(PartBook::open(Store::clone(&store))?);
     let fees = Arc::new(FeeCache::new());
     fees.refresh(&*chain).await?;
     let (broadcaster, packages) = Broadcaster::new(Arc::clone(&book), Arc::clone(&store));
@@ -257,6 +259,7 @@ async fn load(
         }
     };
     let manager = Arc::new(manager);
+    fail_unsent(&moves, &manager.list_recent_payments())?;
 
     let sweep_target = Arc::new(SweepTarget::default());
     sweep_target.refresh(&*config.coins).await;
@@ -355,6 +358,7 @@ async fn load(
         store,
         log,
         book,
+        parts: moves,
         fees,
         broadcaster,
         graph,
