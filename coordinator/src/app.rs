@@ -26,6 +26,7 @@ use crate::context::{ChainState, Context};
 use crate::datadir::{DataDir, DataDirError, DataDirLock};
 use crate::event::{Event, Events};
 use crate::keys::NodeKeys;
+use crate::ladder::{self, LadderState};
 use crate::lightning::{self, Lightning, LightningError};
 use crate::server::{self, Front};
 use crate::sessions::Sessions;
@@ -204,6 +205,7 @@ impl Coordinator {
             ceremonies: Ceremonies::default(),
             trees: Trees::default(),
             lightning: Lightning::default(),
+            ladder: LadderState::default(),
         });
         // Before it can be named to clients; a Bitcoin node that is away is waited for.
         lightning::start(&ctx, data.channels()).await?;
@@ -288,6 +290,8 @@ impl Coordinator {
         self.spawn("chain", chain_task::run(ctx, self.shutdown.subscribe()));
         let ctx = Arc::clone(&self.ctx);
         self.spawn("lightning", lightning::run(ctx, self.shutdown.subscribe()));
+        let ctx = Arc::clone(&self.ctx);
+        self.spawn("ladder", ladder::run(ctx, self.shutdown.subscribe()));
         let (listen, connection) = (self.listen.to_string(), self.connection.to_string());
         let ctx = Arc::clone(&self.ctx);
         let mut stop = self.shutdown.subscribe();

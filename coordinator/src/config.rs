@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bitcoin::{Amount, FeeRate, Network};
+use factory_tree::ceremony::coordinator::fee_for;
+use factory_tree::ladder::{LadderError, LadderParams};
 use factory_tree::params::{ExpiryPolicy, FactoryParams, Profile};
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
@@ -53,6 +55,8 @@ pub struct Config {
     pub factory: FactoryConfig,
     /// The Lightning node.
     pub lightning: LightningConfig,
+    /// The ladder.
+    pub ladder: LadderConfig,
 }
 
 /// See `kdf` in the default file.
@@ -119,8 +123,10 @@ pub struct Policy {
     pub capacity_default_sat: u64,
     /// Largest capacity.
     pub capacity_max_sat: u64,
-    /// Price.
+    /// Price, whatever the capacity.
     pub fee_sat: u64,
+    /// Price in parts per million of the capacity.
+    pub fee_ppm: u32,
     /// Depth at which a factory is used; `None`: by network.
     pub confirmations: Option<u32>,
     /// Oldest client software served.
@@ -129,6 +135,14 @@ pub struct Policy {
     pub score_half_life_blocks: u32,
     /// Score from which a client is not invited.
     pub score_skip_above: f64,
+}
+
+impl Policy {
+    /// What a month costs a client with this capacity.
+    #[must_use]
+    pub fn fee_for(&self, capacity: Amount) -> Amount {
+        fee_for(Amount::from_sat(self.fee_sat), self.fee_ppm, capacity)
+    }
 }
 
 /// See `[ceremony]` in the default file.
@@ -185,6 +199,32 @@ pub struct LightningConfig {
     pub base_fee_msat: u32,
     /// What it costs beside, in millionths of the amount.
     pub fee_ppm: u32,
+}
+
+/// See `[ladder]` in the default file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LadderConfig {
+    /// Whether a factory is born at every spacing.
+    pub enabled: bool,
+    /// Factories that are active or dying at once.
+    pub rungs: u32,
+    /// Blocks between two births.
+    pub spacing: u32,
+    /// Invitations of a client while its factory dies.
+    pub invitations: u8,
+    /// How much later than planned a birth may be.
+    pub birth_slip: u32,
+    /// Blocks a client is given to move.
+    pub move_time: u32,
+    /// Depth at which old keys may be handed over.
+    pub handover_depth: u32,
+    /// Depth at which reaped coins are used again.
+    pub reap_depth: u32,
+    /// Depth at which what is spent is forgotten.
+    pub bury_depth: u32,
+    /// Blocks before the dying days of the first notice.
+    pub early_notice: u32,
 }
 
 /// See `[factory]` in the default file.
@@ -312,6 +352,9 @@ pub enum ConfigError {
     /// The parameters of new factories.
     #[error("[factory]: {0}")]
     Factory(#[from] params::ParamError),
+    /// Parameters of the ladder that cannot hold, alone or with those of its factories.
+    #[error("[ladder]: {0}")]
+    Ladder(#[from] LadderError),
 }
 
 impl Config {
@@ -433,7 +476,11 @@ impl Config {
                 "must be at least chain.fallback_feerate",
             ));
         }
-        self.factory_params(&BTreeMap::new())?;
+        let factory = self.factory_params(&BTreeMap::new())?;
+        if self.ladder.enabled {
+            self.ladder_params()
+                .validate(&factory, self.ceremony.max_clients)?;
+        }
         Ok(())
     }
 
@@ -536,6 +583,24 @@ impl Config {
                 .map(|(name, value)| (name.clone(), value.clone())),
         );
         params::with(&base, &all)
+    }
+
+    /// The numbers of the ladder.
+    #[must_use]
+    pub fn ladder_params(&self) -> LadderParams {
+        let ladder = &self.ladder;
+        LadderParams {
+            rungs: ladder.rungs,
+            spacing: ladder.spacing,
+            invitations: ladder.invitations,
+            birth_slip: ladder.birth_slip,
+            usable_depth: self.confirmations(),
+            move_time: ladder.move_time,
+            handover_depth: ladder.handover_depth,
+            reap_depth: ladder.reap_depth,
+            bury_depth: ladder.bury_depth,
+            early_notice: ladder.early_notice,
+        }
     }
 
     /// Depth at which a factory is used.

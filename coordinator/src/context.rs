@@ -11,6 +11,7 @@ use crate::ceremony::Ceremonies;
 use crate::config::Config;
 use crate::event::Events;
 use crate::keys::NodeKeys;
+use crate::ladder::LadderState;
 use crate::lightning::Lightning;
 use crate::sessions::Sessions;
 use crate::store::Store;
@@ -61,6 +62,8 @@ pub struct Context {
     pub trees: Trees,
     /// The Lightning node.
     pub lightning: Lightning,
+    /// The ladder.
+    pub ladder: LadderState,
 }
 
 impl Context {

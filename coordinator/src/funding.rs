@@ -1,6 +1,8 @@
 //! The coins of a ceremony: pinned before anybody is invited, drafted into a funding that nobody signs, signed when every client
 //! holds its exit, and broadcast until it is in the chain.
 
+use std::collections::HashSet;
+
 use bitcoin::{Amount, FeeRate, OutPoint, Transaction, TxOut};
 use chain::ChainError;
 use chain::wallet::WalletError;
@@ -13,7 +15,7 @@ use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
 use crate::store::ceremonies::{self, Pin};
-use crate::store::{self, StoreError, factories};
+use crate::store::{self, StoreError, factories, sweeps};
 
 /// Why a funding cannot be made or broadcast.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,18 @@ pub fn estimate(params: &FactoryParams, capacities: &[Amount]) -> Option<Amount>
     sum.checked_add(Amount::from_sat(u64::try_from(share).ok()?))
 }
 
+/// Coins that came back a short while ago: an ex-client still holds a signed spend of what they were, so they fund nothing before that is
+/// buried (attacks.md A7).
+async fn shallow(ctx: &Context) -> store::Result<HashSet<OutPoint>> {
+    let depth = ctx.config.ladder.reap_depth;
+    let since = ctx.height().saturating_add(2).saturating_sub(depth);
+    let coins = ctx
+        .store
+        .read(async |tx| sweeps::coins_since(tx, since).await)
+        .await?;
+    Ok(coins.into_iter().collect())
+}
+
 /// Reserves coins for a ceremony: the first of them is common to all its attempts. They are not stored yet.
 ///
 /// # Errors
@@ -61,9 +75,10 @@ pub async fn pin(
         value: amount,
         script_pubkey,
     };
+    let shallow = shallow(ctx).await?;
     let draft = ctx
         .wallet
-        .build_funding(&[placeholder], &[], feerate)
+        .build_funding(&[placeholder], &[], &shallow, feerate)
         .await?;
     let pins = draft.inputs().zip(draft.prevouts.iter().cloned());
     Ok(pins
@@ -86,9 +101,10 @@ pub async fn draft(
         .read(async |tx| ceremonies::pins(tx, ceremony).await)
         .await?;
     let pinned: Vec<OutPoint> = pins.iter().map(|pin| pin.outpoint).collect();
+    let shallow = shallow(ctx).await?;
     let draft = ctx
         .wallet
-        .build_funding(&[output], &pinned, feerate)
+        .build_funding(&[output], &pinned, &shallow, feerate)
         .await?;
     let inputs = draft.inputs().zip(draft.prevouts.iter().cloned());
     let more: Vec<Pin> = inputs

@@ -13,6 +13,7 @@ pub mod event;
 pub mod fault;
 pub mod funding;
 pub mod keys;
+pub mod ladder;
 pub mod lightning;
 pub mod notify;
 pub mod params;

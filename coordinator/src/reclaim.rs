@@ -1,23 +1,31 @@
-//! Takes back what is the coordinator's alone: unsold stocks `q` blocks after their leaf confirmed, and under `LspReclaim` what nobody
-//! published by `T`. Derived anew at every tip from what is on the chain.
+//! Takes back what is the coordinator's alone: whatever all its other owners have handed over their keys of, at once; unsold stocks `q`
+//! blocks after their leaf confirmed; under `LspReclaim` what nobody published by `T`. Derived anew at every tip from what is on the chain.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bitcoin::key::Keypair;
-use bitcoin::secp256k1::Secp256k1;
+use bitcoin::secp256k1::{All, Secp256k1, SecretKey};
 use bitcoin::{Amount, FeeRate, OutPoint, ScriptBuf, Transaction, Txid};
 use chain::ChainError;
+use channel_host::{KnownSpend, LeafId, SpendKind, lsp_channel_id};
 use factory_tree::factory::SpentKind;
+use factory_tree::handover::ClientKeys;
 use factory_tree::ids::FactoryId;
 use factory_tree::keys::Owners;
 use factory_tree::output::{self, ScriptLeaf};
 use factory_tree::plan;
+use factory_tree::shape::ClientRange;
 use factory_tree::sweep::{self, SweepError, SweepInput, Unlock};
 use factory_tree::tx::checked_sum;
 
 use crate::chain_task::ChainTaskError;
 use crate::context::Context;
 use crate::event::Event;
+use crate::fault;
+use crate::keys::FreshSeed;
+use crate::store::factories::FactoryRow;
+use crate::store::ladder;
+use crate::store::ladder::HandoverRow;
 use crate::store::outputs::{self, OutputRow};
 use crate::store::sweeps::{self, SweepRow};
 use crate::store::{attempts, factories};
@@ -35,10 +43,17 @@ const MOST_INPUTS: usize = 500;
 /// # Errors
 /// [`ChainTaskError`]; what was not done is done at the next block.
 pub async fn run(ctx: &Context) -> Result<(), ChainTaskError> {
-    let (unspent, pending) = ctx
+    let (unspent, pending, handed_over) = ctx
         .store
-        .read(async |tx| Ok((outputs::unspent(tx).await?, sweeps::pending(tx).await?)))
+        .read(async |tx| {
+            Ok((
+                outputs::unspent(tx).await?,
+                sweeps::pending(tx).await?,
+                ladder::handed_over(tx).await?,
+            ))
+        })
         .await?;
+    let handed_over: HashMap<FactoryId, u32> = handed_over.into_iter().collect();
     if unspent.is_empty() && pending.is_empty() {
         return Ok(());
     }
@@ -56,15 +71,17 @@ pub async fn run(ctx: &Context) -> Result<(), ChainTaskError> {
         .into_iter()
         .filter(|output| !swept.contains(&output.outpoint))
     {
-        if matches!(
+        let has_leaf = matches!(
             output.kind,
             SpentKind::Stock | SpentKind::Funding | SpentKind::Static | SpentKind::State
-        ) {
+        );
+        if has_leaf || handed_over.contains_key(&output.factory) {
             by_factory.entry(output.factory).or_default().push(output);
         }
     }
     for (factory, outputs) in by_factory {
-        if let Err(error) = sweep_factory(ctx, factory, outputs).await {
+        let left = handed_over.get(&factory).copied().unwrap_or(0);
+        if let Err(error) = sweep_factory(ctx, factory, left, outputs).await {
             match error {
                 // One factory that cannot be rebuilt does not keep the others.
                 ChainTaskError::Trees(error) => {
@@ -124,9 +141,30 @@ fn is_stuck(row: &SweepRow, unspent: &[OutputRow], height: u32, feerate: FeeRate
     due.to_sat() > paid.to_sat().saturating_add(paid.to_sat() / 4)
 }
 
+/// How an output is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Means {
+    /// By the script leaf, whose lock has ended.
+    Leaf(ScriptLeaf),
+    /// All its other owners have handed over their keys.
+    Keys,
+}
+
+/// Whether anything of a factory may be ours now, before its tree is built: `left` clients of it have handed over.
+fn may_be_due(row: &FactoryRow, left: u32, outputs: &[OutputRow], height: u32) -> bool {
+    let stands = outputs.iter().all(|output| output.outpoint == row.funding);
+    let by_keys = match stands {
+        true => left >= row.clients,
+        false => left > 0,
+    };
+    let stock = outputs.iter().any(|output| output.kind == SpentKind::Stock);
+    by_keys || stock || height >= row.expiry_height
+}
+
 async fn sweep_factory(
     ctx: &Context,
     factory: FactoryId,
+    left: u32,
     outputs: Vec<OutputRow>,
 ) -> Result<(), ChainTaskError> {
     let height = ctx.height();
@@ -135,11 +173,9 @@ async fn sweep_factory(
         .read(async |tx| factories::get(tx, factory).await)
         .await?;
     // Cheap first: a factory's tree is built only when something of it may be due.
-    let expired = row.as_ref().is_some_and(|row| height >= row.expiry_height);
-    if !expired && outputs.iter().all(|output| output.kind != SpentKind::Stock) {
+    let Some(row) = row.filter(|row| may_be_due(row, left, &outputs, height)) else {
         return Ok(());
-    }
-    let Some(row) = row else { return Ok(()) };
+    };
     let last = ctx
         .store
         .read(async |tx| sweeps::last_refused(tx, factory).await)
@@ -148,32 +184,42 @@ async fn sweep_factory(
         return Ok(());
     }
     let known = ctx.trees.get(&ctx.store, factory).await?;
-    let due: Vec<(OutputRow, ScriptLeaf)> = outputs
+    let (fresh, handed_over) = ctx
+        .store
+        .read(async |tx| {
+            Ok((
+                attempts::fresh(tx, row.round).await?,
+                ladder::keys(tx, factory).await?,
+            ))
+        })
+        .await?;
+    let keys = Keys::open(ctx, &known, &row, fresh, &handed_over);
+    let due: Vec<(OutputRow, Means)> = outputs
         .into_iter()
         .filter_map(|output| {
             let params = &known.tree.spec().params;
             let leaf = plan::script_leaf(params, known.tree.schedule(), output.kind);
-            is_due(leaf, output.confirmed_height, height).then_some((output, leaf))
+            let means = if is_due(leaf, output.confirmed_height, height) {
+                Means::Leaf(leaf)
+            } else if keys.own(&owners(&known, output.outpoint)?) {
+                Means::Keys
+            } else {
+                return None;
+            };
+            Some((output, means))
         })
         .take(MOST_INPUTS)
         .collect();
     if due.is_empty() {
         return Ok(());
     }
-    let fresh = ctx
-        .store
-        .read(async |tx| attempts::fresh(tx, row.round).await)
-        .await?;
-    let mut secret = ctx.keys.factory_secret(row.round, fresh);
-    let keypair = Keypair::from_secret_key(&Secp256k1::new(), &secret);
-    secret.non_secure_erase();
     let feerate = ctx.feerate().await;
     // First to a script of the same length: what is not worth it, block after block, takes no address of the wallet's.
-    let trial = output::taproot(keypair.x_only_public_key().0);
-    let made = match make(&known, &due, &keypair, trial, feerate) {
+    let trial = output::taproot(keys.lsp.x_only_public_key().0);
+    let made = match make(&known, &due, &keys, trial, feerate) {
         Ok(_) => {
             let destination = ctx.wallet.new_address().await?.script_pubkey();
-            make(&known, &due, &keypair, destination, feerate)
+            make(&known, &due, &keys, destination, feerate)
         }
         error => error,
     };
@@ -188,7 +234,37 @@ async fn sweep_factory(
             return Ok(());
         }
     };
+    tell_node(ctx, &known, &due, &tx).await;
     publish(ctx, factory, tx).await
+}
+
+/// A channel that we take by keys is no commitment: the node has to know before it sees it.
+async fn tell_node(ctx: &Context, known: &KnownTree, due: &[(OutputRow, Means)], tx: &Transaction) {
+    let Some(node) = ctx.lightning.node() else {
+        return;
+    };
+    let spend = KnownSpend {
+        txid: tx.compute_txid(),
+        kind: SpendKind::Reap,
+    };
+    let channels = due
+        .iter()
+        .filter(|(output, _)| output.kind == SpentKind::Channel);
+    let leaves: Vec<LeafId> = channels
+        .filter_map(|(output, _)| {
+            let position = owners(known, output.outpoint)?.start as usize;
+            let member = known.tree.spec().members.get(position)?;
+            Some(LeafId(member.leaf_id.0))
+        })
+        .collect();
+    // A write of the node's, which waits for the disk.
+    let told = tokio::task::spawn_blocking(move || {
+        let mut leaves = leaves.into_iter();
+        leaves.try_for_each(|leaf| node.add_known_spends(leaf, &[spend]))
+    });
+    if let Ok(Err(error)) = told.await {
+        tracing::warn!(%error, "the Lightning node takes a reap for a closing");
+    }
 }
 
 async fn publish(ctx: &Context, factory: FactoryId, tx: Transaction) -> Result<(), ChainTaskError> {
@@ -208,6 +284,7 @@ async fn publish(ctx: &Context, factory: FactoryId, tx: Transaction) -> Result<(
     ctx.store
         .write(async |conn| sweeps::insert(conn, &row).await)
         .await?;
+    fault::point("reap_stored");
     if again(ctx, &row).await? {
         ctx.events.emit(Event::SweepBroadcast {
             factory,
@@ -230,47 +307,161 @@ fn is_due(leaf: ScriptLeaf, confirmed: u32, tip: u32) -> bool {
     }
 }
 
+/// What opens the outputs of one factory.
+struct Keys {
+    secp: Secp256k1<All>,
+    lsp: Keypair,
+    /// Of clients that have handed over, by their place.
+    clients: HashMap<u32, ClientKeys>,
+    /// Our channel keys, likewise.
+    channels: HashMap<u32, Keypair>,
+}
+
+impl Keys {
+    fn open(
+        ctx: &Context,
+        known: &KnownTree,
+        row: &FactoryRow,
+        fresh: FreshSeed,
+        handed_over: &[HandoverRow],
+    ) -> Self {
+        let secp = Secp256k1::new();
+        let mut secret = ctx.keys.factory_secret(row.round, fresh);
+        let members = &known.tree.spec().members;
+        let (mut clients, mut channels) = (HashMap::new(), HashMap::new());
+        for one in handed_over {
+            let Some(member) = members.get(one.position as usize) else {
+                continue;
+            };
+            match one.keys.open(member, &secret) {
+                Ok(keys) => {
+                    let id = lsp_channel_id(member.leaf_id.0, fresh);
+                    let mut own = ctx.keys.leaf_keys().funding_secret(id);
+                    channels.insert(one.position, Keypair::from_secret_key(&secp, &own));
+                    own.non_secure_erase();
+                    clients.insert(one.position, keys);
+                }
+                // They were checked before they were stored.
+                Err(error) => tracing::error!(%error, "stored keys of a client are damaged"),
+            }
+        }
+        let lsp = Keypair::from_secret_key(&secp, &secret);
+        secret.non_secure_erase();
+        Self {
+            secp,
+            lsp,
+            clients,
+            channels,
+        }
+    }
+
+    /// Whether these clients' keys are all ours.
+    fn own(&self, clients: &ClientRange) -> bool {
+        clients
+            .clone()
+            .all(|client| self.clients.contains_key(&client))
+    }
+
+    /// Every owner's secret, in key-aggregation order.
+    fn secrets(&self, clients: &ClientRange) -> Option<Vec<SecretKey>> {
+        let mut all = vec![self.lsp.secret_key()];
+        for client in clients.clone() {
+            all.push(self.clients.get(&client)?.factory);
+        }
+        Some(all)
+    }
+
+    /// The key pair and the way by which a channel of a client that has left is ours.
+    fn channel(&self, client: u32) -> Option<(Keypair, Unlock)> {
+        let theirs = self.clients.get(&client)?;
+        let other = Keypair::from_secret_key(&self.secp, &theirs.channel);
+        Some((*self.channels.get(&client)?, Unlock::Channel { other }))
+    }
+}
+
 fn make(
     known: &KnownTree,
-    due: &[(OutputRow, ScriptLeaf)],
-    keypair: &Keypair,
+    due: &[(OutputRow, Means)],
+    keys: &Keys,
     destination: ScriptBuf,
     feerate: FeeRate,
 ) -> Result<Transaction, SweepError> {
-    let mut ring = known.tree.keys().clone();
-    let mut inputs = Vec::with_capacity(due.len());
-    for (output, leaf) in due {
-        let not_ours = SweepError::NotOurs {
+    let mut spends = Vec::with_capacity(due.len());
+    for (output, means) in due {
+        let spend = spend(known, output, *means, keys);
+        spends.push(spend.ok_or(SweepError::NotOurs {
             outpoint: output.outpoint,
-        };
-        let clients = owners(known, output.outpoint).ok_or_else(|| not_ours.clone())?;
-        let root = leaf.merkle_root(ring.lsp_x_only());
-        let key = ring
-            .output(&Owners::with_lsp(&clients), root)
-            .map_err(|_| not_ours)?;
-        inputs.push(SweepInput {
+        })?);
+    }
+    let inputs: Vec<SweepInput<'_>> = due
+        .iter()
+        .zip(&spends)
+        .map(|((output, _), spend)| SweepInput {
             outpoint: output.outpoint,
             txout: bitcoin::TxOut {
                 value: output.amount,
-                script_pubkey: key.script(),
+                script_pubkey: spend.script.clone(),
             },
-            keypair,
-            unlock: Unlock::Leaf {
-                leaf: *leaf,
-                internal_key: key.internal,
-            },
-        });
-    }
+            keypair: &spend.pair,
+            unlock: spend.unlock,
+        })
+        .collect();
     sweep::sweep(
-        &Secp256k1::new(),
+        &keys.secp,
         &inputs,
         destination,
         feerate.to_sat_per_vb_ceil(),
     )
 }
 
+/// How one output is spent.
+struct Spend {
+    script: ScriptBuf,
+    pair: Keypair,
+    unlock: Unlock,
+}
+
+fn spend(known: &KnownTree, output: &OutputRow, means: Means, keys: &Keys) -> Option<Spend> {
+    let clients = owners(known, output.outpoint)?;
+    if output.kind == SpentKind::Channel {
+        let member = known.tree.spec().members.get(clients.start as usize)?;
+        let (pair, unlock) = keys.channel(clients.start)?;
+        let script = output::channel(&member.channel_key, &member.lsp_channel_key);
+        return Some(Spend {
+            script,
+            pair,
+            unlock,
+        });
+    }
+    let mut ring = known.tree.keys().clone();
+    let spec = known.tree.spec();
+    let leaf = plan::script_leaf(&spec.params, known.tree.schedule(), output.kind);
+    let root = leaf.merkle_root(ring.lsp_x_only());
+    let key = ring.output(&Owners::with_lsp(&clients), root).ok()?;
+    let (pair, unlock) = match means {
+        Means::Leaf(leaf) => (
+            keys.lsp,
+            Unlock::Leaf {
+                leaf,
+                internal_key: key.internal,
+            },
+        ),
+        Means::Keys => {
+            let mut secrets = keys.secrets(&clients)?;
+            let pair = key.keypair(&keys.secp, &secrets);
+            secrets.iter_mut().for_each(SecretKey::non_secure_erase);
+            (pair.ok()?, Unlock::Output)
+        }
+    };
+    Some(Spend {
+        script: key.script(),
+        pair,
+        unlock,
+    })
+}
+
 /// The clients an output belongs to.
-fn owners(known: &KnownTree, outpoint: OutPoint) -> Option<factory_tree::shape::ClientRange> {
+fn owners(known: &KnownTree, outpoint: OutPoint) -> Option<ClientRange> {
     if outpoint == known.tree.funding() {
         return Some(0..u32::try_from(known.tree.spec().members.len()).ok()?);
     }

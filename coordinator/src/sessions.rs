@@ -128,6 +128,8 @@ impl Sessions {
             let text = "the same client opened another session; this one ends";
             older.stop(ServiceError::new(ErrorCode::SessionReplaced, text));
         }
+        drop(open);
+        self.changed();
         Ok(SessionHandle {
             number,
             replaced,

@@ -49,6 +49,8 @@ fn wish() -> Wish {
         min_clients: 2,
         capacity: None,
         feerate_sat_per_kwu: None,
+        rung: None,
+        invited: None,
     }
 }
 
@@ -67,6 +69,7 @@ fn terms() -> Terms {
     Terms {
         params: params(),
         fee: Amount::ZERO,
+        fee_ppm: 0,
         join_seconds: 1,
         step_seconds: 2,
         min_clients: 2,

@@ -32,6 +32,7 @@ use crate::config::Config;
 use crate::context::{ChainState, Context};
 use crate::event::{Event, Events};
 use crate::keys::{FreshSeed, NodeKeys};
+use crate::ladder::LadderState;
 use crate::lightning::Lightning;
 use crate::sessions::Sessions;
 use crate::store::ceremonies::{self, Wish};
@@ -392,6 +393,8 @@ impl TestWorld {
             min_clients: 2,
             capacity: None,
             feerate_sat_per_kwu: None,
+            rung: None,
+            invited: None,
         };
         self.ctx
             .store
@@ -470,6 +473,7 @@ async fn context(
         ceremonies: Ceremonies::default(),
         trees: Trees::default(),
         lightning: Lightning::default(),
+        ladder: LadderState::default(),
     };
     (Arc::new(ctx), reader)
 }

@@ -168,6 +168,28 @@ impl KeyRing {
     }
 }
 
+impl OutputKey {
+    /// The key pair of the output itself, from the secret of every owner in key-aggregation order:
+    /// what the last of them to leave has handed over makes the output its holder's alone.
+    ///
+    /// # Errors
+    /// [`MusigError::NotASigner`] when they are not the owners' secrets.
+    pub fn keypair<C: secp256k1::Signing>(
+        &self,
+        secp: &secp256k1::Secp256k1<C>,
+        secrets: &[SecretKey],
+    ) -> Result<secp256k1::Keypair, MusigError> {
+        let mut secret = self.group.secret(secrets)?;
+        let pair = secp256k1::Keypair::from_secret_key(secp, &secret);
+        secret.non_secure_erase();
+        // The x-only key is what counts (BIP-340): a signer negates where needed.
+        match pair.x_only_public_key().0 == self.output {
+            true => Ok(pair),
+            false => Err(MusigError::NotASigner),
+        }
+    }
+}
+
 fn output_key(
     owners: &Owners,
     untweaked: &Group,

@@ -17,6 +17,7 @@ pub mod expiry;
 pub mod export;
 pub mod factory;
 pub mod guard;
+pub mod handover;
 pub mod ids;
 #[cfg(test)]
 mod kernel;

@@ -153,6 +153,11 @@ pub trait Bip327: Sized {
         message: &Message,
         partial: &PartialSignature,
     ) -> bool;
+    /// The secret key of the (tweaked) aggregate, from every signer's in key-aggregation order.
+    ///
+    /// # Errors
+    /// [`MusigError::NotASigner`] when they are not the signers' secrets.
+    fn secret(&self, secrets: &[SecretKey]) -> Result<SecretKey, MusigError>;
     /// PartialSigAgg. The result is not verified.
     fn combine(
         &self,
@@ -237,6 +242,17 @@ impl Bip327 for Group {
             return false;
         };
         musig2::verify_partial(&self.context, partial.0, &sum.0, signer, &nonce.0, message).is_ok()
+    }
+
+    fn secret(&self, secrets: &[SecretKey]) -> Result<SecretKey, MusigError> {
+        if secrets.len() != self.context.pubkeys().len() {
+            return Err(MusigError::NotASigner);
+        }
+        // The crate checks that the sum is the aggregate's secret.
+        let sum: Result<musig2::secp::Scalar, _> =
+            self.context.aggregated_seckey(secrets.iter().map(scalar));
+        let bytes = Zeroizing::new(sum.map_err(|_| MusigError::NotASigner)?.serialize());
+        SecretKey::from_slice(bytes.as_slice()).map_err(|_| MusigError::NotASigner)
     }
 
     fn combine(

@@ -1,16 +1,16 @@
 //! Spends by one party alone: the LSP's, of a stock after its delay and of unpublished outputs at
-//! `T` (`LspReclaim`), by the script leaf; and anybody's of its own key-path output, such as a
-//! timeout's payout.
+//! `T` (`LspReclaim`), by the script leaf, and of whatever all others have handed over their keys
+//! of; and anybody's of its own key-path output, such as a timeout's payout.
 
 use bitcoin::hashes::Hash;
 use bitcoin::key::{Keypair, TapTweak};
-use bitcoin::secp256k1::{Message, Secp256k1, Signing, Verification, XOnlyPublicKey};
-use bitcoin::sighash::{Prevouts, SighashCache, TapSighashType};
+use bitcoin::secp256k1::{Message, Secp256k1, Signing, Verification, XOnlyPublicKey, ecdsa};
+use bitcoin::sighash::{EcdsaSighashType, Prevouts, SighashCache, TapSighashType};
 use bitcoin::taproot::{ControlBlock, LeafVersion, TapLeafHash, TaprootMerkleBranch};
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Transaction, TxIn, TxOut, Witness};
 
-use crate::output::{MIN_OUTPUT, ScriptLeaf};
+use crate::output::{MIN_OUTPUT, ScriptLeaf, channel_witness_script};
 use crate::tx::Timelock;
 
 /// The most weight of a transaction that nodes relay.
@@ -27,6 +27,14 @@ pub enum Unlock {
         leaf: ScriptLeaf,
         /// The aggregate that is the output's internal key.
         internal_key: XOnlyPublicKey,
+    },
+    /// By the key path: the key is the output's own, tweaked already
+    /// ([`OutputKey::keypair`](crate::keys::OutputKey::keypair)).
+    Output,
+    /// A channel output (BOLT 3's 2-of-2), both of whose keys are here.
+    Channel {
+        /// The other one.
+        other: Keypair,
     },
 }
 
@@ -97,7 +105,7 @@ pub fn sweep<C: Signing + Verification>(
     let mut tx = unsigned(inputs, destination);
     // A signature has the same size whatever it signs.
     for (txin, spend) in tx.input.iter_mut().zip(&spends) {
-        txin.witness = spend.witness(&[0; 64]);
+        txin.witness = spend.placeholder();
     }
     let weight = tx.weight().to_wu();
     if weight > MAX_WEIGHT {
@@ -143,7 +151,7 @@ fn unsigned(inputs: &[SweepInput<'_>], destination: ScriptBuf) -> Transaction {
 /// The locks an input's script asks for.
 const fn lock(unlock: Unlock) -> Timelock {
     match unlock {
-        Unlock::KeyPath => Timelock::NONE,
+        Unlock::KeyPath | Unlock::Output | Unlock::Channel { .. } => Timelock::NONE,
         Unlock::Leaf { leaf, .. } => match leaf {
             ScriptLeaf::None => Timelock::NONE,
             ScriptLeaf::LspAfter(height) => Timelock {
@@ -166,6 +174,11 @@ enum Spend {
         script: ScriptBuf,
         control: ControlBlock,
     },
+    /// Keys in the order of the script.
+    Channel {
+        keys: [Keypair; 2],
+        script: ScriptBuf,
+    },
 }
 
 impl Spend {
@@ -175,6 +188,11 @@ impl Spend {
         let (internal, script) = match input.unlock {
             Unlock::KeyPath => (own, None),
             Unlock::Leaf { leaf, internal_key } => (internal_key, Some(leaf.script(own)?)),
+            Unlock::Output => {
+                let ours = crate::output::taproot(own);
+                return (input.txout.script_pubkey == ours).then_some(Self::Key(*input.keypair));
+            }
+            Unlock::Channel { other } => return Self::channel(input, other),
         };
         let root = script
             .as_ref()
@@ -198,18 +216,40 @@ impl Spend {
         })
     }
 
-    fn witness(&self, signature: &[u8; 64]) -> Witness {
+    fn channel(input: &SweepInput<'_>, other: Keypair) -> Option<Self> {
+        let mut keys = [*input.keypair, other];
+        keys.sort_by_key(|key| key.public_key().serialize());
+        let [first, second] = &keys;
+        let script = channel_witness_script(&first.public_key(), &second.public_key());
+        (input.txout.script_pubkey == script.to_p2wsh()).then_some(Self::Channel { keys, script })
+    }
+
+    /// As large as the witness will be at the most.
+    fn placeholder(&self) -> Witness {
         match self {
-            Self::Key(_) => Witness::from_slice(&[signature]),
+            Self::Key(_) | Self::Script { .. } => self.schnorr_witness(&[0; 64]),
+            Self::Channel { script, .. } => {
+                let signature = [0; LARGEST_ECDSA];
+                Witness::from_slice(&[&[], signature.as_slice(), &signature, script.as_bytes()])
+            }
+        }
+    }
+
+    fn schnorr_witness(&self, signature: &[u8; 64]) -> Witness {
+        match self {
             Self::Script {
                 script, control, ..
             } => {
                 let elements = [signature.to_vec(), script.to_bytes(), control.serialize()];
                 Witness::from_slice(&elements)
             }
+            Self::Key(_) | Self::Channel { .. } => Witness::from_slice(&[signature]),
         }
     }
 }
+
+/// The largest DER signature with low S and its sighash byte.
+const LARGEST_ECDSA: usize = 72;
 
 fn sign<C: Signing>(
     secp: &Secp256k1<C>,
@@ -221,27 +261,64 @@ fn sign<C: Signing>(
     let prevouts = Prevouts::All(&prevouts);
     let unsigned = tx.clone();
     let mut cache = SighashCache::new(&unsigned);
-    let ty = TapSighashType::Default;
     for (index, (txin, spend)) in tx.input.iter_mut().zip(spends).enumerate() {
-        let (keypair, sighash) = match spend {
-            Spend::Key(keypair) => (
-                keypair,
-                cache.taproot_key_spend_signature_hash(index, &prevouts, ty),
-            ),
-            Spend::Script {
-                keypair, script, ..
-            } => {
-                let leaf = TapLeafHash::from_script(script, LeafVersion::TapScript);
-                let hash = cache.taproot_script_spend_signature_hash(index, &prevouts, leaf, ty);
-                (keypair, hash)
-            }
+        // `None` only for an input that is not there.
+        let witness = match spend {
+            Spend::Channel { keys, script } => inputs
+                .get(index)
+                .and_then(|input| channel_witness(secp, &mut cache, index, input, keys, script)),
+            spend => taproot_witness(secp, &mut cache, index, &prevouts, spend),
         };
-        // Fails only for an input that is not there.
-        let Ok(sighash) = sighash else { continue };
-        let message = Message::from_digest(sighash.to_byte_array());
-        let signature = secp.sign_schnorr_no_aux_rand(&message, keypair);
-        txin.witness = spend.witness(&signature.serialize());
+        txin.witness = witness.unwrap_or_default();
     }
+}
+
+fn taproot_witness<C: Signing>(
+    secp: &Secp256k1<C>,
+    cache: &mut SighashCache<&Transaction>,
+    index: usize,
+    prevouts: &Prevouts<'_, &TxOut>,
+    spend: &Spend,
+) -> Option<Witness> {
+    let ty = TapSighashType::Default;
+    let (keypair, sighash) = match spend {
+        Spend::Key(keypair) => (
+            keypair,
+            cache.taproot_key_spend_signature_hash(index, prevouts, ty),
+        ),
+        Spend::Script {
+            keypair, script, ..
+        } => {
+            let leaf = TapLeafHash::from_script(script, LeafVersion::TapScript);
+            let hash = cache.taproot_script_spend_signature_hash(index, prevouts, leaf, ty);
+            (keypair, hash)
+        }
+        Spend::Channel { .. } => return None,
+    };
+    let message = Message::from_digest(sighash.ok()?.to_byte_array());
+    let signature = secp.sign_schnorr_no_aux_rand(&message, keypair);
+    Some(spend.schnorr_witness(&signature.serialize()))
+}
+
+/// BOLT 3's witness of a funding output: nothing for CHECKMULTISIG's extra element, then both signatures.
+fn channel_witness<C: Signing>(
+    secp: &Secp256k1<C>,
+    cache: &mut SighashCache<&Transaction>,
+    index: usize,
+    input: &SweepInput<'_>,
+    keys: &[Keypair; 2],
+    script: &ScriptBuf,
+) -> Option<Witness> {
+    let ty = EcdsaSighashType::All;
+    let sighash = cache.p2wsh_signature_hash(index, script, input.txout.value, ty);
+    let message = Message::from_digest(sighash.ok()?.to_byte_array());
+    let signed = keys.each_ref().map(|key| {
+        let signature: ecdsa::Signature = secp.sign_ecdsa_low_r(&message, &key.secret_key());
+        bitcoin::ecdsa::Signature::sighash_all(signature).serialize()
+    });
+    let [first, second] = &signed;
+    let elements: [&[u8]; 4] = [&[], first.as_ref(), second.as_ref(), script.as_bytes()];
+    Some(Witness::from_slice(&elements))
 }
 
 #[cfg(test)]

@@ -50,6 +50,8 @@ CREATE TABLE factories (
     birth_height INTEGER NOT NULL,
     expiry_height INTEGER NOT NULL,
     confirmations INTEGER NOT NULL,
+    -- What was agreed to for it, per month.
+    fee_sat INTEGER NOT NULL,
     acked INTEGER NOT NULL CHECK (acked IN (0, 1)),
     failed INTEGER NOT NULL CHECK (failed IN (0, 1)),
     confirmed_height INTEGER,
@@ -57,7 +59,11 @@ CREATE TABLE factories (
     -- Its funding can never confirm: the common pin is spent elsewhere, to depth.
     abandoned_height INTEGER,
     -- Nothing of it is left to be claimed.
-    closed_height INTEGER
+    closed_height INTEGER,
+    -- The keys of it are being handed over: the gate of its channel is shut (begun), they may have been sent (sent).
+    handover TEXT CHECK (handover IN ('begun', 'sent')),
+    -- The coordinator has them.
+    handed_over_height INTEGER
 ) STRICT;
 
 -- Exit kits, whole: finished transactions only.
@@ -147,6 +153,49 @@ CREATE TABLE channels (
     factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
     view TEXT,
     commitment BLOB
+) STRICT;
+
+-- Moves out of factories that end, and what there was to move when each began.
+CREATE TABLE moves (
+    from_factory BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    total_msat INTEGER NOT NULL,
+    begun_height INTEGER NOT NULL
+) STRICT;
+
+-- Their parts. One that was only asked for was never paid for.
+CREATE TABLE parts (
+    hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
+    from_factory BLOB NOT NULL REFERENCES moves (from_factory),
+    to_factory BLOB NOT NULL REFERENCES factories (factory_id),
+    -- What is to arrive.
+    amount_msat INTEGER NOT NULL,
+    -- What the coordinator's payment carries.
+    arrival_token BLOB NOT NULL CHECK (length(arrival_token) = 32),
+    asked_height INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('asked', 'agreed', 'moved', 'failed')),
+    -- What the coordinator said, once it was found good: what our payment carries, costs, and when it expires.
+    payment_token BLOB CHECK (length(payment_token) = 32),
+    fee_msat INTEGER,
+    incoming_expiry INTEGER,
+    outgoing_expiry INTEGER,
+    -- Why it failed.
+    failure TEXT
+) STRICT;
+CREATE INDEX parts_by_from ON parts (from_factory);
+CREATE INDEX parts_by_to ON parts (to_factory);
+
+-- What the coordinator said last of a factory's end.
+CREATE TABLE notices (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    notice TEXT NOT NULL,
+    told_height INTEGER NOT NULL
+) STRICT;
+
+-- Why the last invitation out of a factory that ends was declined.
+CREATE TABLE declines (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    why TEXT NOT NULL,
+    height INTEGER NOT NULL
 ) STRICT;
 
 -- The way to the coordinator's Lightning node, as it said last. At most one row.

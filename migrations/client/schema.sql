@@ -20,6 +20,12 @@ CREATE TABLE channels (
     commitment BLOB
 ) STRICT;
 
+CREATE TABLE declines (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    why TEXT NOT NULL,
+    height INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE exits (
     factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
     goal TEXT NOT NULL CHECK (goal IN ('leave', 'timeout')),
@@ -42,6 +48,8 @@ CREATE TABLE factories (
     birth_height INTEGER NOT NULL,
     expiry_height INTEGER NOT NULL,
     confirmations INTEGER NOT NULL,
+    -- What was agreed to for it, per month.
+    fee_sat INTEGER NOT NULL,
     acked INTEGER NOT NULL CHECK (acked IN (0, 1)),
     failed INTEGER NOT NULL CHECK (failed IN (0, 1)),
     confirmed_height INTEGER,
@@ -49,7 +57,11 @@ CREATE TABLE factories (
     -- Its funding can never confirm: the common pin is spent elsewhere, to depth.
     abandoned_height INTEGER,
     -- Nothing of it is left to be claimed.
-    closed_height INTEGER
+    closed_height INTEGER,
+    -- The keys of it are being handed over: the gate of its channel is shut (begun), they may have been sent (sent).
+    handover TEXT CHECK (handover IN ('begun', 'sent')),
+    -- The coordinator has them.
+    handed_over_height INTEGER
 ) STRICT;
 
 CREATE TABLE fee_children (
@@ -115,6 +127,41 @@ CREATE TABLE live (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     state TEXT NOT NULL
 ) STRICT;
+
+CREATE TABLE moves (
+    from_factory BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    total_msat INTEGER NOT NULL,
+    begun_height INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE notices (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    notice TEXT NOT NULL,
+    told_height INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE parts (
+    hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
+    from_factory BLOB NOT NULL REFERENCES moves (from_factory),
+    to_factory BLOB NOT NULL REFERENCES factories (factory_id),
+    -- What is to arrive.
+    amount_msat INTEGER NOT NULL,
+    -- What the coordinator's payment carries.
+    arrival_token BLOB NOT NULL CHECK (length(arrival_token) = 32),
+    asked_height INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('asked', 'agreed', 'moved', 'failed')),
+    -- What the coordinator said, once it was found good: what our payment carries, costs, and when it expires.
+    payment_token BLOB CHECK (length(payment_token) = 32),
+    fee_msat INTEGER,
+    incoming_expiry INTEGER,
+    outgoing_expiry INTEGER,
+    -- Why it failed.
+    failure TEXT
+) STRICT;
+
+CREATE INDEX parts_by_from ON parts (from_factory);
+
+CREATE INDEX parts_by_to ON parts (to_factory);
 
 CREATE TABLE payments (
     hash BLOB NOT NULL CHECK (length(hash) = 32),

@@ -41,6 +41,7 @@ CREATE TABLE client (
     software TEXT NOT NULL,
     first_seen INTEGER NOT NULL,
     last_seen INTEGER NOT NULL,
+    hours INTEGER NOT NULL DEFAULT 0, -- of the day (24 of six blocks) in which it connected, one bit each
     silent INTEGER NOT NULL DEFAULT 0,
     guilty INTEGER NOT NULL DEFAULT 0,
     score REAL NOT NULL DEFAULT 0,
@@ -77,12 +78,26 @@ CREATE TABLE factory (
     signed_tx BLOB, -- the funding transaction, once it is signed
     confirmed_height INTEGER,
     usable INTEGER NOT NULL DEFAULT 0, -- whether it is buried as deep as agreed
+    loss_sat INTEGER, -- the largest loss that was reported
+    forgotten INTEGER NOT NULL DEFAULT 0, -- whether everything of it is spent and buried
     FOREIGN KEY (ceremony, attempt) REFERENCES attempt (ceremony, attempt)
 ) STRICT;
 
 CREATE INDEX factory_round ON factory (ceremony, attempt);
 
 CREATE INDEX factory_state ON factory (state);
+
+CREATE TABLE handover (
+    leaf_id BLOB PRIMARY KEY REFERENCES member (leaf_id),
+    factory BLOB NOT NULL REFERENCES factory (factory),
+    position INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    factory_key BLOB NOT NULL,
+    payout_key BLOB NOT NULL,
+    channel_key BLOB NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX handover_factory ON handover (factory, position);
 
 CREATE TABLE history (
     number INTEGER PRIMARY KEY,
@@ -97,12 +112,22 @@ CREATE TABLE history (
 
 CREATE INDEX history_client ON history (client, number);
 
+CREATE TABLE ladder (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    first_height INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE member (
     client BLOB NOT NULL,
     factory BLOB NOT NULL REFERENCES factory (factory),
     position INTEGER NOT NULL,
     capacity_sat INTEGER NOT NULL,
     leaf_id BLOB NOT NULL UNIQUE, -- of its channel
+    fee_sat INTEGER NOT NULL DEFAULT 0, -- agreed to with the invitation, taken once when its balance moves in
+    fee_taken INTEGER NOT NULL DEFAULT 0,
+    tries INTEGER NOT NULL DEFAULT 0, -- invitations to younger factories in the dying days
+    rung INTEGER, -- the last one was to this rung
+    warned TEXT CHECK (warned IN ('early', 'dying', 'last_day', 'over')), -- the loudest notice it was sent
     PRIMARY KEY (client, factory)
 ) STRICT, WITHOUT ROWID;
 

@@ -95,6 +95,9 @@ pub struct Config {
     /// Lightning.
     #[serde(default)]
     pub lightning: LightningConfig,
+    /// From a factory that ends to a younger one.
+    #[serde(default)]
+    pub migration: MigrationConfig,
 }
 
 /// The Bitcoin node.
@@ -179,8 +182,20 @@ pub struct LightningConfig {
     pub to_self_delay: u16,
 }
 
+/// From a factory that ends to a younger one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MigrationConfig {
+    /// Most that the next month may cost.
+    pub max_fee_sat: u64,
+    /// Depth of the younger factory's funding at which the keys of the old one are handed over.
+    pub handover_depth: u32,
+}
+
 mod defaults {
-    use super::{ChainConfig, ConnectionConfig, ExitConfig, LightningConfig, LimitsConfig};
+    use super::{
+        ChainConfig, ConnectionConfig, ExitConfig, LightningConfig, LimitsConfig, MigrationConfig,
+    };
 
     pub(super) fn log_level() -> String {
         "info".to_owned()
@@ -235,6 +250,15 @@ mod defaults {
         }
     }
 
+    impl Default for MigrationConfig {
+        fn default() -> Self {
+            Self {
+                max_fee_sat: 5000,
+                handover_depth: 12,
+            }
+        }
+    }
+
     impl Default for ExitConfig {
         fn default() -> Self {
             Self {
@@ -263,6 +287,7 @@ impl Config {
             limits: LimitsConfig::default(),
             exit: ExitConfig::default(),
             lightning: LightningConfig::default(),
+            migration: MigrationConfig::default(),
         }
     }
 
@@ -422,6 +447,14 @@ impl Config {
                 "lightning.to_self_delay",
                 &self.lightning.to_self_delay,
                 "use 144 to 2016",
+            ));
+        }
+        // Keys that are given away do not come back with a reorg (protocol.md section 7.3); a factory dies within weeks.
+        if !(1..=144).contains(&self.migration.handover_depth) {
+            return Err(value(
+                "migration.handover_depth",
+                &self.migration.handover_depth,
+                "use 1 to 144",
             ));
         }
         if self.exit.recheck_seconds == 0 {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bitcoin::{OutPoint, Txid};
 use factory_tree::ids::FactoryId;
+use factory_tree::ladder::{Notice, Warning};
 use serde::Serialize;
 use tokio::sync::broadcast;
 
@@ -262,6 +263,66 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The coordinator says that a factory ends: what happens, what to do, what it costs.
+    Notice {
+        /// The factory.
+        factory: FactoryId,
+        /// How urgent it is, and the words.
+        #[serde(flatten)]
+        notice: Notice,
+    },
+    /// An invitation is taken that gives less capacity than what ends has.
+    LimitLower {
+        /// The account limit so far.
+        from_sat: u64,
+        /// From then on.
+        to_sat: u64,
+    },
+    /// The balance begins to move to a younger factory.
+    MoveStarted {
+        /// The factory that ends.
+        from: FactoryId,
+        /// The younger one.
+        to: FactoryId,
+        /// All there is to move.
+        total_msat: u64,
+    },
+    /// A part of it arrived.
+    PartMoved {
+        /// Of its preimage.
+        hash: String,
+        /// The factory that ends.
+        from: FactoryId,
+        /// The younger one.
+        to: FactoryId,
+        /// How much arrived.
+        amount_msat: u64,
+        /// What it cost.
+        fee_msat: u64,
+    },
+    /// A part of it never was on its way, or came back; another follows.
+    PartFailed {
+        /// Of its preimage.
+        hash: String,
+        /// The factory that ends.
+        from: FactoryId,
+        /// The younger one.
+        to: FactoryId,
+        /// Why.
+        why: String,
+    },
+    /// The coordinator has the keys of a factory that everything has moved out of.
+    HandedOver {
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// It does not take them now; they are offered again.
+    HandoverRefused {
+        /// The factory.
+        factory: FactoryId,
+        /// In its words.
+        why: String,
+    },
     /// The chain was followed to its tip.
     Synced {
         /// The tip.
@@ -328,7 +389,21 @@ impl Events {
 fn log(stamped: &Stamped) {
     let text = || serde_json::to_string(stamped).unwrap_or_default();
     match &stamped.event {
-        Event::Refused { .. }
+        // Nobody must overlook these.
+        Event::Notice { factory, notice } if notice.level >= Warning::LastDay => {
+            let Notice {
+                what,
+                action,
+                cost,
+                otherwise,
+                ..
+            } = notice;
+            tracing::error!("FACTORY {factory} ENDS. {what} {action} {cost} {otherwise}");
+        }
+        Event::Notice { .. }
+        | Event::Refused { .. }
+        | Event::HandoverRefused { .. }
+        | Event::LimitLower { .. }
         | Event::ServerError { .. }
         | Event::ChainTrouble { .. }
         | Event::LightningDown { .. }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bitcoin::bip32::Xpriv;
-use bitcoin::key::{Keypair, TapTweak};
+use bitcoin::key::{Keypair, Parity, TapTweak};
 use bitcoin::secp256k1::{All, PublicKey, Secp256k1, SecretKey};
 use bitcoin::{Network, ScriptBuf};
 use channel_host::LeafKeys;
@@ -31,6 +31,30 @@ pub struct JoinPublic {
     pub channel_key: PublicKey,
     /// Where timeouts pay.
     pub payout_script: ScriptBuf,
+}
+
+/// What is handed over when a factory was left for good: no other secret follows from these. Not shown by `Debug`, wiped when dropped.
+pub struct HandoverSecrets {
+    /// Factory key.
+    pub factory: SecretKey,
+    /// Of the payout script's output key, even (BIP-341).
+    pub payout: SecretKey,
+    /// Channel funding key.
+    pub channel: SecretKey,
+}
+
+impl fmt::Debug for HandoverSecrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HandoverSecrets(..)")
+    }
+}
+
+impl Drop for HandoverSecrets {
+    fn drop(&mut self) {
+        self.factory.non_secure_erase();
+        self.payout.non_secure_erase();
+        self.channel.non_secure_erase();
+    }
 }
 
 impl ClientKeys {
@@ -134,6 +158,26 @@ impl ClientKeys {
         signer
     }
 
+    /// The secrets of a join, for the coordinator that takes its factory over (protocol.md section 7.3).
+    #[must_use]
+    pub fn handover_secrets(&self, join_nonce: [u8; 16]) -> HandoverSecrets {
+        let mut payout = self.payout_signer(join_nonce);
+        let secret = payout.secret_key();
+        // An x-only key stands for the even one of two (BIP-340).
+        let even = match payout.x_only_public_key().1 {
+            Parity::Even => secret,
+            Parity::Odd => secret.negate(),
+        };
+        payout.non_secure_erase();
+        HandoverSecrets {
+            factory: self.factory_secret(join_nonce),
+            payout: even,
+            channel: self
+                .leaf
+                .funding_secret(LeafId::derive(&join_nonce, 0).as_u128()),
+        }
+    }
+
     /// Where the timeouts of a join pay: BIP-86 P2TR of the payout key.
     #[must_use]
     pub fn payout_script(&self, join_nonce: [u8; 16]) -> ScriptBuf {
@@ -153,7 +197,7 @@ impl fmt::Debug for ClientKeys {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use keystore::KdfCost;
 

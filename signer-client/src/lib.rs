@@ -19,6 +19,7 @@ pub mod fault;
 pub mod keys;
 mod lightning;
 pub mod lock;
+mod migration;
 #[cfg(feature = "fault-points")]
 mod misbehave;
 mod shared_chain;
@@ -26,7 +27,9 @@ pub mod store;
 mod watch;
 
 pub use channel_host::{Msat, PaymentHash};
-pub use client::{ClientParts, Shutdown, SignerClient, Tasks};
+pub use client::{
+    Account, ClientParts, MoveView, NoticeView, Shutdown, SignerClient, Tasks, Window,
+};
 pub use config::Config;
 pub use error::{Error, Result};
 pub use event::{Event, Stamped};

@@ -9,6 +9,7 @@ use factory_tree::ids::CeremonyId;
 use factory_tree::musig::PartialSignature;
 use proto::v1::client_message::Body;
 use proto::v1::{self, ClientMessage};
+use proto::wire;
 
 fn how() -> String {
     std::env::var("SUPERSCALAR_MISBEHAVE").unwrap_or_default()
@@ -43,6 +44,30 @@ pub(crate) fn hides_from_lightning() -> bool {
 /// Whether to find something wrong with every channel.
 pub(crate) fn refuses_channel() -> bool {
     how() == "refuse_channel"
+}
+
+/// Whether to stay away from every factory but the first.
+pub(crate) fn ignores_invitations() -> bool {
+    how() == "ignores_invitations"
+}
+
+/// Whether to move everything, and to hand nothing over.
+pub(crate) fn keeps_keys() -> bool {
+    how() == "keeps_keys"
+}
+
+/// Hands over secrets of the right form that are none of the keys.
+pub(crate) fn twist_handover(mut keys: wire::Handover) -> wire::Handover {
+    if how() == "wrong_keys" {
+        for key in [
+            &mut keys.factory_key,
+            &mut keys.payout_key,
+            &mut keys.channel_key,
+        ] {
+            key[31] ^= 1;
+        }
+    }
+    keys
 }
 
 /// Signs the challenge with a key that is not the node's.

@@ -17,6 +17,11 @@ pub fn signer_client() -> Result<PathBuf> {
     find("signer-client")
 }
 
+/// The program that runs many wallets in one process.
+pub fn wallets() -> Result<PathBuf> {
+    find("wallets")
+}
+
 /// Cargo puts test programs into `deps/`, and all others one directory above.
 fn find(name: &str) -> Result<PathBuf> {
     let directory = match std::env::var_os(OVERRIDE) {

@@ -93,6 +93,11 @@ impl EventLog {
         self.said().events.len()
     }
 
+    /// Whether there will be no more.
+    pub fn has_ended(&self) -> bool {
+        self.said().ended
+    }
+
     /// All events so far.
     pub fn all(&self) -> Vec<Event> {
         self.said().events.clone()

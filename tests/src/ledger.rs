@@ -74,6 +74,7 @@ pub struct Ledger {
     unspent: BTreeMap<OutPoint, (TxOut, Owner)>,
     start: BTreeMap<String, Amount>,
     onchain: Vec<OnChain>,
+    spenders: HashMap<OutPoint, usize>,
     fees: Amount,
     rewards: Amount,
 }
@@ -89,6 +90,7 @@ impl Ledger {
             unspent: BTreeMap::new(),
             start: BTreeMap::new(),
             onchain: Vec::new(),
+            spenders: HashMap::new(),
             fees: Amount::ZERO,
             rewards: Amount::ZERO,
         };
@@ -162,6 +164,9 @@ impl Ledger {
             Owner::Party(name) => Some(name.clone()),
             _ => None,
         };
+        let place = self.onchain.len();
+        let inputs = tx.input.iter().map(|input| (input.previous_output, place));
+        self.spenders.extend(inputs);
         self.onchain.push(OnChain {
             txid,
             kind,
@@ -280,6 +285,11 @@ impl Ledger {
     /// Every transaction but the blocks' rewards, in chain order.
     pub fn onchain(&self) -> &[OnChain] {
         &self.onchain
+    }
+
+    /// What spent an output, if anything did.
+    pub fn spender(&self, outpoint: &OutPoint) -> Option<&OnChain> {
+        self.onchain.get(*self.spenders.get(outpoint)?)
     }
 
     /// Fees of all transactions that the harness did not make.

@@ -5,11 +5,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::command::{self, Answer};
+use crate::crowd::{Crowd, PASSPHRASE_VARIABLE};
 use crate::event::Event;
 use crate::process::{Launch, Process};
 
@@ -26,7 +28,16 @@ pub struct Service {
     passphrase: PathBuf,
     logs: PathBuf,
     environment: Vec<(String, String)>,
-    process: Option<Process>,
+    running: Option<Running>,
+}
+
+/// Where it runs.
+#[derive(Debug)]
+enum Running {
+    /// In a process of its own.
+    Alone(Process),
+    /// In one that it shares.
+    Among(Arc<Crowd>),
 }
 
 /// What an installation is made of.
@@ -63,7 +74,7 @@ impl Service {
             passphrase,
             logs: installation.logs.to_owned(),
             environment: Vec::new(),
-            process: None,
+            running: None,
         })
     }
 
@@ -80,6 +91,11 @@ impl Service {
     /// Its configuration file.
     pub fn config(&self) -> &Path {
         &self.config
+    }
+
+    /// The file with its passphrase.
+    pub fn passphrase(&self) -> &Path {
+        &self.passphrase
     }
 
     // ---- configuration -----------------------------------------------------------------------------------------
@@ -114,7 +130,7 @@ impl Service {
     fn environment(&self, more: &[(&str, &str)]) -> Vec<(String, String)> {
         let mut all = self.environment.clone();
         let passphrase = self.passphrase.display().to_string();
-        all.push(("SUPERSCALAR_PASSPHRASE_FILE".to_owned(), passphrase));
+        all.push((PASSPHRASE_VARIABLE.to_owned(), passphrase));
         all.extend(
             more.iter()
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
@@ -145,7 +161,7 @@ impl Service {
 
     /// Moves the data directory of a stopped installation into another directory.
     pub fn move_to(&mut self, directory: &Path) -> Result<()> {
-        ensure!(self.process.is_none(), "{} runs", self.name);
+        ensure!(self.running.is_none(), "{} runs", self.name);
         let target = directory.join(&self.name);
         let moved = Command::new("mv").arg(&self.data).arg(&target).status()?;
         ensure!(moved.success(), "cannot move {}", self.data.display());
@@ -171,7 +187,7 @@ impl Service {
 
     /// Starts it with more in its environment: a fault point, a misbehaviour.
     pub fn start_with(&mut self, environment: &[(&str, &str)]) -> Result<()> {
-        ensure!(self.process.is_none(), "{} runs already", self.name);
+        ensure!(self.running.is_none(), "{} runs already", self.name);
         let process = Process::start(Launch {
             name: &self.name,
             program: &self.program,
@@ -179,26 +195,58 @@ impl Service {
             environment: self.environment(environment),
             logs: &self.logs,
         })?;
-        self.process = Some(process);
+        self.running = Some(Running::Alone(process));
         Ok(())
     }
 
-    /// The running process.
+    /// It runs in a process of many.
+    pub(crate) fn joins(&mut self, crowd: &Arc<Crowd>) -> Result<()> {
+        ensure!(self.running.is_none(), "{} runs already", self.name);
+        self.running = Some(Running::Among(Arc::clone(crowd)));
+        Ok(())
+    }
+
+    /// Whether it was started, and not ended since.
+    pub const fn runs(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// The process it runs in, alone or with others.
     pub fn process(&self) -> Result<&Process> {
-        self.process
-            .as_ref()
-            .with_context(|| format!("{} does not run", self.name))
+        match &self.running {
+            Some(Running::Alone(process)) => Ok(process),
+            Some(Running::Among(crowd)) => Ok(crowd.process()),
+            None => bail!("{} does not run", self.name),
+        }
     }
 
     fn take(&mut self) -> Result<Process> {
-        self.process
-            .take()
-            .with_context(|| format!("{} does not run", self.name))
+        match self.running.take() {
+            Some(Running::Alone(process)) => Ok(process),
+            Some(crowd) => {
+                self.running = Some(crowd);
+                bail!("{} has no process of its own", self.name)
+            }
+            None => bail!("{} does not run", self.name),
+        }
+    }
+
+    /// Whether an event of the process is its own.
+    fn is_own(&self, event: &Event) -> bool {
+        match &self.running {
+            Some(Running::Among(_)) => event.text("wallet") == self.name,
+            _ => true,
+        }
     }
 
     /// Ends it at once, as a power cut does.
     pub fn kill(&mut self) -> Result<()> {
         self.take()?.kill()
+    }
+
+    /// Whether its process has ended by itself.
+    pub fn has_ended(&self) -> Result<bool> {
+        Ok(self.process()?.events().has_ended())
     }
 
     /// Ends it in an orderly way.
@@ -220,17 +268,19 @@ impl Service {
 
     /// Everything this run said.
     pub fn events(&self) -> Result<Vec<Event>> {
-        Ok(self.process()?.events().all())
+        let mut events = self.process()?.events().all();
+        events.retain(|event| self.is_own(event));
+        Ok(events)
     }
 
     /// Waits for an event, past ones of this run included.
     pub fn wait(&self, what: &str, wanted: impl FnMut(&Event) -> bool) -> Result<Event> {
-        self.process()?.wait(what, wanted)
+        self.wait_after(0, what, wanted)
     }
 
     /// Waits for an event of this name, past ones of this run included.
     pub fn wait_for(&self, name: &str) -> Result<Event> {
-        self.process()?.wait_for(name)
+        self.wait(name, |event| event.is(name))
     }
 
     /// Waits for an event after a mark.
@@ -238,10 +288,15 @@ impl Service {
         &self,
         mark: usize,
         what: &str,
-        wanted: impl FnMut(&Event) -> bool,
+        mut wanted: impl FnMut(&Event) -> bool,
     ) -> Result<Event> {
-        self.process()?
-            .wait_from(mark, what, wanted)
-            .map(|(event, _)| event)
+        let process = self.process()?;
+        let found = process.wait_from(mark, what, |event| self.is_own(event) && wanted(event));
+        Ok(found.with_context(|| format!("{} waits", self.name))?.0)
+    }
+
+    /// The file to which all runs append what they say.
+    pub fn history(&self) -> PathBuf {
+        self.logs.join(format!("{}.events", self.name))
     }
 }

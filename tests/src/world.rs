@@ -12,11 +12,13 @@ use serde_json::Value;
 
 use crate::binaries;
 use crate::bitcoind::{Bitcoind, Options, free_port};
+use crate::crowd::Crowd;
 use crate::event::Event;
 use crate::export::Export;
 use crate::ledger::{Known, Ledger};
 use crate::service::{Installation, Service};
 use crate::wallets;
+use crate::watcher::{Watch, Watcher};
 
 /// Milliseconds between two looks of a service at the chain: tests do not want to wait.
 const POLL_MS: i64 = 25;
@@ -45,6 +47,8 @@ pub struct World {
     pub coordinator: Service,
     /// The wallets.
     pub clients: Vec<Service>,
+    watcher: Watcher,
+    client_settings: Vec<(String, toml::Value)>,
     known: Known,
     connection: String,
     plain: bool,
@@ -120,6 +124,8 @@ impl World {
             node,
             coordinator,
             clients: Vec::new(),
+            watcher: Watcher::start()?,
+            client_settings: Vec::new(),
             known,
             home,
             logs,
@@ -137,12 +143,27 @@ impl World {
         self.plain = plain;
     }
 
+    /// Looks away from a wallet whose store is going to be damaged.
+    pub fn stop_watching(&self, client: &Service) {
+        self.watcher.forget(client.name());
+    }
+
+    /// Fails if there ever was a wallet without a complete exit for its balance; what it is not asked for it says in the end.
+    pub fn exits_were_complete(&mut self) -> Result<Watch> {
+        self.watcher.finish()
+    }
+
     /// Where everybody's data directories are.
     pub fn home(&self) -> &Path {
         &self.home
     }
 
     // ---- wallets -----------------------------------------------------------------------------------------------
+
+    /// Sets a key of the configuration of all wallets to come.
+    pub fn configure_clients(&mut self, key: &str, value: impl Into<toml::Value>) {
+        self.client_settings.push((key.to_owned(), value.into()));
+    }
 
     /// A wallet that is initialised and does not run; it is not yet one of [`Self::clients`].
     pub fn new_client(&mut self, name: &str) -> Result<Service> {
@@ -179,10 +200,15 @@ impl World {
             "lightning.to_self_delay",
             i64::from(crate::mining::TO_SELF_DELAY),
         )?;
+        for (key, value) in &self.client_settings {
+            client.configure(key, value.clone())?;
+        }
         self.known
             .clients
             .insert(text(&made, "node_id")?, name.to_owned());
         self.known.wallets.extend(wallets::scripts(&client)?);
+        let store = client.data().join("client.sqlite");
+        self.watcher.watch(client.name(), &store);
         Ok(client)
     }
 
@@ -194,6 +220,21 @@ impl World {
         }
         let mut added = self.clients.iter().skip(first);
         added.try_for_each(|client| client.wait_for("connected").map(drop))
+    }
+
+    /// Adds wallets that run in one process, and are connected.
+    pub fn add_crowd(&mut self, count: usize) -> Result<()> {
+        let first = self.clients.len();
+        let mut added = Vec::new();
+        for index in first..first + count {
+            added.push(self.new_client(&format!("client-{index}"))?);
+        }
+        Crowd::start(&format!("crowd-{first}"), &mut added, &self.logs)?;
+        for client in &added {
+            client.wait_for("connected")?;
+        }
+        self.clients.append(&mut added);
+        Ok(())
     }
 
     /// Adds a wallet that runs with more in its environment: a fault point, a misbehaviour.

@@ -1,5 +1,7 @@
 //! The transaction that funds a factory.
 
+use std::collections::HashSet;
+
 use bitcoin::{Amount, FeeRate, OutPoint, Transaction, TxOut};
 
 use super::select::{select, unsigned};
@@ -32,7 +34,7 @@ impl FundingDraft {
 }
 
 impl OnchainWallet {
-    /// Drafts a funding from confirmed coins, the required ones among them even if reserved. Its inputs are reserved from now on:
+    /// Drafts a funding from confirmed coins, the required ones among them even if reserved, without those to `avoid`. Its inputs are reserved from now on:
     /// release them if it comes to nothing. Signing is separate, and late.
     ///
     /// # Errors
@@ -41,6 +43,7 @@ impl OnchainWallet {
         &self,
         outputs: &[TxOut],
         required: &[OutPoint],
+        avoid: &HashSet<OutPoint>,
         feerate: FeeRate,
     ) -> Result<FundingDraft> {
         outputs.iter().try_for_each(refuse_dust)?;
@@ -54,12 +57,7 @@ impl OnchainWallet {
             script_pubkey: state.change_script().await?,
         };
         let mut outputs: Vec<TxOut> = outputs.iter().cloned().chain([change]).collect();
-        let chosen = select(
-            required,
-            state.free_coins(&Default::default()),
-            &outputs,
-            feerate,
-        )?;
+        let chosen = select(required, state.free_coins(avoid), &outputs, feerate)?;
         if let Some(change) = outputs.last_mut() {
             change.value = change
                 .value

@@ -1,5 +1,6 @@
 //! The wallet over a chain of our own making.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bitcoin::{Address, Amount, FeeRate, Network, Transaction, TxOut, absolute};
@@ -137,7 +138,7 @@ async fn a_young_block_reward_is_pending() {
 async fn a_funding_has_its_output_first_a_change_last_and_reserves_its_inputs() {
     let (wallet, _, _) = wallet_with(&[60_000, 30_000]).await;
     let draft = wallet
-        .build_funding(&[output(40_000)], &[], RATE)
+        .build_funding(&[output(40_000)], &[], &HashSet::new(), RATE)
         .await
         .unwrap();
     assert_eq!(draft.transaction.output[0], output(40_000));
@@ -153,7 +154,7 @@ async fn a_funding_has_its_output_first_a_change_last_and_reserves_its_inputs() 
     // The next attempt takes the same pin, which is reserved, and no other coin.
     let pin: Vec<_> = draft.inputs().collect();
     let again = wallet
-        .build_funding(&[output(40_000)], &pin, RATE)
+        .build_funding(&[output(40_000)], &pin, &HashSet::new(), RATE)
         .await
         .unwrap();
     assert_eq!(again.inputs().collect::<Vec<_>>(), pin);
@@ -164,11 +165,15 @@ async fn a_funding_has_its_output_first_a_change_last_and_reserves_its_inputs() 
 #[tokio::test]
 async fn a_funding_without_room_for_its_change_is_refused() {
     let (wallet, _, _) = wallet_with(&[50_000]).await;
-    let refused = wallet.build_funding(&[output(40_000)], &[], RATE).await;
+    let refused = wallet
+        .build_funding(&[output(40_000)], &[], &HashSet::new(), RATE)
+        .await;
     assert!(
         matches!(refused, Err(WalletError::NotEnough { available, .. }) if available == sat(50_000))
     );
-    let refused = wallet.build_funding(&[output(100)], &[], RATE).await;
+    let refused = wallet
+        .build_funding(&[output(100)], &[], &HashSet::new(), RATE)
+        .await;
     assert!(matches!(refused, Err(WalletError::Dust { .. })));
     assert!(wallet.reserved().await.is_empty());
 }
@@ -189,7 +194,9 @@ async fn an_unconfirmed_coin_never_funds() {
         .unwrap();
     assert_eq!(wallet.balance().await.unwrap(), balance(50_000, 90_000, 0));
     assert!(matches!(
-        wallet.build_funding(&[output(60_000)], &[], RATE).await,
+        wallet
+            .build_funding(&[output(60_000)], &[], &HashSet::new(), RATE)
+            .await,
         Err(WalletError::NotEnough { .. })
     ));
 }
@@ -267,7 +274,7 @@ async fn an_address_of_another_network_is_refused() {
 async fn only_our_own_inputs_are_signed() {
     let (wallet, _, _) = wallet_with(&[60_000]).await;
     let mut draft = wallet
-        .build_funding(&[output(40_000)], &[], RATE)
+        .build_funding(&[output(40_000)], &[], &HashSet::new(), RATE)
         .await
         .unwrap();
     let unsigned = draft.transaction.clone();

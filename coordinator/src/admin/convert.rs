@@ -1,5 +1,6 @@
 //! Ids, rows and errors of the operator's service.
 
+use crate::ladder::LadderError;
 use chain::wallet::WalletError;
 use factory_tree::ids::{CeremonyId, FactoryId};
 use proto::admin::Factory;
@@ -18,6 +19,14 @@ use crate::trees::TreesError;
 /// The operator is told everything.
 pub fn store_error(error: &StoreError) -> ServiceError {
     ServiceError::new(ErrorCode::Store, error.to_string())
+}
+
+pub fn ladder_error(error: LadderError) -> ServiceError {
+    match error {
+        LadderError::Store(error) => store_error(&error),
+        LadderError::Wallet(error) => wallet_error(&error),
+        error => ServiceError::new(ErrorCode::Internal, error.to_string()),
+    }
 }
 
 pub fn wallet_error(error: &WalletError) -> ServiceError {

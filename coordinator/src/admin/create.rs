@@ -109,6 +109,8 @@ fn wish(ctx: &Context, request: &FactoryCreateRequest) -> Result<Wish, ServiceEr
             .unwrap_or(ctx.config.ceremony.min_clients),
         capacity: request.capacity_sat.map(Amount::from_sat),
         feerate_sat_per_kwu: request.feerate_sat_per_kwu,
+        rung: None,
+        invited: None,
     })
 }
 

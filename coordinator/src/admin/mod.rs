@@ -20,6 +20,8 @@ use tonic::{Request, Response, Status};
 use crate::app::StartError;
 use crate::context::Context;
 use crate::datadir::DataDir;
+use crate::ladder;
+use convert::ladder_error;
 
 /// What does not change while the coordinator runs.
 #[derive(Clone, Debug)]
@@ -158,6 +160,32 @@ impl Admin for Operator {
         Ok(Response::new(
             factories::cancel(&self.ctx, &request.get_ref().id).await?,
         ))
+    }
+
+    async fn ladder_show(
+        &self,
+        _: Request<LadderShowRequest>,
+    ) -> Result<Response<LadderShowResponse>, Status> {
+        let shown = ladder::show(&self.ctx).await;
+        Ok(Response::new(shown.map_err(ladder_error)?))
+    }
+
+    async fn ladder_preview(
+        &self,
+        _: Request<LadderPreviewRequest>,
+    ) -> Result<Response<LadderPreviewResponse>, Status> {
+        let shown = ladder::preview(&self.ctx).await;
+        Ok(Response::new(shown.map_err(ladder_error)?))
+    }
+
+    async fn ladder_forecast(
+        &self,
+        request: Request<LadderForecastRequest>,
+    ) -> Result<Response<LadderForecastResponse>, Status> {
+        // Ten years: nobody needs more, and it is bounded.
+        let days = request.get_ref().days.min(3650);
+        let shown = ladder::forecast(&self.ctx, days).await;
+        Ok(Response::new(shown.map_err(ladder_error)?))
     }
 
     async fn node_info(

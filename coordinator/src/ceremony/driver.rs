@@ -339,6 +339,7 @@ async fn pin(
     let terms = Terms {
         params: params.clone(),
         fee: bitcoin::Amount::from_sat(ctx.config.policy.fee_sat),
+        fee_ppm: ctx.config.policy.fee_ppm,
         join_seconds: limits.join_seconds,
         step_seconds: limits.step_seconds,
         min_clients: row.wish.min_clients,

@@ -40,6 +40,14 @@ impl From<StoreError> for GatherEnd {
 /// # Errors
 /// Those of the database.
 pub(super) async fn candidates(ctx: &Context, wish: &Wish) -> store::Result<Vec<Invitee>> {
+    if let Some(invited) = &wish.invited {
+        // Chosen already, and placed: only who has left meanwhile is missing.
+        let is_free = |invitee: &&Invitee| {
+            let client = &invitee.client;
+            ctx.sessions.is_connected(client) && !ctx.ceremonies.is_busy(client)
+        };
+        return Ok(invited.iter().filter(is_free).copied().collect());
+    }
     let scores = ctx.store.read(async |tx| clients::scores(tx).await).await?;
     let idle = ctx
         .sessions

@@ -14,7 +14,7 @@ use crate::reputation::Fault;
 use crate::store::attempts::{self, BlameRow};
 use crate::store::factories::{self, NewFactory, Signatures};
 use crate::store::history::{self, HistoryRow};
-use crate::store::{self, Conn, StoreError, ceremonies, clients};
+use crate::store::{self, Conn, StoreError, ceremonies, clients, ladder};
 
 /// The fault point that follows a record.
 const fn fault_point(record: &Record) -> Option<&'static str> {
@@ -57,6 +57,7 @@ impl Driver {
     async fn write(&mut self, record: &Record, fresh: &FreshSeed) -> store::Result<()> {
         let height = self.ctx.height();
         let confirmations = self.terms.confirmations;
+        let fee = |capacity| self.terms.fee_for(capacity);
         if let Record::Proposed { round, .. } = record
             && !self.signer.knows(round.attempt)
         {
@@ -95,6 +96,8 @@ impl Driver {
                             confirmations,
                         };
                         factories::propose(tx, new).await?;
+                        let fees = spec.members.iter().map(|member| fee(member.capacity));
+                        ladder::set_fees(tx, *factory, &fees.collect::<Vec<_>>()).await?;
                     }
                     Record::Completed {
                         round,

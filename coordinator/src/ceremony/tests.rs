@@ -28,6 +28,8 @@ fn wish(clients: Option<u32>) -> Wish {
         min_clients: 2,
         capacity: None,
         feerate_sat_per_kwu: None,
+        rung: None,
+        invited: None,
     }
 }
 

@@ -82,6 +82,9 @@ pub enum Command {
     /// The Lightning node: peers, channels, payments.
     #[command(subcommand)]
     Node(NodeCommand),
+    /// The ladder: its factories, the next birth, the days to come.
+    #[command(subcommand)]
+    Ladder(LadderCommand),
     /// What a ladder of so many clients would take: capital, block space and fees. Needs nothing running.
     Plan(PlanArgs),
 }
@@ -201,6 +204,21 @@ pub enum WalletCommand {
     Address,
     /// What the wallet holds.
     Balance,
+}
+
+/// Ladder commands.
+#[derive(Debug, Subcommand)]
+pub enum LadderCommand {
+    /// A row for every factory: where it is in its life, who has left it, what it locks.
+    Show,
+    /// Who would be invited into the next factory now, why, and what it takes.
+    Preview,
+    /// Births, reaps, capital and fees of the days to come, if everybody comes to its first invitation.
+    Forecast {
+        /// How many days (spacings of births).
+        #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
+    },
 }
 
 /// Factory commands.

@@ -3,6 +3,7 @@
 mod args;
 mod init;
 mod io;
+mod ladder;
 mod node;
 mod operator;
 mod output;

@@ -164,6 +164,41 @@ pub enum Event {
         sat: u64,
         outputs: usize,
     },
+    /// A rung's ceremony begins.
+    LadderBirth {
+        rung: u32,
+        ceremony: CeremonyId,
+        invited: u32,
+    },
+    /// A rung's factory cannot be born now.
+    LadderWaiting { rung: u32, problem: String },
+    /// So much more than they own may go, or went, to clients whose factory was not left or published in time.
+    LadderLoss {
+        factory: FactoryId,
+        sat: u64,
+        clients: u32,
+    },
+    /// A part of a client's balance moved to a younger factory.
+    PartMoved {
+        client: ClientId,
+        from: FactoryId,
+        to: FactoryId,
+        amount_msat: u64,
+        fee_msat: u64,
+    },
+    /// A client has left a factory: its keys there are ours.
+    HandedOver {
+        client: ClientId,
+        factory: FactoryId,
+    },
+    /// Keys that a client handed over are not its own.
+    HandoverRefused {
+        client: ClientId,
+        factory: FactoryId,
+        reason: String,
+    },
+    /// Everything of a factory is spent and buried.
+    FactoryForgotten { factory: FactoryId },
     /// The Lightning node runs; clients and peers connect to this address.
     LightningReady { node_id: String, address: String },
     /// The Lightning node does not run; it is tried again.
@@ -294,6 +329,7 @@ impl Event {
                 | Self::ClientDisconnected { .. }
                 | Self::ClientInterested { .. }
                 | Self::Joined { .. }
+                | Self::PartMoved { .. }
                 | Self::PartialsReceived { .. }
                 | Self::Acked { .. }
                 | Self::ChannelOpened { .. }
@@ -317,6 +353,9 @@ impl Event {
                 | Self::LightningDown { .. }
                 | Self::ChannelRefused { .. }
                 | Self::ExitNeeded { .. }
+                | Self::LadderWaiting { .. }
+                | Self::HandoverRefused { .. }
+                | Self::LadderLoss { .. }
                 | Self::StoreFailed { .. }
         )
     }

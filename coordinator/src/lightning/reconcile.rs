@@ -61,16 +61,15 @@ pub(super) enum Action {
     Abandon,
     /// What it could be punished for is worth nothing any more.
     Forget,
-    /// It must end before the factory does.
-    Close,
+    /// Its client has left: nothing goes over it any more, but what could be punished still is.
+    Retire,
 }
 
-/// What there is to do about a leaf at this height; `closes_at` is `E` of its factory.
+/// What there is to do about a leaf at this height.
 pub(super) fn actions(
     view: &LeafView,
     row: Option<&LeafRow>,
     fate: Fate,
-    closes_at: Option<u32>,
     height: u32,
 ) -> Vec<Action> {
     let gate = |confirmed: bool| {
@@ -93,11 +92,12 @@ pub(super) fn actions(
         let buried = height >= at.saturating_add(FINAL);
         return gate(false).into_iter().chain(buried.then(gone)).collect();
     }
+    if row.handed_over {
+        let retire = (view.stage == Stage::Open).then_some(Action::Retire);
+        return gate(false).into_iter().chain(retire).collect();
+    }
     let stands = row.state == AttemptState::FundingSigned && row.usable;
-    let open = view.stage == Stage::Open && !view.exiting && view.spent.is_none();
-    let due = closes_at.is_some_and(|at| height >= at);
-    let close = (open && due && view.confirmed_at.is_some()).then_some(Action::Close);
-    gate(stands).into_iter().chain(close).collect()
+    gate(stands).into_iter().collect()
 }
 
 /// Follows a path down the chain: `spent` says what spent an output, and when.
@@ -154,7 +154,7 @@ pub(super) async fn run(ctx: &Context) -> Result<(), ReconcileError> {
     let mut plans = Vec::new();
     for view in views {
         let row = rows.get(&view.id);
-        let (mut fate_of, mut closes_at) = (Fate::Whole, None);
+        let mut fate_of = Fate::Whole;
         // A tree is built only for what is on the chain.
         if let Some(row) = row.filter(|row| row.unrolls && row.state != AttemptState::Failed) {
             let known = match unrolling.entry(row.factory) {
@@ -165,9 +165,8 @@ pub(super) async fn run(ctx: &Context) -> Result<(), ReconcileError> {
                 }),
             };
             fate_of = fate(&known.tree, row.position, &known.spent);
-            closes_at = Some(known.tree.tree.schedule().publish_from.0);
         }
-        let planned = actions(&view, row, fate_of, closes_at, ctx.height());
+        let planned = actions(&view, row, fate_of, ctx.height());
         let fresh = planned
             .into_iter()
             .filter(|action| *action != Action::Forget || !is_forgotten(ctx, view.id));
@@ -188,19 +187,15 @@ async fn act(
     node: Arc<Node>,
     plans: Vec<(LeafId, Action)>,
 ) -> Result<(), ReconcileError> {
-    let closing = Arc::clone(&node);
     // Each is a write of the node's, which waits for the disk.
     let done = tokio::task::spawn_blocking(move || {
-        let (mut close, mut forgotten) = (Vec::new(), Vec::new());
+        let mut forgotten = Vec::new();
         for (leaf, action) in plans {
             let result = match action {
                 Action::Gate { confirmed } => node.set_factory_confirmed(leaf, confirmed),
                 Action::Abandon => node.abandon_leaf(leaf),
                 Action::Forget => node.forget_leaf(leaf),
-                Action::Close => {
-                    close.push(leaf);
-                    Ok(())
-                }
+                Action::Retire => node.retire_leaf(leaf),
             };
             if result.is_ok() && action == Action::Forget {
                 forgotten.push(leaf);
@@ -209,15 +204,10 @@ async fn act(
                 tracing::warn!(%error, ?action, "a leaf is looked at again later");
             }
         }
-        (close, forgotten)
+        forgotten
     });
-    let (close, forgotten) = done.await.map_err(|_| ReconcileError::Stopped)?;
+    let forgotten = done.await.map_err(|_| ReconcileError::Stopped)?;
     ctx.lightning.forgotten().extend(forgotten);
-    for leaf in close {
-        if let Err(error) = closing.force_close(leaf).await {
-            tracing::warn!(%error, "a leaf is closed later");
-        }
-    }
     // Who opens channels may have waited for a leaf that was given up.
     super::count(&ctx.lightning.news);
     Ok(())
@@ -226,8 +216,7 @@ async fn act(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitcoin::hashes::Hash;
-    use channel_host::{Side, SpendKind};
+    use channel_host::Side;
     use factory_tree::ceremony::message::Round;
     use factory_tree::ids::{Attempt, CeremonyId, ClientId};
 
@@ -259,11 +248,12 @@ mod tests {
             state,
             usable,
             unrolls: false,
+            handed_over: false,
         }
     }
 
     fn of(view: &LeafView, row: &LeafRow, fate: Fate, height: u32) -> Vec<Action> {
-        actions(view, Some(row), fate, Some(1_000), height)
+        actions(view, Some(row), fate, height)
     }
 
     #[test]
@@ -282,7 +272,7 @@ mod tests {
         for state in [AttemptState::Completed, AttemptState::Ready] {
             assert_eq!(of(&leaf, &row(state, true), Fate::Whole, 10), gate(false));
         }
-        assert_eq!(actions(&leaf, None, Fate::Whole, None, 10), gate(false));
+        assert_eq!(actions(&leaf, None, Fate::Whole, 10), gate(false));
     }
 
     #[test]
@@ -323,22 +313,20 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_on_the_chain_ends_before_its_factory() {
-        let row = row(AttemptState::FundingSigned, true);
+    fn what_was_handed_over_is_retired_once_and_can_still_punish() {
+        let row = LeafRow {
+            handed_over: true,
+            ..row(AttemptState::FundingSigned, true)
+        };
         let mut leaf = view(Stage::Open);
         leaf.factory_confirmed = true;
-        assert_eq!(
-            of(&leaf, &row, Fate::Whole, 1_000),
-            [],
-            "it is not published"
-        );
-        leaf.confirmed_at = Some(900);
-        assert_eq!(of(&leaf, &row, Fate::Whole, 999), []);
-        assert_eq!(of(&leaf, &row, Fate::Whole, 1_000), [Action::Close]);
-        leaf.exiting = true;
-        assert_eq!(of(&leaf, &row, Fate::Whole, 1_000), []);
-        leaf.exiting = false;
-        leaf.spent = Some((SpendKind::Commitment, Txid::all_zeros(), 950));
-        assert_eq!(of(&leaf, &row, Fate::Whole, 1_000), []);
+        let both = [Action::Gate { confirmed: false }, Action::Retire];
+        assert_eq!(of(&leaf, &row, Fate::Whole, 10), both);
+        leaf.factory_confirmed = false;
+        leaf.stage = Stage::Closed;
+        assert_eq!(of(&leaf, &row, Fate::Whole, 10), []);
+        let cut = Fate::Cut { height: 50 };
+        assert_eq!(of(&leaf, &row, cut, 50 + FINAL - 1), []);
+        assert_eq!(of(&leaf, &row, cut, 50 + FINAL), [Action::Abandon]);
     }
 }

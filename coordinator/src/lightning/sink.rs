@@ -9,7 +9,7 @@ use super::{count, route};
 use crate::context::Context;
 use crate::event::Event;
 use crate::store::leaves::{self, LeafRow};
-use crate::store::{self, payments};
+use crate::store::{self, ladder, payments};
 
 /// Takes the node's events in. The node is part of the context, so this does not keep it alive.
 #[derive(Debug)]
@@ -120,6 +120,16 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
             let txid = transaction.compute_txid();
             tracing::info!(?leaf, %txid, "a commitment goes out");
         }
+        NodeEvent::PartMoved {
+            from,
+            to,
+            amount,
+            fee,
+            ..
+        } => part_moved(ctx, (from, to), amount.0, fee.0).await?,
+        NodeEvent::PartFailed { hash, why, .. } => {
+            tracing::info!(%hash, %why, "a part of a balance did not move");
+        }
         NodeEvent::ChannelOpened { id, peer, .. } => {
             ctx.events.emit(Event::OnchainChannelOpened {
                 channel: id.to_string(),
@@ -142,6 +152,31 @@ async fn tell_route(ctx: &Arc<Context>, leaf: LeafId) -> store::Result<()> {
     if let Some(row) = row_of(ctx, leaf).await? {
         route::greet(ctx, row.client).await;
     }
+    Ok(())
+}
+
+/// The fee is taken with the first part that moves.
+async fn part_moved(
+    ctx: &Context,
+    (from, to): (LeafId, LeafId),
+    amount_msat: u64,
+    fee_msat: u64,
+) -> store::Result<()> {
+    let (Some(from), Some(to)) = (row_of(ctx, from).await?, row_of(ctx, to).await?) else {
+        return Ok(());
+    };
+    if fee_msat > 0 {
+        ctx.store
+            .write(async |tx| ladder::fee_taken(tx, to.leaf).await)
+            .await?;
+    }
+    ctx.events.emit(Event::PartMoved {
+        client: from.client,
+        from: from.factory,
+        to: to.factory,
+        amount_msat,
+        fee_msat,
+    });
     Ok(())
 }
 

@@ -21,8 +21,8 @@ use super::handshake::handshake;
 use super::pace::Pace;
 use crate::ceremony::Mail;
 use crate::event::Event;
-use crate::lightning;
 use crate::sessions::{Interest, Outgoing};
+use crate::{ladder, lightning};
 
 /// Starts a session's task and returns what it will send.
 ///
@@ -203,6 +203,8 @@ async fn handle(
             tracing::info!(%client, %error, "a client reports an error");
             Ok(())
         }
+        FromClient::MovePart(part) => ladder::move_part(&front.ctx, client, part).await,
+        FromClient::Handover(keys) => ladder::hand_over(&front.ctx, client, keys).await,
         FromClient::Hello(_) | FromClient::Answer(_) => {
             let text = "this session is authenticated already";
             Err(ServiceError::new(ErrorCode::Unexpected, text))

@@ -1,7 +1,7 @@
 //! Ceremonies and their pinned coins.
 
 use bitcoin::{Amount, OutPoint, ScriptBuf, TxOut};
-use factory_tree::ceremony::coordinator::Terms;
+use factory_tree::ceremony::coordinator::{Invitee, Terms};
 use factory_tree::ids::CeremonyId;
 use factory_tree::params::FactoryParams;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,12 @@ pub struct Wish {
     pub capacity: Option<Amount>,
     /// Feerate of the funding, sat per 1000 weight units; `None`: the node's estimate.
     pub feerate_sat_per_kwu: Option<u64>,
+    /// The rung of the ladder it is for.
+    #[serde(default)]
+    pub rung: Option<u32>,
+    /// Exactly whom to invite, in leaf order; `None`: who is interested.
+    #[serde(default)]
+    pub invited: Option<Vec<Invitee>>,
 }
 
 /// How far a ceremony is.

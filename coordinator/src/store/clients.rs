@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 
 use factory_tree::ids::ClientId;
+use factory_tree::ladder::Hours;
+use factory_tree::units::Height;
 use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::{Conn, Result, codec};
@@ -15,8 +17,12 @@ pub struct ClientRow {
     pub client: ClientId,
     /// What its software calls itself.
     pub software: String,
+    /// Height at which it was first seen.
+    pub first_seen: u32,
     /// Height at which it was last seen.
     pub last_seen: u32,
+    /// When it has been online.
+    pub hours: Hours,
     /// How often it was silent.
     pub silent: u32,
     /// How often it was guilty.
@@ -33,15 +39,21 @@ pub struct ClientRow {
 /// Those of the database.
 pub async fn seen(conn: &mut Conn, clients: &[(ClientId, String)], height: u32) -> Result<()> {
     for chunk in clients.chunks(1000) {
-        let mut query: QueryBuilder<Sqlite> =
-            QueryBuilder::new("INSERT INTO client (client, software, first_seen, last_seen) ");
+        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
+            "INSERT INTO client (client, software, first_seen, last_seen, hours) ",
+        );
+        let hour = Hours::default().seen_at(Height(height)).mask();
         query.push_values(chunk, |mut row, (client, software)| {
             row.push_bind(client.0.as_slice())
                 .push_bind(software.as_str())
                 .push_bind(height)
-                .push_bind(height);
+                .push_bind(height)
+                .push_bind(hour);
         });
-        query.push(" ON CONFLICT (client) DO UPDATE SET software = excluded.software, last_seen = excluded.last_seen");
+        query.push(
+            " ON CONFLICT (client) DO UPDATE SET software = excluded.software, last_seen = excluded.last_seen, \
+             hours = hours | excluded.hours",
+        );
         query.build().execute(&mut *conn).await?;
     }
     Ok(())
@@ -98,7 +110,7 @@ pub async fn blame(
 /// Those of the database.
 pub async fn list(conn: &mut Conn) -> Result<Vec<ClientRow>> {
     let rows = sqlx::query(
-        "SELECT c.client, c.software, c.last_seen, c.silent, c.guilty, c.score, c.score_height, \
+        "SELECT c.client, c.software, c.first_seen, c.last_seen, c.hours, c.silent, c.guilty, c.score, c.score_height, \
          (SELECT count(*) FROM member m JOIN factory f USING (factory) \
           WHERE m.client = c.client AND f.state = 'funding_signed') AS factories FROM client c ORDER BY c.client",
     )
@@ -109,7 +121,9 @@ pub async fn list(conn: &mut Conn) -> Result<Vec<ClientRow>> {
             Ok(ClientRow {
                 client: codec::client(row.try_get("client")?)?,
                 software: row.try_get("software")?,
+                first_seen: codec::number("height", row.try_get("first_seen")?)?,
                 last_seen: codec::number("height", row.try_get("last_seen")?)?,
+                hours: Hours::new(codec::number("hours", row.try_get("hours")?)?),
                 silent: codec::number("count", row.try_get("silent")?)?,
                 guilty: codec::number("count", row.try_get("guilty")?)?,
                 score: Score {

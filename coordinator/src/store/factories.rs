@@ -41,6 +41,8 @@ pub struct FactoryRow {
     pub usable: bool,
     /// Whether its funding output is spent.
     pub spent: bool,
+    /// Whether everything of it is spent and buried.
+    pub forgotten: bool,
 }
 
 /// A proposed factory, to be stored.
@@ -83,7 +85,7 @@ pub struct MembershipRow {
 }
 
 const COLUMNS: &str = "SELECT f.factory, f.ceremony, f.attempt, f.state, f.funding_txid, f.funding_vout, f.funding_sat, f.clients, \
-    f.capacity_sat, f.birth_height, f.expiry_height, f.confirmations, f.confirmed_height, f.usable, \
+    f.capacity_sat, f.birth_height, f.expiry_height, f.confirmations, f.confirmed_height, f.usable, f.forgotten, \
     EXISTS (SELECT 1 FROM output o WHERE o.txid = f.funding_txid AND o.vout = f.funding_vout AND o.spent_height IS NOT NULL) AS spent";
 
 /// A factory is proposed.
@@ -408,5 +410,6 @@ fn factory(row: &SqliteRow) -> Result<FactoryRow> {
         confirmed_height: codec::optional("height", row.try_get("confirmed_height")?)?,
         usable: row.try_get("usable")?,
         spent: row.try_get("spent")?,
+        forgotten: row.try_get("forgotten")?,
     })
 }

@@ -27,6 +27,8 @@ pub struct LeafRow {
     pub usable: bool,
     /// Whether anything of the factory is spent in the chain.
     pub unrolls: bool,
+    /// Whether its client's keys are ours.
+    pub handed_over: bool,
 }
 
 /// A path that is to be published.
@@ -39,7 +41,8 @@ pub struct ExitRow {
 }
 
 const COLUMNS: &str = "SELECT m.leaf_id, m.client, m.position, f.factory, f.ceremony, f.attempt, f.state, f.usable, \
-    EXISTS (SELECT 1 FROM output o WHERE o.txid = f.funding_txid AND o.vout = f.funding_vout AND o.spent_height IS NOT NULL) AS unrolls \
+    EXISTS (SELECT 1 FROM output o WHERE o.txid = f.funding_txid AND o.vout = f.funding_vout AND o.spent_height IS NOT NULL) AS unrolls, \
+    EXISTS (SELECT 1 FROM handover h WHERE h.leaf_id = m.leaf_id) AS handed_over \
     FROM member m JOIN factory f USING (factory)";
 
 /// The member of a leaf.
@@ -131,5 +134,6 @@ fn read(row: &SqliteRow) -> Result<LeafRow> {
         state: AttemptState::parse(row.try_get("state")?)?,
         usable: row.try_get("usable")?,
         unrolls: row.try_get("unrolls")?,
+        handed_over: row.try_get("handed_over")?,
     })
 }

@@ -1,7 +1,7 @@
 //! Our transactions that take back what is ours from a factory.
 
 use bitcoin::consensus::encode;
-use bitcoin::{Amount, Transaction, Txid};
+use bitcoin::{Amount, OutPoint, Transaction, Txid};
 use factory_tree::ids::FactoryId;
 use sqlx::Row;
 
@@ -94,6 +94,20 @@ pub async fn confirm(
     let Some(row) = row else { return Ok(None) };
     let amount = Amount::from_sat(codec::number("amount", row.try_get(1)?)?);
     Ok(Some((codec::factory(row.try_get(0)?)?, amount)))
+}
+
+/// Where the coins of sweeps are that confirmed at `height` or later.
+///
+/// # Errors
+/// Those of the database.
+pub async fn coins_since(conn: &mut Conn, height: u32) -> Result<Vec<OutPoint>> {
+    let rows: Vec<Vec<u8>> =
+        sqlx::query_scalar("SELECT txid FROM sweep WHERE confirmed_height >= ?")
+            .bind(height)
+            .fetch_all(conn)
+            .await?;
+    // A sweep has one output.
+    rows.iter().map(|txid| codec::outpoint(txid, 0)).collect()
 }
 
 /// A sweep will not confirm: an input of it was spent otherwise.

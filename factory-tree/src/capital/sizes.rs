@@ -410,8 +410,16 @@ impl Signer {
         let own = self.pair.x_only_public_key().0;
         let txout = match unlock {
             Unlock::KeyPath => self.payout(),
+            Unlock::Output => TxOut {
+                script_pubkey: output::taproot(own),
+                ..self.payout()
+            },
             Unlock::Leaf { leaf, internal_key } => TxOut {
                 script_pubkey: ScriptBuf::new_p2tr(&self.secp, internal_key, leaf.merkle_root(own)),
+                ..self.payout()
+            },
+            Unlock::Channel { other } => TxOut {
+                script_pubkey: output::channel(&self.public(), &other.public_key()),
                 ..self.payout()
             },
         };

@@ -157,6 +157,7 @@ fn terms(params: FactoryParams) -> Terms {
     Terms {
         params,
         fee: Amount::ZERO,
+        fee_ppm: 0,
         join_seconds: 5,
         step_seconds: 5,
         min_clients: 2,

@@ -13,6 +13,7 @@
 mod births;
 mod choose;
 mod due;
+mod forecast;
 mod moving;
 mod params;
 mod reap;
@@ -30,6 +31,7 @@ pub use choose::{
     Seat, Standing, choose, needed_capacity,
 };
 pub use due::{Due, Part, Urgency, Warning, due};
+pub use forecast::{ForecastDay, forecast};
 pub use moving::{
     PartError, PartExpiries, largest_part, last_part, may_hand_over, part_expiries, publish_by,
 };

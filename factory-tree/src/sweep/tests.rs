@@ -172,3 +172,64 @@ fn many_inputs_are_signed_alike() {
         Amount::from_sat(tx.vsize() as u64 * 2)
     );
 }
+
+/// Once every owner's keys are handed over, each output of the tree is spent by one signature, without a lock; one key short, it is not.
+#[test]
+fn what_all_have_handed_over_is_swept_by_keys() {
+    let secp = Secp256k1::new();
+    for policy in [ExpiryPolicy::ClientRefund, ExpiryPolicy::LspReclaim] {
+        let signed = signed(policy);
+        let mut pairs = Vec::new();
+        let mut spends = Vec::new();
+        for tx in signed.tree().txs() {
+            let (spent, secrets) = (&tx.spends, signed.factory.secrets(tx));
+            // First-stage branches belong to clients alone.
+            let Some(key) = spent.key.as_ref().filter(|key| key.owners.with_lsp) else {
+                continue;
+            };
+            let short = &secrets[..secrets.len() - 1];
+            assert!(key.keypair(&secp, short).is_err());
+            pairs.push(key.keypair(&secp, &secrets).unwrap());
+            spends.push((spent.outpoint, spent.txout.clone(), Unlock::Output));
+        }
+        for (timeout, client) in signed
+            .tree()
+            .channel_timeouts()
+            .iter()
+            .zip(&signed.factory.clients)
+        {
+            let other = Keypair::from_secret_key(&secp, &client.channel);
+            pairs.push(Keypair::from_secret_key(&secp, &client.lsp_channel));
+            let spent = &timeout.spends;
+            spends.push((
+                spent.outpoint,
+                spent.txout.clone(),
+                Unlock::Channel { other },
+            ));
+        }
+        let inputs: Vec<SweepInput<'_>> = pairs
+            .iter()
+            .zip(spends)
+            .map(|(keypair, (outpoint, txout, unlock))| SweepInput {
+                outpoint,
+                txout,
+                keypair,
+                unlock,
+            })
+            .collect();
+        for input in &inputs {
+            let one = std::slice::from_ref(input);
+            let tx = sweep(&secp, one, destination(&secp), 3).unwrap();
+            assert!(accepted(one, &tx), "{:?}", input.outpoint);
+            let fee = input.txout.value - tx.output[0].value;
+            let paid = fee.to_sat() / tx.vsize() as u64;
+            assert!((3..=4).contains(&paid), "{fee} for {} vB", tx.vsize());
+        }
+        let tx = sweep(&secp, &inputs, destination(&secp), 3).unwrap();
+        assert!(accepted(&inputs, &tx));
+        let mut wrong = inputs[inputs.len() - 1].clone();
+        wrong.unlock = Unlock::Channel { other: pairs[0] };
+        let error = sweep(&secp, &[wrong], destination(&secp), 3).unwrap_err();
+        assert!(matches!(error, SweepError::NotOurs { .. }), "{error}");
+    }
+}

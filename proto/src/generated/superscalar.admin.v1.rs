@@ -639,6 +639,197 @@ pub struct NodePaymentsResponse {
     #[prost(message, repeated, tag = "1")]
     pub payments: ::prost::alloc::vec::Vec<Payment>,
 }
+/// Nothing to say.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LadderShowRequest {}
+/// The ladder.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LadderShowResponse {
+    /// Whether factories are born by themselves.
+    #[prost(bool, tag = "1")]
+    pub enabled: bool,
+    /// The best height.
+    #[prost(uint32, tag = "2")]
+    pub height: u32,
+    /// Factories that are active or dying at once.
+    #[prost(uint32, tag = "3")]
+    pub rungs: u32,
+    /// Blocks between two births.
+    #[prost(uint32, tag = "4")]
+    pub spacing: u32,
+    /// The planned height of the next birth, if there is one.
+    #[prost(uint32, optional, tag = "5")]
+    pub next_birth: ::core::option::Option<u32>,
+    /// Oldest first.
+    #[prost(message, repeated, tag = "6")]
+    pub factories: ::prost::alloc::vec::Vec<LadderFactory>,
+}
+/// A factory of the ladder.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LadderFactory {
+    /// Its id, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: ::prost::bytes::Bytes,
+    /// Its place in the ladder, if the ladder was enabled when it was born.
+    #[prost(uint32, optional, tag = "2")]
+    pub rung: ::core::option::Option<u32>,
+    /// unborn, active, dying, closing, expired or ended.
+    #[prost(string, tag = "3")]
+    pub stage: ::prost::alloc::string::String,
+    /// Which of the dying days, counted from 1; 0 outside of them.
+    #[prost(uint32, tag = "4")]
+    pub dying_day: u32,
+    /// The height it was proposed at.
+    #[prost(uint32, tag = "5")]
+    pub born: u32,
+    /// The first dying height.
+    #[prost(uint32, tag = "6")]
+    pub dying_from: u32,
+    /// E: from here on the paths of clients that have not left are published.
+    #[prost(uint32, tag = "7")]
+    pub closes: u32,
+    /// T.
+    #[prost(uint32, tag = "8")]
+    pub expires: u32,
+    /// Its clients.
+    #[prost(uint32, tag = "9")]
+    pub clients: u32,
+    /// Of these, those with a channel in a younger factory, whether or not their balance has moved.
+    #[prost(uint32, tag = "10")]
+    pub moving: u32,
+    /// Those whose keys are ours.
+    #[prost(uint32, tag = "11")]
+    pub handed_over: u32,
+    /// Those that were invited, and have not come.
+    #[prost(uint32, tag = "12")]
+    pub silent: u32,
+    /// Those whose paths are published, or on the chain.
+    #[prost(uint32, tag = "13")]
+    pub published: u32,
+    /// What it locks.
+    #[prost(uint64, tag = "14")]
+    pub locked_sat: u64,
+    /// Of this, what is the clients'.
+    #[prost(uint64, tag = "15")]
+    pub client_sat: u64,
+    /// Stock that was not sold.
+    #[prost(uint64, tag = "16")]
+    pub stock_sat: u64,
+    /// standing, coming_back, reaped, published or timed_out.
+    #[prost(string, tag = "17")]
+    pub root: ::prost::alloc::string::String,
+    /// The largest loss that was reported.
+    #[prost(uint64, optional, tag = "18")]
+    pub loss_sat: ::core::option::Option<u64>,
+}
+/// Nothing to say.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LadderPreviewRequest {}
+/// The next factory, as it would be now.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LadderPreviewResponse {
+    /// In leaf order.
+    #[prost(message, repeated, tag = "1")]
+    pub seats: ::prost::alloc::vec::Vec<LadderSeat>,
+    /// Who is not invited, and why.
+    #[prost(message, repeated, tag = "2")]
+    pub excluded: ::prost::alloc::vec::Vec<LadderExcluded>,
+    /// Clients of factories that end, who would be invited but are away.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub away: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Sum of the channels.
+    #[prost(uint64, tag = "4")]
+    pub channels_sat: u64,
+    /// Sum of the stocks.
+    #[prost(uint64, tag = "5")]
+    pub stock_sat: u64,
+    /// All it takes, without the funding's own fee.
+    #[prost(uint64, tag = "6")]
+    pub total_sat: u64,
+    /// What the wallet has for it.
+    #[prost(uint64, tag = "7")]
+    pub available_sat: u64,
+    /// Why there would be no factory; empty if there would.
+    #[prost(string, tag = "8")]
+    pub problem: ::prost::alloc::string::String,
+}
+/// A place in the next factory.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LadderSeat {
+    /// The client's node id, 33 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub client: ::prost::bytes::Bytes,
+    /// Its capacity.
+    #[prost(uint64, tag = "2")]
+    pub capacity_sat: u64,
+    /// Which leaf, counted from 0.
+    #[prost(uint32, tag = "3")]
+    pub leaf: u32,
+    /// settled, new or unreliable.
+    #[prost(string, tag = "4")]
+    pub standing: ::prost::alloc::string::String,
+    /// Why it is invited.
+    #[prost(string, tag = "5")]
+    pub why: ::prost::alloc::string::String,
+}
+/// Somebody who is not invited.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LadderExcluded {
+    /// The client's node id, 33 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub client: ::prost::bytes::Bytes,
+    /// Why.
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+}
+/// How far to look.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LadderForecastRequest {
+    /// Days (spacings of births).
+    #[prost(uint32, tag = "1")]
+    pub days: u32,
+}
+/// The days to come.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LadderForecastResponse {
+    /// The feerate the fees are of, sat/vB.
+    #[prost(uint64, tag = "1")]
+    pub feerate: u64,
+    /// Today first.
+    #[prost(message, repeated, tag = "2")]
+    pub days: ::prost::alloc::vec::Vec<LadderDay>,
+    /// The most that is locked at once.
+    #[prost(uint64, tag = "3")]
+    pub most_locked_sat: u64,
+}
+/// One day.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LadderDay {
+    /// 0 is today.
+    #[prost(uint32, tag = "1")]
+    pub day: u32,
+    /// Its first height.
+    #[prost(uint32, tag = "2")]
+    pub height: u32,
+    /// Factories born.
+    #[prost(uint32, tag = "3")]
+    pub births: u32,
+    /// Clients that move into them.
+    #[prost(uint32, tag = "4")]
+    pub clients: u32,
+    /// Factories whose coins come back.
+    #[prost(uint32, tag = "5")]
+    pub reaps: u32,
+    /// Locked in factories at its end.
+    #[prost(uint64, tag = "6")]
+    pub locked_sat: u64,
+    /// What the wallet must have for the births before the reaps are there.
+    #[prost(uint64, tag = "7")]
+    pub needed_sat: u64,
+    /// Fees of its transactions.
+    #[prost(uint64, tag = "8")]
+    pub fees_sat: u64,
+}
 /// Generated client implementations.
 pub mod admin_client {
     #![allow(
@@ -953,6 +1144,81 @@ pub mod admin_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "ClientList"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The ladder: a row for every factory that is not over.
+        pub async fn ladder_show(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LadderShowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LadderShowResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LadderShow",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "LadderShow"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Who would be invited into the next factory now, and why, and what it takes.
+        pub async fn ladder_preview(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LadderPreviewRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LadderPreviewResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LadderPreview",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "LadderPreview"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The next days, if everybody comes to its first invitation.
+        pub async fn ladder_forecast(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LadderForecastRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LadderForecastResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LadderForecast",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "LadderForecast"));
             self.inner.unary(req, path, codec).await
         }
         /// Its Lightning node.
@@ -1295,6 +1561,30 @@ pub mod admin_server {
             request: tonic::Request<super::ClientListRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ClientListResponse>,
+            tonic::Status,
+        >;
+        /// The ladder: a row for every factory that is not over.
+        async fn ladder_show(
+            &self,
+            request: tonic::Request<super::LadderShowRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LadderShowResponse>,
+            tonic::Status,
+        >;
+        /// Who would be invited into the next factory now, and why, and what it takes.
+        async fn ladder_preview(
+            &self,
+            request: tonic::Request<super::LadderPreviewRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LadderPreviewResponse>,
+            tonic::Status,
+        >;
+        /// The next days, if everybody comes to its first invitation.
+        async fn ladder_forecast(
+            &self,
+            request: tonic::Request<super::LadderForecastRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LadderForecastResponse>,
             tonic::Status,
         >;
         /// Its Lightning node.
@@ -1836,6 +2126,139 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ClientListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LadderShow" => {
+                    #[allow(non_camel_case_types)]
+                    struct LadderShowSvc<T: Admin>(pub Arc<T>);
+                    impl<T: Admin> tonic::server::UnaryService<super::LadderShowRequest>
+                    for LadderShowSvc<T> {
+                        type Response = super::LadderShowResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LadderShowRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::ladder_show(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LadderShowSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LadderPreview" => {
+                    #[allow(non_camel_case_types)]
+                    struct LadderPreviewSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LadderPreviewRequest>
+                    for LadderPreviewSvc<T> {
+                        type Response = super::LadderPreviewResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LadderPreviewRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::ladder_preview(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LadderPreviewSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LadderForecast" => {
+                    #[allow(non_camel_case_types)]
+                    struct LadderForecastSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LadderForecastRequest>
+                    for LadderForecastSvc<T> {
+                        type Response = super::LadderForecastResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LadderForecastRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::ladder_forecast(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LadderForecastSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -698,13 +698,141 @@ impl AbortKind {
         }
     }
 }
+/// From a client: it wants this much to arrive over its channel in the younger factory, for as much (and the fee) over that in the older one.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MovePart {
+    /// The factory that ends, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub from: ::prost::bytes::Bytes,
+    /// The younger one, 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub to: ::prost::bytes::Bytes,
+    /// Hash of a preimage that only the client knows, 32 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub hash: ::prost::bytes::Bytes,
+    /// What the coordinator's payment carries (BOLT 11's payment secret), 32 bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub payment_secret: ::prost::bytes::Bytes,
+    /// What is to arrive, in msat.
+    #[prost(uint64, tag = "5")]
+    pub amount_msat: u64,
+}
+/// To a client: the part can move. The coordinator pays as soon as it is paid, and keeps what it is paid once it knows the preimage.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PartTerms {
+    /// Its hash, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub hash: ::prost::bytes::Bytes,
+    /// What the client's payment carries, 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub payment_secret: ::prost::bytes::Bytes,
+    /// What the client pays beyond what arrives, in msat: the fee agreed to with the invitation, once.
+    #[prost(uint64, tag = "3")]
+    pub fee_msat: u64,
+    /// Height at which the coordinator's payment expires.
+    #[prost(uint32, tag = "4")]
+    pub outgoing_expiry: u32,
+    /// Height at which the client's payment expires.
+    #[prost(uint32, tag = "5")]
+    pub incoming_expiry: u32,
+}
+/// From a client that has nothing in a factory any more: its secret keys there, each masked for the coordinator's factory key
+/// (x XOR SHA256(x * P)), so that the coordinator's coins come back by one input.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Handover {
+    /// The factory, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub factory: ::prost::bytes::Bytes,
+    /// Of its factory key, 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub factory_key: ::prost::bytes::Bytes,
+    /// Of the output key of its payout script (BIP-341, even), 32 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub payout_key: ::prost::bytes::Bytes,
+    /// Of its channel funding key, 32 bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub channel_key: ::prost::bytes::Bytes,
+}
+/// To a client: these keys are the right ones, and stored.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandoverTaken {
+    /// The factory, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub factory: ::prost::bytes::Bytes,
+}
+/// To a client: its factory ends.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Notice {
+    /// The factory, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub factory: ::prost::bytes::Bytes,
+    /// How urgent it is.
+    #[prost(enumeration = "NoticeLevel", tag = "2")]
+    pub level: i32,
+    /// What happens, and when; for people.
+    #[prost(string, tag = "3")]
+    pub what: ::prost::alloc::string::String,
+    /// What the client has to do.
+    #[prost(string, tag = "4")]
+    pub action: ::prost::alloc::string::String,
+    /// What it costs.
+    #[prost(string, tag = "5")]
+    pub cost: ::prost::alloc::string::String,
+    /// What happens if it does nothing.
+    #[prost(string, tag = "6")]
+    pub otherwise: ::prost::alloc::string::String,
+    /// The height by which it has to act.
+    #[prost(uint32, tag = "7")]
+    pub by_height: u32,
+}
+/// How urgent a notice is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NoticeLevel {
+    /// Never valid.
+    Unspecified = 0,
+    /// Some days before the dying days.
+    Early = 1,
+    /// The dying days have begun.
+    Dying = 2,
+    /// The last of them.
+    LastDay = 3,
+    /// They are over.
+    Over = 4,
+}
+impl NoticeLevel {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NOTICE_LEVEL_UNSPECIFIED",
+            Self::Early => "NOTICE_LEVEL_EARLY",
+            Self::Dying => "NOTICE_LEVEL_DYING",
+            Self::LastDay => "NOTICE_LEVEL_LAST_DAY",
+            Self::Over => "NOTICE_LEVEL_OVER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NOTICE_LEVEL_UNSPECIFIED" => Some(Self::Unspecified),
+            "NOTICE_LEVEL_EARLY" => Some(Self::Early),
+            "NOTICE_LEVEL_DYING" => Some(Self::Dying),
+            "NOTICE_LEVEL_LAST_DAY" => Some(Self::LastDay),
+            "NOTICE_LEVEL_OVER" => Some(Self::Over),
+            _ => None,
+        }
+    }
+}
 /// From a client, over its session stream. The first is Hello, the second Answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientMessage {
     /// What it says.
     #[prost(
         oneof = "client_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 14, 15"
+        tags = "1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 14, 15, 20, 21"
     )]
     pub body: ::core::option::Option<client_message::Body>,
 }
@@ -749,6 +877,12 @@ pub mod client_message {
         /// Ceremony, step 7.
         #[prost(message, tag = "15")]
         ChannelOpened(super::ChannelOpened),
+        /// Migration: a part of its balance is to move.
+        #[prost(message, tag = "20")]
+        MovePart(super::MovePart),
+        /// Migration: the keys of a factory it has left.
+        #[prost(message, tag = "21")]
+        Handover(super::Handover),
     }
 }
 /// To a client, over its session stream. The first is Challenge, the second Welcome.
@@ -757,7 +891,7 @@ pub struct ServerMessage {
     /// What it says.
     #[prost(
         oneof = "server_message::Body",
-        tags = "1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15"
+        tags = "1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 20, 21, 22"
     )]
     pub body: ::core::option::Option<server_message::Body>,
 }
@@ -799,6 +933,15 @@ pub mod server_message {
         /// What became of a factory's funding.
         #[prost(message, tag = "15")]
         FactoryUpdate(super::FactoryUpdate),
+        /// Migration: how to pay for a part.
+        #[prost(message, tag = "20")]
+        PartTerms(super::PartTerms),
+        /// Migration: the keys of a factory are stored.
+        #[prost(message, tag = "21")]
+        HandoverTaken(super::HandoverTaken),
+        /// A factory ends: what happens when.
+        #[prost(message, tag = "22")]
+        Notice(super::Notice),
     }
 }
 /// Handshake 1, from a client.

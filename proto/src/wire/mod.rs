@@ -9,11 +9,13 @@ mod ceremony;
 mod error;
 pub(crate) mod fields;
 mod ids;
+mod ladder;
 mod params;
 mod proposal;
 mod session;
 
 pub use error::WireError;
+pub use ladder::{Handover, MovePart, Notice, PartTerms};
 pub use params::{network_from_wire, network_to_wire};
 pub use proposal::ProposalParts;
 pub use session::{FromClient, FromServer, Interest, Lightning, Welcome};

@@ -8,6 +8,7 @@ use super::WireError;
 use super::ceremony::{abort_to_wire, decline_to_wire};
 use super::fields::{amount, copied, fixed};
 use super::ids::round;
+use super::ladder::{Handover, MovePart, Notice, PartTerms, taken};
 use crate::session::{ServiceError, SessionToken};
 use crate::v1::{self, client_message, server_message};
 
@@ -63,6 +64,10 @@ pub enum FromClient {
     Interest(Interest),
     /// It does not any more.
     InterestWithdrawn,
+    /// A part of its balance is to move.
+    MovePart(MovePart),
+    /// The keys of a factory it has left.
+    Handover(Handover),
     /// Part of a ceremony.
     Ceremony(ToCoordinator),
 }
@@ -80,6 +85,12 @@ pub enum FromServer {
     Error(ServiceError),
     /// The way to the coordinator's Lightning node, and through it.
     Lightning(Lightning),
+    /// How to pay for a part that moves.
+    PartTerms(PartTerms),
+    /// The keys of this factory are stored.
+    HandoverTaken(FactoryId),
+    /// A factory ends.
+    Notice(Notice),
     /// Part of a ceremony.
     Ceremony(ToClient),
 }
@@ -172,6 +183,8 @@ impl TryFrom<v1::ClientMessage> for FromClient {
             Body::Error(error) => return error.try_into().map(Self::Error),
             Body::Interest(interest) => return interest.try_into().map(Self::Interest),
             Body::InterestWithdrawn(_) => return Ok(Self::InterestWithdrawn),
+            Body::MovePart(part) => return part.try_into().map(Self::MovePart),
+            Body::Handover(keys) => return keys.try_into().map(Self::Handover),
             Body::Join(join) => ToCoordinator::Join(Box::new(join.try_into()?)),
             Body::Present(present) => ToCoordinator::Present(round(present.round)?),
             Body::Partials(partials) => ToCoordinator::Partials(Box::new(partials.try_into()?)),
@@ -206,6 +219,9 @@ impl FromServer {
             Body::Heartbeat(_) => return Ok(Self::Heartbeat),
             Body::Error(error) => return error.try_into().map(Self::Error),
             Body::Lightning(lightning) => return lightning.try_into().map(Self::Lightning),
+            Body::PartTerms(terms) => return terms.try_into().map(Self::PartTerms),
+            Body::HandoverTaken(factory) => return taken(&factory).map(Self::HandoverTaken),
+            Body::Notice(notice) => return notice.try_into().map(Self::Notice),
             Body::Invitation(invitation) => ToClient::Invitation(Box::new(invitation.try_into()?)),
             Body::ConfirmPing(ping) => ToClient::ConfirmPing(round(ping.round)?),
             Body::Proposal(proposal) => ToClient::Proposal(Box::new(proposal.try_into()?)),
@@ -326,6 +342,8 @@ impl From<&FromClient> for v1::ClientMessage {
             FromClient::Error(error) => Body::Error(error.into()),
             FromClient::Interest(interest) => Body::Interest((*interest).into()),
             FromClient::InterestWithdrawn => Body::InterestWithdrawn(v1::InterestWithdrawn {}),
+            FromClient::MovePart(part) => Body::MovePart((*part).into()),
+            FromClient::Handover(keys) => Body::Handover((*keys).into()),
             FromClient::Ceremony(message) => return message.into(),
         };
         body.into()
@@ -341,6 +359,11 @@ impl From<&FromServer> for v1::ServerMessage {
             FromServer::Welcome(welcome) => Body::Welcome((*welcome).into()),
             FromServer::Heartbeat => Body::Heartbeat(v1::Heartbeat {}),
             FromServer::Error(error) => Body::Error(error.into()),
+            FromServer::PartTerms(terms) => Body::PartTerms((*terms).into()),
+            FromServer::HandoverTaken(factory) => Body::HandoverTaken(v1::HandoverTaken {
+                factory: copied(factory.0),
+            }),
+            FromServer::Notice(notice) => Body::Notice(notice.clone().into()),
             FromServer::Ceremony(message) => return message.into(),
         };
         body.into()

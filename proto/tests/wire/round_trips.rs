@@ -1,12 +1,17 @@
 use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
 use factory_tree::ceremony::message::{AbortReason, DeclineReason, Round, ToClient, ToCoordinator};
-use factory_tree::ids::{Attempt, CeremonyId};
+use factory_tree::ids::{Attempt, CeremonyId, FactoryId};
+use factory_tree::ladder::{Notice as Words, Warning};
 use factory_tree::params::{ExpiryPolicy, FactoryParams, Profile};
+use factory_tree::units::Height;
 use proptest::prelude::*;
 use prost::Message;
 use proto::session::SessionToken;
 use proto::v1;
-use proto::wire::{FromClient, FromServer, Interest, Welcome, network_from_wire, network_to_wire};
+use proto::wire::{
+    FromClient, FromServer, Handover, Interest, MovePart, Notice, PartTerms, Welcome,
+    network_from_wire, network_to_wire,
+};
 
 use crate::fixture;
 
@@ -44,6 +49,19 @@ fn every_kind_of_message_comes_back() {
         FromClient::InterestWithdrawn,
         FromClient::Interest(interest(None)),
         FromClient::Interest(interest(Some(Amount::from_sat(7)))),
+        FromClient::MovePart(MovePart {
+            from: FactoryId([1; 32]),
+            to: FactoryId([2; 32]),
+            hash: [3; 32],
+            payment_secret: [4; 32],
+            amount_msat: 5,
+        }),
+        FromClient::Handover(Handover {
+            factory: FactoryId([1; 32]),
+            factory_key: [2; 32],
+            payout_key: [3; 32],
+            channel_key: [4; 32],
+        }),
     ] {
         assert_eq!(through_client(&message), message);
     }
@@ -55,7 +73,38 @@ fn every_kind_of_message_comes_back() {
             heartbeat_seconds: 30,
             tip_height: 5,
         }),
+        FromServer::PartTerms(PartTerms {
+            hash: [1; 32],
+            payment_secret: [2; 32],
+            fee_msat: 3,
+            outgoing_expiry: Height(4),
+            incoming_expiry: Height(5),
+        }),
+        FromServer::HandoverTaken(FactoryId([6; 32])),
     ] {
+        assert_eq!(through_server(&message), message);
+    }
+}
+
+#[test]
+fn notices_of_every_level_come_back() {
+    for level in [
+        Warning::Early,
+        Warning::Dying,
+        Warning::LastDay,
+        Warning::Over,
+    ] {
+        let message = FromServer::Notice(Notice {
+            factory: FactoryId([7; 32]),
+            words: Words {
+                level,
+                what: "what".to_owned(),
+                action: "action".to_owned(),
+                cost: "cost".to_owned(),
+                otherwise: "otherwise".to_owned(),
+                by: Height(8),
+            },
+        });
         assert_eq!(through_server(&message), message);
     }
 }

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::exit::{RELAXED_TARGET, path_is_paid, would_be_late};
 use crate::fault;
+use crate::migration::wanted;
 use crate::store::{FactoryRow, JoinRow, StoreError};
 
 /// Runs the machine of the current attempt. Lives as long as the process: a lost connection does
@@ -243,6 +244,11 @@ impl Driver {
             let again = SignerInput::Invitation(Box::new(invitation));
             return self.input(again, out).await;
         }
+        #[cfg(feature = "fault-points")]
+        if crate::misbehave::ignores_invitations() && self.client.store.interest().await?.is_none()
+        {
+            return Ok(());
+        }
         let round = invitation.round;
         self.client
             .events
@@ -299,15 +305,8 @@ impl Driver {
     /// Why this invitation is not for us, beyond what the machine checks.
     async fn unwanted(&self, invitation: &Invitation) -> Result<Option<DeclineReason>> {
         let terms = |text: &str| Ok(Some(DeclineReason::Terms(text.to_owned())));
-        let Some(interest) = self.client.store.interest().await? else {
-            return terms("this wallet did not ask for a factory");
-        };
-        if interest.capacity != Amount::ZERO && interest.capacity != invitation.capacity {
-            return terms(&format!(
-                "capacity {} sat, asked for {} sat",
-                invitation.capacity.to_sat(),
-                interest.capacity.to_sat()
-            ));
+        if let Some(reason) = self.unasked(invitation).await? {
+            return Ok(Some(reason));
         }
         if let Err(error) = self.client.lightning.running()
             && !self.client.lightning.is_ready()
@@ -322,6 +321,27 @@ impl Driver {
             return terms("expiry policy lsp_reclaim needs confirmed coins, and there are none");
         }
         Ok(None)
+    }
+
+    /// Why this is neither the factory that was asked for, nor one for what ends.
+    async fn unasked(&self, invitation: &Invitation) -> Result<Option<DeclineReason>> {
+        let interest = self.client.store.interest().await?;
+        let asked = interest.as_ref().map(|interest| interest.capacity);
+        if asked.is_some_and(|asked| asked == Amount::ZERO || asked == invitation.capacity) {
+            return Ok(None);
+        }
+        let Err(declined) = wanted(&self.client, invitation).await? else {
+            return Ok(None);
+        };
+        let text = match asked {
+            Some(asked) if !declined.is_news() => format!(
+                "capacity {} sat, asked for {} sat",
+                invitation.capacity.to_sat(),
+                asked.to_sat()
+            ),
+            _ => declined.to_string(),
+        };
+        Ok(Some(DeclineReason::Terms(text)))
     }
 
     async fn unable(&mut self, error: Error, out: &Outgoing) -> Result<()> {
@@ -555,12 +575,14 @@ impl Driver {
             birth: kit.birth,
             expiry: kit.expiry,
             confirmations: attempt.invitation.confirmations,
+            fee: attempt.invitation.fee,
             acked: false,
             failed: false,
             confirmed: None,
             usable: false,
             abandoned: None,
             closed: None,
+            handover: None,
         };
         let text = kit
             .to_json()

@@ -1,6 +1,7 @@
 //! What only shows, or takes a moment.
 
 use bitcoin::{Amount, FeeRate};
+use factory_tree::ladder::Warning;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -8,7 +9,7 @@ use super::CliError;
 use super::args::QuoteExit;
 use super::context::{Context, Holder};
 use super::table::{Table, grouped, short, with_msat};
-use crate::client::{self, Balance, FactoryView, QUOTED, Quote, Status, Swept};
+use crate::client::{self, Account, Balance, FactoryView, QUOTED, Quote, Status, Swept};
 use crate::lock::Occupant;
 use crate::store::{Request, SharedStore};
 
@@ -22,6 +23,14 @@ struct Shown {
     status: Status,
     running_command: Option<String>,
     running_pid: Option<u32>,
+}
+
+/// The balance, with the account in plain words.
+#[derive(Debug, Serialize)]
+struct BalanceShown {
+    #[serde(flatten)]
+    balance: Balance,
+    account: Account,
 }
 
 pub(super) async fn status(context: &Context) -> Result<(), CliError> {
@@ -73,10 +82,62 @@ fn describe(status: &Status, occupant: Option<&Occupant>) -> String {
         ));
     }
     if !status.factories.is_empty() {
+        let moving = status.live.moving.as_deref();
+        text.push_str(&account_text(&status.account, moving));
         text.push('\n');
         text.push_str(&factory_table(&status.factories));
     }
     text
+}
+
+/// The account in a few lines; `moving`: what a move does now, in words.
+fn account_text(account: &Account, moving: Option<&str>) -> String {
+    let mut lines = vec![format!(
+        "Account     {} sat of at most {} sat; {} sat can be received; {} sat are covered if you stay away",
+        with_msat(account.balance_msat),
+        grouped(account.limit_sat),
+        with_msat(account.inbound_msat),
+        grouped(account.coverage_sat)
+    )];
+    if let Some(window) = &account.window {
+        let heights = || {
+            format!(
+                "blocks {} to {}",
+                window.from_height, window.deadline_height
+            )
+        };
+        let words = window.words.clone().unwrap_or_else(heights);
+        lines.push(format!("Next        {words}"));
+        lines.push(match account.monthly_fee_sat {
+            0 => "Fee         none".to_owned(),
+            fee => format!("Fee         {} sat a month", grouped(fee)),
+        });
+    }
+    for begun in &account.moves {
+        let to = begun.to.as_ref().map_or("-".to_owned(), short);
+        lines.push(format!(
+            "Moving      {} -> {to}: {} of {} parts, {} sat moved, {} sat left ({})",
+            short(&begun.from),
+            begun.parts_done,
+            begun.parts_total,
+            with_msat(begun.moved_msat),
+            with_msat(begun.left_msat),
+            moving.unwrap_or(begun.state)
+        ));
+    }
+    if let Some(moving) = moving.filter(|_| account.moves.is_empty()) {
+        lines.push(format!("Moving      {moving}"));
+    }
+    for notice in &account.notices {
+        let loud = notice.level >= Some(Warning::LastDay);
+        let mark = if loud { "!!!" } else { "   " };
+        lines.push(format!(
+            "Notice {mark}  {}: {}",
+            short(&notice.factory),
+            notice.words.join(" ")
+        ));
+    }
+    lines.join("\n") + "\n"
 }
 
 fn factory_table(factories: &[FactoryView]) -> String {
@@ -246,6 +307,7 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
             client.balance().await?
         }
     };
+    let account = client::account(&context.store().await?, Some(balance.height)).await?;
     let lightning = balance.lightning;
     let mut table = Table::new(["what", "sat"]);
     for (what, sat) in [
@@ -272,14 +334,15 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
     ]);
     table.row(["total".to_owned(), grouped(balance.total_sat)]);
     let text = format!(
-        "{}\nOver Lightning you can send {} sat and receive {} sat now.\nChannels in live factories hold {} sat; what is not yours on Lightning is the coordinator's.\nAs of height {}.",
+        "{}\nOver Lightning you can send {} sat and receive {} sat now.\nChannels in live factories hold {} sat; what is not yours on Lightning is the coordinator's.\n{}As of height {}.",
         table.render(),
         with_msat(lightning.lightning_spendable_msat),
         with_msat(lightning.lightning_receivable_msat),
         grouped(balance.in_factories_sat),
+        account_text(&account, None),
         balance.height
     );
-    context.print(&balance, &text)
+    context.print(&BalanceShown { balance, account }, &text)
 }
 
 pub(super) async fn sweep(context: &Context, feerate: Option<u64>) -> Result<(), CliError> {

@@ -1,5 +1,6 @@
 //! The client as one object: a store, a chain, keys, and the tasks that work on them.
 
+mod account;
 mod answers;
 mod kits;
 mod views;
@@ -23,11 +24,13 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Events, Stamped};
 use crate::keys::ClientKeys;
 use crate::lightning::Lightning;
+use crate::migration::Migration;
 use crate::store::{
     ExitRow, FactoryRow, Goal, Identity, Interest, Live, Progress, SharedStore, StoreError,
     WalletChanges,
 };
 
+pub use account::{Account, MoveView, NoticeView, Window, account};
 pub use answers::{Swept, sweep};
 pub(crate) use kits::KitCache;
 pub use views::{
@@ -65,6 +68,7 @@ pub(crate) struct Inner {
     pub(crate) chain: Arc<dyn ChainSource>,
     pub(crate) wallet: Arc<OnchainWallet>,
     pub(crate) lightning: Lightning,
+    pub(crate) migration: Migration,
     pub(crate) events: Events,
     pub(crate) kits: KitCache,
     /// Look at the chain, the exits and the factories again.
@@ -173,6 +177,7 @@ impl SignerClient {
                 chain,
                 wallet: Arc::new(wallet?),
                 lightning,
+                migration: Migration::new(),
                 events: Events::default(),
                 wake_chain: Notify::new(),
                 wake_connection: Notify::new(),
@@ -242,6 +247,13 @@ impl SignerClient {
             ));
         }
         inner.lightning.want(tasks.lightning);
+        // Nothing moves on old news: it takes the node, and somebody who follows the chain.
+        if tasks.lightning && tasks.chain {
+            running.spawn(crate::migration::run(
+                Arc::clone(&self.inner),
+                shutdown.clone(),
+            ));
+        }
         if tasks.lightning {
             running.spawn(crate::lightning::run(
                 Arc::clone(&self.inner),
@@ -327,7 +339,8 @@ pub async fn request_exit(
     requested: Height,
 ) -> Result<()> {
     let row = store.factory(factory).await?;
-    if let Some(state) = (!row.is_live()).then(|| row.state()) {
+    let over = !row.is_live() || row.is_given_away();
+    if let Some(state) = over.then(|| row.state()) {
         return Err(Error::NothingToLeave { factory, state });
     }
     let exit = ExitRow {

@@ -10,6 +10,7 @@ use factory_tree::units::Height;
 use serde::{Deserialize, Serialize};
 
 use super::SignerClient;
+use super::account::{Account, account};
 use super::kits::KitCache;
 use crate::error::{Error, Result};
 use crate::exit::{Whereabouts, coins_suffice, is_late, leave_by, unrolled};
@@ -38,6 +39,8 @@ pub struct Status {
     pub interest_sat: Option<u64>,
     /// What became of that wish so far.
     pub interest_note: Option<String>,
+    /// The account in plain words.
+    pub account: Account,
     /// Every factory.
     pub factories: Vec<FactoryView>,
 }
@@ -48,7 +51,7 @@ pub struct FactoryView {
     /// Its id.
     pub factory: FactoryId,
     /// One word for what it is doing: `kit_stored`, `unconfirmed`, `failed`, `confirming`,
-    /// `usable`, `unrolling` (its tree is coming into the chain), `paid` (all there is to get is
+    /// `usable`, `handing_over` (everything has moved, its keys are on their way), `handed_over`, `unrolling` (its tree is coming into the chain), `paid` (all there is to get is
     /// paid), `ended` (others spent all of it), `late` (confirmed too near its end to be used), `abandoned`, `closed`; or `damaged`
     /// if its kit is no good any more.
     pub state: &'static str,
@@ -68,6 +71,8 @@ pub struct FactoryView {
     pub leave_by_height: Option<u32>,
     /// What the timeouts pay, whatever happens, net.
     pub coverage_sat: u64,
+    /// What a month in it was agreed to cost.
+    pub fee_sat: u64,
     /// The channel on its leaf, as the Lightning node said last.
     pub channel: Option<ChannelView>,
     /// The exit under way or done.
@@ -191,15 +196,20 @@ pub async fn status(
         .identity()
         .await?
         .ok_or(StoreError::Unreadable { what: "identity" })?;
-    let live = store.live().await?;
+    // What a process said that is gone does not count.
+    let live = match running {
+        true => store.live().await?,
+        false => Live::default(),
+    };
     let interest = store.interest().await?;
+    let height = (live.height > 0).then_some(live.height);
     Ok(Status {
+        account: account(store, height).await?,
         node_id: identity.node_id,
         network: identity.network,
         coordinator: coordinator.map(str::to_owned),
         running,
-        // What a process said that is gone does not count.
-        live: if running { live } else { Live::default() },
+        live,
         interest_sat: interest.as_ref().map(|interest| interest.capacity.to_sat()),
         interest_note: interest.map(|interest| interest.note),
         factories: factories(store).await?,
@@ -235,9 +245,9 @@ async fn view(
         None => None,
     };
     let policy = kit.map(|kit| kit.params.expiry_policy);
-    let reclaim = kit.filter(|_| policy == Some(ExpiryPolicy::LspReclaim));
+    let reclaim = kit.filter(|_| policy == Some(ExpiryPolicy::LspReclaim) && !row.is_given_away());
     let on_chain = kit
-        .filter(|_| row.is_live() && row.confirmed.is_some())
+        .filter(|_| row.is_live() && row.handover.is_none() && row.confirmed.is_some())
         .and_then(|kit| unrolled(kit, chain));
     let state = match (kit, on_chain) {
         (None, _) => "damaged",
@@ -245,7 +255,8 @@ async fn view(
         (Some(kit), _) if row.is_live() && is_late(row, kit) => "late",
         _ => row.state(),
     };
-    let coverage = kit.map_or(Amount::ZERO, |kit| ExitPlan::new(kit).coverage.least());
+    let ours = kit.filter(|_| !row.is_given_away());
+    let coverage = ours.map_or(Amount::ZERO, |kit| ExitPlan::new(kit).coverage.least());
     Ok(FactoryView {
         factory: row.factory,
         state,
@@ -257,6 +268,7 @@ async fn view(
         expiry_height: row.expiry.0,
         leave_by_height: reclaim.map(|kit| leave_by(kit).0),
         coverage_sat: coverage.to_sat(),
+        fee_sat: row.fee.to_sat(),
         channel: of_factory(store, row.factory).await?,
         exit,
     })
@@ -392,7 +404,7 @@ impl SignerClient {
         let chain = crate::exit::view(&inner.store, tip).await?;
         let (mut inside, mut coming) = (0u64, 0u64);
         for row in inner.store.factories().await? {
-            if !row.is_live() || row.confirmed.is_none() {
+            if !row.is_live() || row.is_given_away() || row.confirmed.is_none() {
                 continue;
             }
             let Some(kit) = inner.kits.sound(row.factory).await? else {
@@ -428,6 +440,15 @@ impl SignerClient {
             true,
         )
         .await
+    }
+
+    /// See [`account`].
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn account(&self) -> Result<Account> {
+        let height = self.inner.followed_height();
+        account(&self.inner.store, (height > 0).then_some(height)).await
     }
 
     /// See [`factories`].

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 pub(crate) struct Outgoing(mpsc::Sender<ClientMessage>);
 
 impl Outgoing {
-    pub(super) fn new(capacity: usize) -> (Self, mpsc::Receiver<ClientMessage>) {
+    pub(crate) fn new(capacity: usize) -> (Self, mpsc::Receiver<ClientMessage>) {
         let (sender, receiver) = mpsc::channel(capacity);
         (Self(sender), receiver)
     }

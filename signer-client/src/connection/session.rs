@@ -23,6 +23,7 @@ use crate::ceremony::Driver;
 use crate::client::{Inner, Shutdown};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::migration::Answer;
 use crate::store::Route;
 
 /// Messages that may wait to be sent.
@@ -79,7 +80,9 @@ pub(super) async fn run(
             };
         }
     };
-    let error = match session.serve(client, driver, shutdown).await {
+    let served = session.serve(client, driver, shutdown).await;
+    client.migration.disconnected();
+    let error = match served {
         Ok(()) => Error::Disconnected("shutting down".to_owned()),
         Err(error) => error,
     };
@@ -185,6 +188,7 @@ impl Session {
         let status = self.status().await?;
         driver.reconnected(status.round, &self.out).await?;
         driver.only_awaited(status.round, &status.awaited).await?;
+        client.migration.connected(self.out.clone());
         self.tell_interest(client, driver).await?;
         let mut channels = client.lightning.news();
         let mut beat = tokio::time::interval(self.heartbeat);
@@ -219,6 +223,11 @@ impl Session {
             FromServer::Heartbeat => Ok(()),
             FromServer::Error(error) => {
                 self.note_refusal(client, &error).await?;
+                if let Some(factory) = error.about.factory {
+                    let why = error.message.clone();
+                    let refused = Answer::Refused { factory, why };
+                    client.migration.answered(refused);
+                }
                 client.events.emit(Event::ServerError {
                     code: error.code.as_str_name().to_owned(),
                     message: error.message,
@@ -250,6 +259,15 @@ impl Session {
                 };
                 client.lightning.set_route(client, route).await
             }
+            FromServer::PartTerms(terms) => {
+                client.migration.answered(Answer::Terms(terms));
+                Ok(())
+            }
+            FromServer::HandoverTaken(factory) => {
+                client.migration.answered(Answer::Taken(factory));
+                Ok(())
+            }
+            FromServer::Notice(notice) => crate::migration::notice(client, notice).await,
             FromServer::Challenge(_) | FromServer::Welcome(_) => Err(Error::Handshake(
                 "a second handshake within one session".to_owned(),
             )),

@@ -44,7 +44,9 @@ pub(crate) fn kind_name(tx: &KitTx) -> String {
 /// Brings every exit forward as far as the chain lets it.
 pub(crate) async fn drive(client: &Inner, tip: Height) -> Result<()> {
     let factories = client.store.factories().await?;
-    let open: Vec<&FactoryRow> = factories.iter().filter(|row| row.is_live()).collect();
+    // What moved elsewhere is not fetched a second time: its timeouts and its path are the coordinator's affair.
+    let ours = |row: &&FactoryRow| row.is_live() && !row.is_given_away();
+    let open: Vec<&FactoryRow> = factories.iter().filter(ours).collect();
     if open.is_empty() {
         return Ok(());
     }

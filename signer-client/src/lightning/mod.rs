@@ -33,7 +33,7 @@ pub(crate) use ending::{Ending, ending, leave};
 pub(crate) use leaf::{leaf_id, leaf_of};
 pub(crate) use reconcile::{gate, reconcile};
 pub use views::{ChannelState, ChannelView, SpentView};
-pub(crate) use views::{of_factory, stored};
+pub(crate) use views::{current, of_factory, stored};
 
 /// Between two tries to start a node that cannot start.
 const AGAIN: Duration = Duration::from_secs(30);

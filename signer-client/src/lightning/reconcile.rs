@@ -26,6 +26,8 @@ enum Action {
     Gate { confirmed: bool },
     /// There will be no such leaf.
     Abandon,
+    /// Its keys were handed over.
+    Retire,
     /// What it could be punished for is worth nothing any more.
     Forget,
 }
@@ -39,7 +41,7 @@ fn actions(
     empty: bool,
     tip: Height,
 ) -> Vec<Action> {
-    let stands = row.usable && row.is_live() && cut.is_none();
+    let stands = row.stands() && cut.is_none();
     let gate = (view.factory_confirmed != stands).then_some(Action::Gate { confirmed: stands });
     let gone = match view.stage {
         Stage::Abandoned => Action::Forget,
@@ -49,7 +51,10 @@ fn actions(
     let ended = buried || row.abandoned.is_some();
     // The coordinator's word alone ends nothing that holds money of ours, nor what the chain knows of.
     let failed = row.failed && row.confirmed.is_none() && empty && view.stage != Stage::Abandoned;
-    let end = (ended || failed).then_some(gone);
+    let end = match ended || failed {
+        true => Some(gone),
+        false => (row.is_handed_over() && view.stage != Stage::Abandoned).then_some(Action::Retire),
+    };
     gate.into_iter().chain(end).collect()
 }
 
@@ -134,6 +139,7 @@ async fn act(client: &Inner, node: &Arc<Node>, view: &LeafView, action: Action) 
     let done = on_node(Arc::clone(node), move |node| match action {
         Action::Gate { confirmed } => node.set_factory_confirmed(id, confirmed),
         Action::Abandon => node.abandon_leaf(id),
+        Action::Retire => node.retire_leaf(id),
         Action::Forget => node.forget_leaf(id),
     });
     match done.await? {
@@ -156,7 +162,7 @@ fn log(done: std::result::Result<(), NodeError>) {
 
 /// The node wants a leaf on the chain: its path has to be published.
 async fn wish_exit(client: &Inner, row: &FactoryRow, view: &LeafView) -> Result<()> {
-    if !view.exiting || !row.is_live() || view.spent.is_some() {
+    if !view.exiting || !row.is_live() || row.is_given_away() || view.spent.is_some() {
         return Ok(());
     }
     let exits = client.store.exits().await?;
@@ -178,6 +184,8 @@ mod tests {
     use channel_host::{LeafId, Side};
     use factory_tree::ceremony::message::Round;
     use factory_tree::ids::{Attempt, CeremonyId};
+
+    use crate::store::Handover;
 
     const TIP: Height = Height(1_000);
 
@@ -202,6 +210,8 @@ mod tests {
             usable: false,
             abandoned: None,
             closed: None,
+            fee: Amount::ZERO,
+            handover: None,
         }
     }
 
@@ -243,6 +253,31 @@ mod tests {
         assert_eq!(done(open(true), &row(), None), shut);
         // Somebody took the root: the leaf can never come, and nothing may be received over it.
         assert_eq!(done(open(true), &usable(), Some(TIP)), shut);
+    }
+
+    #[test]
+    fn what_is_handed_over_is_shut_and_retired() {
+        let given = |handover| FactoryRow {
+            handover: Some(handover),
+            ..usable()
+        };
+        let done = |view, row: &FactoryRow, cut| actions(&view, row, cut, true, TIP);
+        let shut = Action::Gate { confirmed: false };
+        for step in [Handover::Begun, Handover::Sent] {
+            assert_eq!(done(open(true), &given(step), None), [shut]);
+            assert_eq!(done(open(false), &given(step), None), []);
+        }
+        let taken = given(Handover::Taken(TIP));
+        assert_eq!(done(open(true), &taken, None), [shut, Action::Retire]);
+        let retired = LeafView {
+            stage: Stage::Abandoned,
+            ..open(false)
+        };
+        assert_eq!(done(retired.clone(), &taken, None), []);
+        // Until its root is spent elsewhere, and buried.
+        let at = |blocks: u32| Some(Height(TIP.0 - blocks));
+        assert_eq!(done(retired.clone(), &taken, at(FINAL - 1)), []);
+        assert_eq!(done(retired, &taken, at(FINAL)), [Action::Forget]);
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
-use channel_host::{EventSink, ExitReason, LeafId, NodeEvent, NotTakenIn, SpendKind};
+use channel_host::{EventSink, ExitReason, LeafId, Msat, NodeEvent, NotTakenIn, SpendKind};
 use factory_tree::ids::FactoryId;
 
 use crate::client::Inner;
 use crate::error::Result;
 use crate::event::Event;
-use crate::store::PaymentEnd;
+use crate::migration::part_over;
+use crate::store::{PartEnd, PaymentEnd};
 
 /// Takes the node's events in. The node is part of the client, so this does not keep it alive.
 #[derive(Debug)]
@@ -50,6 +51,9 @@ fn exit_text(reason: ExitReason) -> String {
         ExitReason::Closed => "the channel was closed by one side alone".to_owned(),
         ExitReason::ReceivedUnsettled { expiry } => {
             format!("a payment to us that expires at {expiry} is not settled")
+        }
+        ExitReason::PartUnresolved { expiry } => {
+            format!("a part of the move that expires at {expiry} is not over")
         }
         _ => "the Lightning node asks for it".to_owned(),
     }
@@ -121,6 +125,14 @@ async fn take(client: &Arc<Inner>, event: NodeEvent) -> Result<()> {
                     txid: transaction.compute_txid(),
                 });
             }
+        }
+        NodeEvent::PartMoved { hash, fee, .. } => {
+            part_over(client, hash, &PartEnd::Moved, fee).await?;
+            lightning.tell();
+        }
+        NodeEvent::PartFailed { hash, why, .. } => {
+            part_over(client, hash, &PartEnd::Failed { why }, Msat(0)).await?;
+            lightning.tell();
         }
         NodeEvent::Stopped { cause } => {
             lightning.down(client, &cause.to_string());

@@ -7,7 +7,7 @@ use factory_tree::ids::{Attempt, CeremonyId, FactoryId};
 use factory_tree::units::Height;
 use sqlx::sqlite::SqliteRow;
 
-use super::codec::{Columns, outpoint_bytes, sat};
+use super::codec::{Columns, outpoint_bytes, sat, unreadable};
 use super::{Result, SqliteStore, StoreError};
 
 /// A factory this client holds an exit kit of.
@@ -31,6 +31,8 @@ pub struct FactoryRow {
     pub expiry: Height,
     /// Depth at which it is used.
     pub confirmations: u32,
+    /// What was agreed to for a month in it.
+    pub fee: Amount,
     /// The acknowledgement may have been sent.
     pub acked: bool,
     /// The coordinator gave the attempt up. Its funding may confirm all the same, so the kit stays.
@@ -43,19 +45,52 @@ pub struct FactoryRow {
     pub abandoned: Option<Height>,
     /// Height at which nothing of it was left to be claimed.
     pub closed: Option<Height>,
+    /// How far its keys are on their way to the coordinator.
+    pub handover: Option<Handover>,
+}
+
+/// How far the handover of a factory's keys is (protocol.md section 7.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// The gate of its channel is shut, so that nothing arrives any more. Nothing was sent: there is a way back.
+    Begun,
+    /// The keys may have been sent: nothing of it may be used any more.
+    Sent,
+    /// The coordinator has them, since this height.
+    Taken(Height),
 }
 
 impl FactoryRow {
     /// Whether something of it may still happen on the chain.
     #[must_use]
     pub const fn is_live(&self) -> bool {
-        self.abandoned.is_none() && self.closed.is_none()
+        self.abandoned.is_none() && self.closed.is_none() && !self.is_handed_over()
+    }
+
+    /// Whether it is the coordinator's.
+    #[must_use]
+    pub const fn is_handed_over(&self) -> bool {
+        matches!(self.handover, Some(Handover::Taken(_)))
+    }
+
+    /// Whether somebody else may have its keys: nothing is received in it, nor claimed out of it any more.
+    #[must_use]
+    pub const fn is_given_away(&self) -> bool {
+        matches!(self.handover, Some(Handover::Sent | Handover::Taken(_)))
+    }
+
+    /// Whether its channel may be used: buried as agreed, nothing of it over, its keys not on their way.
+    #[must_use]
+    pub const fn stands(&self) -> bool {
+        self.usable && self.is_live() && self.handover.is_none()
     }
 
     /// One word for what it is doing.
     #[must_use]
     pub const fn state(&self) -> &'static str {
         match (self.closed, self.abandoned, self.confirmed) {
+            _ if self.is_handed_over() => "handed_over",
+            _ if self.handover.is_some() => "handing_over",
             (Some(_), _, _) => "closed",
             (_, Some(_), _) => "abandoned",
             (_, _, Some(_)) if self.usable => "usable",
@@ -102,6 +137,9 @@ pub trait FactoryStore {
 
     /// Whether nothing is left to be claimed, and since when.
     async fn set_closed(&self, factory: FactoryId, since: Option<Height>) -> Result<()>;
+
+    /// How far the handover of its keys is. What was taken stays taken.
+    async fn set_handover(&self, factory: FactoryId, handover: Option<Handover>) -> Result<()>;
 }
 
 #[async_trait]
@@ -110,8 +148,8 @@ impl FactoryStore for SqliteStore {
         let mut tx = self.write().await?;
         sqlx::query(
             "INSERT INTO factories (factory_id, ceremony, attempt, join_nonce, funding, common_pin,
-                capacity_sat, birth_height, expiry_height, confirmations, acked, failed, usable)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0) ON CONFLICT (factory_id) DO NOTHING",
+                capacity_sat, birth_height, expiry_height, confirmations, fee_sat, acked, failed, usable)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0) ON CONFLICT (factory_id) DO NOTHING",
         )
         .bind(factory.factory.0.as_slice())
         .bind(factory.round.ceremony.0.as_slice())
@@ -123,6 +161,7 @@ impl FactoryStore for SqliteStore {
         .bind(i64::from(factory.birth.0))
         .bind(i64::from(factory.expiry.0))
         .bind(i64::from(factory.confirmations))
+        .bind(sat(factory.fee))
         .execute(&mut *tx)
         .await
         .map_err(|error| self.error(error))?;
@@ -230,6 +269,29 @@ impl FactoryStore for SqliteStore {
             .map_err(|error| self.error(error))?;
         Ok(())
     }
+
+    async fn set_handover(&self, factory: FactoryId, handover: Option<Handover>) -> Result<()> {
+        let (step, taken) = match handover {
+            None => (None, None),
+            Some(Handover::Begun) => (Some("begun"), None),
+            Some(Handover::Sent) => (Some("sent"), None),
+            Some(Handover::Taken(height)) => (Some("sent"), Some(i64::from(height.0))),
+        };
+        let mut tx = self.write().await?;
+        sqlx::query(
+            "UPDATE factories SET handover = ?, handed_over_height = ?
+             WHERE factory_id = ? AND handed_over_height IS NULL",
+        )
+        .bind(step)
+        .bind(taken)
+        .bind(factory.0.as_slice())
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| self.error(error))?;
+        // A backup from before would use keys that are somebody else's.
+        self.bump_epoch(&mut tx).await?;
+        self.commit(tx).await
+    }
 }
 
 fn read(row: &SqliteRow) -> Result<FactoryRow> {
@@ -248,11 +310,22 @@ fn read(row: &SqliteRow) -> Result<FactoryRow> {
         birth: Height(row.number("birth_height")?),
         expiry: Height(row.number("expiry_height")?),
         confirmations: row.number("confirmations")?,
+        fee: row.amount("fee_sat")?,
         acked: row.flag("acked")?,
         failed: row.flag("failed")?,
         confirmed: maybe_height("confirmed_height")?,
         usable: row.flag("usable")?,
         abandoned: maybe_height("abandoned_height")?,
         closed: maybe_height("closed_height")?,
+        handover: match (
+            row.maybe_text("handover")?.as_deref(),
+            maybe_height("handed_over_height")?,
+        ) {
+            (_, Some(height)) => Some(Handover::Taken(height)),
+            (Some("sent"), None) => Some(Handover::Sent),
+            (Some("begun"), None) => Some(Handover::Begun),
+            (None, None) => None,
+            (Some(_), None) => return Err(unreadable("handover")),
+        },
     })
 }

@@ -28,6 +28,8 @@ pub struct Live {
     pub round: Option<String>,
     /// The step of that attempt.
     pub phase: Option<String>,
+    /// What the move out of a factory that ends is doing, or waits for, in words.
+    pub moving: Option<String>,
     /// The block the chain was followed to.
     pub height: u32,
     /// What is wrong with the chain source, in words.

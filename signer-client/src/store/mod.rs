@@ -12,6 +12,7 @@ mod factories;
 mod identity;
 mod joins;
 mod live;
+mod moves;
 mod payments;
 mod signed;
 mod sqlite;
@@ -27,10 +28,13 @@ pub use chain_facts::{BlockFacts, ChainFactStore, Payout, SeenTx, Spend};
 pub use channels::{ChannelRow, ChannelStore, Route};
 pub use error::StoreError;
 pub use exits::{ExitRow, ExitStore, FeeChildRow, Goal, Progress, PublishedRow};
-pub use factories::{FactoryRow, FactoryStore};
+pub use factories::{FactoryRow, FactoryStore, Handover};
 pub use identity::{Identity, IdentityStore};
 pub use joins::{JoinRow, JoinStore};
 pub use live::{Answer, Interest, Live, LiveStore, Request};
+pub use moves::{
+    Agreed, DeclineRow, MoveRow, MoveStore, NoticeRow, PartEnd, PartProgress, PartRow, Token,
+};
 pub use payments::{Direction, Moment, Payment, PaymentEnd, PaymentState, PaymentStore};
 pub use signed::SignedStore;
 pub use sqlite::SqliteStore;
@@ -51,6 +55,7 @@ pub trait ClientStore:
     + LiveStore
     + PaymentStore
     + ChannelStore
+    + MoveStore
     + Debug
     + Send
     + Sync
@@ -69,6 +74,7 @@ impl<S> ClientStore for S where
         + LiveStore
         + PaymentStore
         + ChannelStore
+        + MoveStore
         + Debug
         + Send
         + Sync

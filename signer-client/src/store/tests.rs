@@ -63,12 +63,14 @@ fn factory(n: u8) -> FactoryRow {
         birth: Height(100),
         expiry: Height(5000),
         confirmations: 3,
+        fee: Amount::from_sat(700),
         acked: false,
         failed: false,
         confirmed: None,
         usable: false,
         abandoned: None,
         closed: None,
+        handover: None,
     }
 }
 
@@ -471,4 +473,132 @@ async fn a_commitment_is_kept_beside_what_is_known_of_its_channel() {
     store.forget_channel(id).await.unwrap();
     let rows = store.channels().await.unwrap();
     assert!(rows[0].view.is_none() && rows[0].commitment.is_some());
+}
+
+async fn two_factories() -> (tempfile::TempDir, SqliteStore) {
+    let (dir, store) = open().await;
+    for n in [1, 2] {
+        store.record_join(&join(n)).await.unwrap();
+        store.store_kit(&factory(n), b"kit").await.unwrap();
+    }
+    (dir, store)
+}
+
+fn part(n: u8) -> PartRow {
+    PartRow {
+        hash: PaymentHash([n; 32]),
+        from: FactoryId([1; 32]),
+        to: FactoryId([2; 32]),
+        amount: Msat(5_001),
+        token: Token([n; 32]),
+        asked: Height(700),
+        progress: PartProgress::Asked,
+        agreed: None,
+        failure: None,
+    }
+}
+
+fn agreed(n: u8) -> Agreed {
+    Agreed {
+        token: Token([n + 100; 32]),
+        fee: Msat(9),
+        incoming: Height(2_000),
+        outgoing: Height(1_000),
+    }
+}
+
+#[tokio::test]
+async fn a_move_keeps_its_first_total_and_its_parts_as_agreed() {
+    let (_dir, store) = two_factories().await;
+    let begun = MoveRow {
+        from: FactoryId([1; 32]),
+        total: Msat(77_001),
+        begun: Height(700),
+    };
+    assert_eq!(store.begin_move(&begun).await.unwrap(), begun);
+    let again = MoveRow {
+        total: Msat(3),
+        begun: Height(701),
+        ..begun
+    };
+    assert_eq!(store.begin_move(&again).await.unwrap(), begun);
+    assert_eq!(store.moves().await.unwrap(), [begun]);
+    for n in [1, 2] {
+        store.add_part(&part(n)).await.unwrap();
+    }
+    // A hash never serves twice.
+    assert!(store.add_part(&part(1)).await.is_err());
+    assert!(store.agree_part(part(1).hash, &agreed(1)).await.unwrap());
+    assert!(!store.agree_part(part(1).hash, &agreed(2)).await.unwrap());
+    let known = store.part(part(1).hash).await.unwrap().unwrap();
+    assert_eq!(
+        known,
+        PartRow {
+            progress: PartProgress::Agreed,
+            agreed: Some(agreed(1)),
+            ..part(1)
+        }
+    );
+    for factory in [1, 2] {
+        let parts = store.parts(FactoryId([factory; 32])).await.unwrap();
+        assert_eq!(parts.len(), 2);
+        assert_eq!((&parts[0], &parts[1]), (&known, &part(2)));
+    }
+    let shown = format!("{known:?}");
+    assert_eq!(shown.matches("Token(..)").count(), 2, "{shown}");
+}
+
+#[tokio::test]
+async fn what_arrived_does_not_fail_any_more() {
+    let (_dir, store) = two_factories().await;
+    let begun = MoveRow {
+        from: FactoryId([1; 32]),
+        total: Msat(1),
+        begun: Height(1),
+    };
+    store.begin_move(&begun).await.unwrap();
+    store.add_part(&part(1)).await.unwrap();
+    let hash = part(1).hash;
+    let failed = PartEnd::Failed {
+        why: "late".to_owned(),
+    };
+    assert!(store.end_part(hash, &failed).await.unwrap());
+    assert!(!store.end_part(hash, &failed).await.unwrap());
+    let known = store.part(hash).await.unwrap().unwrap();
+    assert_eq!(known.failure.as_deref(), Some("late"));
+    // What is over is not agreed to.
+    assert!(!store.agree_part(hash, &agreed(1)).await.unwrap());
+    // The node that has claimed it knows better.
+    assert!(store.end_part(hash, &PartEnd::Moved).await.unwrap());
+    assert!(!store.end_part(hash, &PartEnd::Moved).await.unwrap());
+    assert!(!store.end_part(hash, &failed).await.unwrap());
+    let known = store.part(hash).await.unwrap().unwrap();
+    assert_eq!((known.progress, known.failure), (PartProgress::Moved, None));
+}
+
+#[tokio::test]
+async fn a_handover_is_kept_step_by_step_and_never_taken_back() {
+    let (_dir, store) = two_factories().await;
+    let id = FactoryId([1; 32]);
+    for step in [None, Some(Handover::Begun), None, Some(Handover::Sent)] {
+        store.set_handover(id, step).await.unwrap();
+        let row = store.factory(id).await.unwrap();
+        assert_eq!(row.handover, step);
+        assert!(row.is_live());
+        assert_eq!(row.is_given_away(), step == Some(Handover::Sent));
+    }
+    let taken = Some(Handover::Taken(Height(900)));
+    store.set_handover(id, taken).await.unwrap();
+    for later in [None, Some(Handover::Begun), Some(Handover::Sent)] {
+        store.set_handover(id, later).await.unwrap();
+        assert_eq!(store.factory(id).await.unwrap().handover, taken);
+    }
+    // Not even by a reorg.
+    store.rewind_to(Height(1)).await.unwrap();
+    let row = store.factory(id).await.unwrap();
+    assert_eq!((row.handover, row.state()), (taken, "handed_over"));
+    assert!(!row.is_live() && row.is_given_away() && !row.stands());
+    let other = store.factory(FactoryId([2; 32])).await.unwrap();
+    assert_eq!(other.handover, None);
+    assert_eq!(other.fee, Amount::from_sat(700));
 }

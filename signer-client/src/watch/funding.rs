@@ -61,7 +61,12 @@ async fn update_one(
         .set_confirmed(factory, confirmed, usable)
         .await?;
     // Before anybody hears of it: nothing is taken over a factory that is not confirmed, and what is usable is used at once.
-    crate::lightning::gate(client, factory, usable && row.is_live()).await?;
+    let open = FactoryRow {
+        usable,
+        ..row.clone()
+    }
+    .stands();
+    crate::lightning::gate(client, factory, open).await?;
     // A block that was replaced by another with the same funding is both.
     if row.confirmed.is_some() && row.confirmed != confirmed {
         client.events.emit(Event::FactoryUnconfirmed { factory });

@@ -16,6 +16,7 @@ use crate::client::{Inner, Shutdown};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use announce::Announced;
+pub(crate) use funding::depth;
 use index::WatchIndex;
 
 /// Longest wait after a failure of the node.
@@ -167,6 +168,7 @@ impl Watcher {
         self.index.refresh(client).await?;
         funding::update(client, tip).await?;
         crate::lightning::reconcile(client).await?;
+        client.migration.wake();
         self.announced.announce(client).await?;
         let driven = crate::exit::drive(client, tip).await;
         if new_tip {

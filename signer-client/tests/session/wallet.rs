@@ -119,12 +119,14 @@ pub fn acknowledged() -> (String, FactoryRow, JoinRow) {
         birth: kit.birth,
         expiry: kit.expiry,
         confirmations: 1,
+        fee: bitcoin::Amount::ZERO,
         acked: false,
         failed: false,
         confirmed: None,
         usable: false,
         abandoned: None,
         closed: None,
+        handover: None,
     };
     (kit.to_json().unwrap(), row, join)
 }

@@ -98,12 +98,14 @@ impl Wallet {
             birth: kit.birth,
             expiry: kit.expiry,
             confirmations: 2,
+            fee: bitcoin::Amount::ZERO,
             acked: false,
             failed: false,
             confirmed: None,
             usable: false,
             abandoned: None,
             closed: None,
+            handover: None,
         };
         store.store_kit(&row, bytes).await.unwrap();
         store.set_acked(kit.factory_id).await.unwrap();

@@ -187,6 +187,7 @@ fn corrupt_databases_are_named() -> Result<()> {
     let export = world.export(&created)?;
     corrupt(&mut world.coordinator, "coordinator.sqlite")?;
     world.coordinator.wait_for("ready")?;
+    world.stop_watching(world.client(0)?);
     corrupt(world.client_mut(0)?, "client.sqlite")?;
     world.client(0)?.wait_for("connected")?;
     // With the healthy files back, nothing was lost.

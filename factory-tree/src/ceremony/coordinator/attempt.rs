@@ -117,7 +117,7 @@ impl Ceremony {
             round: self.round(),
             params: terms.params.clone(),
             capacity: seat.capacity,
-            fee: terms.fee,
+            fee: terms.fee_for(seat.capacity),
             join_seconds: terms.join_seconds,
             step_seconds: terms.step_seconds,
             max_clients: u32::try_from(self.seats.len()).unwrap_or(u32::MAX),

@@ -34,8 +34,11 @@ pub trait LspSigner: Send + Sync + Debug {
 pub struct Terms {
     /// Parameters of the factory.
     pub params: FactoryParams,
-    /// What each client pays.
+    /// What each client pays, whatever its capacity.
     pub fee: Amount,
+    /// What it pays beside, in parts per million of its capacity.
+    #[serde(default)]
+    pub fee_ppm: u32,
     /// Seconds to join.
     pub join_seconds: u32,
     /// Seconds for each later step.
@@ -48,6 +51,24 @@ pub struct Terms {
     pub common_pin: OutPoint,
     /// Confirmations until the factory is used.
     pub confirmations: u32,
+}
+
+impl Terms {
+    /// What a client with this capacity pays.
+    #[must_use]
+    pub fn fee_for(&self, capacity: Amount) -> Amount {
+        fee_for(self.fee, self.fee_ppm, capacity)
+    }
+}
+
+/// A fixed fee and parts per million of a capacity, rounded down.
+#[must_use]
+pub fn fee_for(fixed: Amount, ppm: u32, capacity: Amount) -> Amount {
+    const MILLION: u128 = 1_000_000;
+    let share = u128::from(capacity.to_sat()).saturating_mul(ppm.into()) / MILLION;
+    let share = u64::try_from(share).unwrap_or(u64::MAX);
+    let fee = fixed.to_sat().saturating_add(share);
+    Amount::from_sat(fee).min(Amount::MAX_MONEY)
 }
 
 /// One invited client, in leaf order.

@@ -46,6 +46,12 @@ impl Hours {
         Self(self.0 | 1u32.checked_shl(hour).unwrap_or(0))
     }
 
+    /// The bit mask.
+    #[must_use]
+    pub const fn mask(self) -> u32 {
+        self.0
+    }
+
     /// How many hours.
     #[must_use]
     pub const fn count(self) -> u32 {

@@ -56,6 +56,7 @@ pub(crate) fn run(clients: u32) -> Result<Cost> {
     let terms = Terms {
         params,
         fee: Amount::ZERO,
+        fee_ppm: 0,
         join_seconds: 60,
         step_seconds: 60,
         min_clients: 2,

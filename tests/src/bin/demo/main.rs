@@ -3,6 +3,7 @@
 mod balance;
 mod build;
 mod cheat;
+mod ladder;
 mod leave;
 mod pay;
 mod picture;
@@ -28,6 +29,9 @@ pub(crate) struct Arguments {
     /// Who is favoured when the factory expires.
     #[arg(long, value_enum, default_value_t = Expiry::ClientRefund)]
     expiry: Expiry,
+    /// A whole life of a ladder of factories instead: births, moves, handovers, reaps, in compressed time.
+    #[arg(long, conflicts_with_all = ["clients", "profile", "expiry", "keep"])]
+    ladder: bool,
     /// Leave everything running at the end, and say how to poke at it.
     #[arg(long)]
     keep: bool,
@@ -85,6 +89,9 @@ fn main() -> ExitCode {
 
 /// Tells the whole story; gives whether everything adds up.
 fn run(arguments: Arguments) -> anyhow::Result<bool> {
+    if arguments.ladder {
+        return ladder::run();
+    }
     let mut stage = Stage::set(&arguments)?;
     let factory = build::factory(&mut stage)?;
     quotes::show(&mut stage, &factory)?;

@@ -1,5 +1,7 @@
 //! The wallet on a real chain.
 
+use std::collections::HashSet;
+
 use anyhow::Result;
 use bitcoin::TxOut;
 use chain::wallet::{MIN_FUNDING_CHANGE, SendAmount, WalletError};
@@ -15,7 +17,7 @@ async fn a_funding_is_signed_late_and_confirms_with_its_change() -> Result<()> {
     };
     let draft = setup
         .wallet
-        .build_funding(std::slice::from_ref(&output), &[], rate(3))
+        .build_funding(std::slice::from_ref(&output), &[], &HashSet::new(), rate(3))
         .await?;
     let mut funding = draft.transaction.clone();
     assert!(funding.output[1].value >= MIN_FUNDING_CHANGE);
@@ -61,7 +63,10 @@ async fn coins_follow_the_chain_through_a_reorg() -> Result<()> {
         value: sat(120_000),
         script_pubkey: foreign_script(1),
     };
-    let refused = setup.wallet.build_funding(&[output], &[], rate(1)).await;
+    let refused = setup
+        .wallet
+        .build_funding(&[output], &[], &HashSet::new(), rate(1))
+        .await;
     assert!(
         matches!(refused, Err(WalletError::NotEnough { .. })),
         "{refused:?}"

@@ -1,0 +1,341 @@
+//! `coordinator ladder ..`
+
+use factory_tree::ids::{ClientId, FactoryId};
+use proto::admin::admin_client::AdminClient;
+use proto::admin::*;
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+
+use super::args::LadderCommand;
+use super::operator::refused;
+use super::output::{pairs, table, yes};
+use super::{Failure, outln};
+
+/// Cells of a drawn life.
+const WIDTH: u32 = 24;
+
+pub async fn call(
+    admin: &mut AdminClient<Channel>,
+    json: bool,
+    command: &LadderCommand,
+) -> Result<(), Failure> {
+    match command {
+        LadderCommand::Show => {
+            let answer = admin.ladder_show(LadderShowRequest {}).await;
+            show(json, &answer.map_err(refused)?.into_inner());
+        }
+        LadderCommand::Preview => {
+            let answer = admin.ladder_preview(LadderPreviewRequest {}).await;
+            preview(json, &answer.map_err(refused)?.into_inner());
+        }
+        LadderCommand::Forecast { days } => {
+            let request = LadderForecastRequest { days: *days };
+            let answer = admin.ladder_forecast(request).await;
+            forecast(json, &answer.map_err(refused)?.into_inner());
+        }
+    }
+    Ok(())
+}
+
+fn factory_id(bytes: &[u8]) -> String {
+    FactoryId::try_from(bytes).map_or_else(|_| "?".to_owned(), |id| id.to_string())
+}
+
+fn client_id(bytes: &[u8]) -> String {
+    ClientId::try_from(bytes).map_or_else(|_| "?".to_owned(), |id| id.to_string())
+}
+
+fn short(id: &str) -> String {
+    id.chars().take(8).collect()
+}
+
+fn show(json: bool, answer: &LadderShowResponse) {
+    if json {
+        let factories: Vec<Value> = answer.factories.iter().map(factory_json).collect();
+        outln!(
+            "{}",
+            json!({
+                "enabled": answer.enabled,
+                "height": answer.height,
+                "rungs": answer.rungs,
+                "spacing": answer.spacing,
+                "next_birth": answer.next_birth,
+                "factories": factories,
+            })
+        );
+        return;
+    }
+    let next = match (answer.enabled, answer.next_birth) {
+        (false, _) => "never: set ladder.enabled = true".to_owned(),
+        (true, None) => "at the next block".to_owned(),
+        (true, Some(height)) if height <= answer.height => "now".to_owned(),
+        (true, Some(height)) => format!("block {height}"),
+    };
+    pairs(&[
+        ("height", answer.height.to_string()),
+        (
+            "ladder",
+            format!(
+                "{} rungs, one birth every {} blocks",
+                answer.rungs, answer.spacing
+            ),
+        ),
+        ("next birth", next),
+    ]);
+    if answer.factories.is_empty() {
+        outln!("\nno factories yet");
+        return;
+    }
+    outln!("\n= active, ~ dying, ! closing, | now; then T");
+    let rows: Vec<Vec<String>> = answer
+        .factories
+        .iter()
+        .map(|row| factory_row(row, answer.height))
+        .collect();
+    table(
+        &[
+            "RUNG",
+            "FACTORY",
+            "STATE",
+            "LIFE",
+            "BORN",
+            "DYING",
+            "T",
+            "CLIENTS",
+            "MOVING",
+            "LEFT",
+            "SILENT",
+            "PUBLISHED",
+            "LOCKED",
+            "CLIENTS'",
+            "STOCK",
+        ],
+        &rows,
+    );
+    let sum = |field: fn(&LadderFactory) -> u64| answer.factories.iter().map(field).sum::<u64>();
+    outln!(
+        "\n{} sat locked in {} factories, of that {} sat the clients'",
+        sum(|row| row.locked_sat),
+        answer.factories.len(),
+        sum(|row| row.client_sat)
+    );
+}
+
+fn factory_json(row: &LadderFactory) -> Value {
+    json!({
+        "id": factory_id(&row.id),
+        "rung": row.rung,
+        "stage": row.stage,
+        "dying_day": row.dying_day,
+        "born": row.born,
+        "dying_from": row.dying_from,
+        "closes": row.closes,
+        "expires": row.expires,
+        "clients": row.clients,
+        "moving": row.moving,
+        "handed_over": row.handed_over,
+        "silent": row.silent,
+        "published": row.published,
+        "locked_sat": row.locked_sat,
+        "client_sat": row.client_sat,
+        "stock_sat": row.stock_sat,
+        "root": row.root,
+        "loss_sat": row.loss_sat,
+    })
+}
+
+fn state(row: &LadderFactory) -> String {
+    match (row.stage.as_str(), row.root.as_str()) {
+        ("dying", "standing") => format!("dying, day {}", row.dying_day),
+        (_, "coming_back") => "coming back".to_owned(),
+        (_, "reaped") => "reaped".to_owned(),
+        (_, "timed_out") => "timed out".to_owned(),
+        (stage, "published") => format!("{stage}, published"),
+        (stage, _) => stage.to_owned(),
+    }
+}
+
+fn factory_row(row: &LadderFactory, height: u32) -> Vec<String> {
+    vec![
+        row.rung
+            .map_or_else(|| "-".to_owned(), |rung| rung.to_string()),
+        short(&factory_id(&row.id)),
+        state(row),
+        life(row, height),
+        row.born.to_string(),
+        row.dying_from.to_string(),
+        row.expires.to_string(),
+        row.clients.to_string(),
+        row.moving.to_string(),
+        row.handed_over.to_string(),
+        row.silent.to_string(),
+        row.published.to_string(),
+        row.locked_sat.to_string(),
+        row.client_sat.to_string(),
+        row.stock_sat.to_string(),
+    ]
+}
+
+/// A factory's calendar as a bar, with the present in it.
+fn life(row: &LadderFactory, height: u32) -> String {
+    let span = row.expires.saturating_sub(row.born).max(1);
+    let at = |cell: u32| {
+        let blocks = u64::from(span).saturating_mul(cell.into()) / u64::from(WIDTH);
+        row.born
+            .saturating_add(u32::try_from(blocks).unwrap_or(u32::MAX))
+    };
+    (0..WIDTH)
+        .map(|cell| {
+            let (from, to) = (at(cell), at(cell.saturating_add(1)));
+            if (from..to).contains(&height) {
+                '|'
+            } else if from < row.dying_from {
+                '='
+            } else if from < row.closes {
+                '~'
+            } else {
+                '!'
+            }
+        })
+        .collect()
+}
+
+fn preview(json: bool, answer: &LadderPreviewResponse) {
+    if json {
+        let seats: Vec<Value> = answer
+            .seats
+            .iter()
+            .map(|seat| {
+                json!({
+                    "client": client_id(&seat.client),
+                    "capacity_sat": seat.capacity_sat,
+                    "leaf": seat.leaf,
+                    "standing": seat.standing,
+                    "why": seat.why,
+                })
+            })
+            .collect();
+        let excluded: Vec<Value> = answer
+            .excluded
+            .iter()
+            .map(|out| json!({"client": client_id(&out.client), "why": out.why}))
+            .collect();
+        let away: Vec<String> = answer.away.iter().map(|client| client_id(client)).collect();
+        outln!(
+            "{}",
+            json!({
+                "seats": seats,
+                "excluded": excluded,
+                "away": away,
+                "channels_sat": answer.channels_sat,
+                "stock_sat": answer.stock_sat,
+                "total_sat": answer.total_sat,
+                "available_sat": answer.available_sat,
+                "problem": (!answer.problem.is_empty()).then_some(&answer.problem),
+            })
+        );
+        return;
+    }
+    let rows: Vec<Vec<String>> = answer
+        .seats
+        .iter()
+        .map(|seat| {
+            vec![
+                seat.leaf.to_string(),
+                short(&client_id(&seat.client)),
+                seat.capacity_sat.to_string(),
+                seat.standing.clone(),
+                seat.why.clone(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        table(&["LEAF", "CLIENT", "CAPACITY", "STANDING", "WHY"], &rows);
+        outln!("");
+    }
+    for client in &answer.away {
+        outln!("{} is away; its factory ends", short(&client_id(client)));
+    }
+    for out in &answer.excluded {
+        outln!(
+            "{} is not invited: {}",
+            short(&client_id(&out.client)),
+            out.why
+        );
+    }
+    let enough = answer.available_sat >= answer.total_sat;
+    pairs(&[
+        ("channels", format!("{} sat", answer.channels_sat)),
+        ("stock", format!("{} sat", answer.stock_sat)),
+        (
+            "takes",
+            format!("{} sat and the funding's fee", answer.total_sat),
+        ),
+        ("in the wallet", format!("{} sat", answer.available_sat)),
+        ("enough", yes(enough)),
+    ]);
+    if !answer.problem.is_empty() {
+        outln!("no factory now: {}", answer.problem);
+    }
+}
+
+fn forecast(json: bool, answer: &LadderForecastResponse) {
+    if json {
+        let days: Vec<Value> = answer
+            .days
+            .iter()
+            .map(|day| {
+                json!({
+                    "day": day.day,
+                    "height": day.height,
+                    "births": day.births,
+                    "clients": day.clients,
+                    "reaps": day.reaps,
+                    "locked_sat": day.locked_sat,
+                    "needed_sat": day.needed_sat,
+                    "fees_sat": day.fees_sat,
+                })
+            })
+            .collect();
+        outln!(
+            "{}",
+            json!({
+                "feerate_sat_per_vb": answer.feerate,
+                "most_locked_sat": answer.most_locked_sat,
+                "days": days,
+            })
+        );
+        return;
+    }
+    // Days on which nothing happens say nothing.
+    let rows: Vec<Vec<String>> = answer
+        .days
+        .iter()
+        .filter(|day| day.births > 0 || day.reaps > 0 || day.day == 0)
+        .map(|day| {
+            vec![
+                day.day.to_string(),
+                day.height.to_string(),
+                day.births.to_string(),
+                day.clients.to_string(),
+                day.reaps.to_string(),
+                day.needed_sat.to_string(),
+                day.locked_sat.to_string(),
+                day.fees_sat.to_string(),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "DAY", "HEIGHT", "BIRTHS", "CLIENTS", "REAPS", "NEEDED", "LOCKED", "FEES",
+        ],
+        &rows,
+    );
+    let fees: u64 = answer.days.iter().map(|day| day.fees_sat).sum();
+    outln!(
+        "\nin {} days: at most {} sat locked at once, {fees} sat of fees at {} sat/vB; if everybody comes to its first invitation, nobody joins and nobody leaves",
+        answer.days.len(),
+        answer.most_locked_sat,
+        answer.feerate
+    );
+}

@@ -1,0 +1,294 @@
+//! A rung's day: who is invited, when its ceremony begins, and what is told if it cannot.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bitcoin::Amount;
+use factory_tree::ceremony::coordinator::Invitee;
+use factory_tree::ids::{ClientId, FactoryId};
+use factory_tree::ladder::{
+    Candidate, ChooseParams, Due, FactoryFacts, Hours, Kind, MemberFacts, Preview, Progress, choose,
+};
+use factory_tree::params::FactoryParams;
+use factory_tree::units::{Blocks, Height};
+use tokio::sync::watch;
+
+use super::LadderError;
+use super::view::Seen;
+use crate::ceremony;
+use crate::context::Context;
+use crate::event::Event;
+use crate::fault;
+use crate::store::ceremonies::{self, Wish};
+use crate::store::clients::{self, ClientRow};
+use crate::store::ladder;
+
+/// A client of a dying factory that is due an invitation.
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    client: ClientId,
+    from: FactoryId,
+    attempt: u8,
+    deadline: Height,
+    capacity: Amount,
+    balance: Amount,
+}
+
+/// What a rung's ceremony would be.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Whom it invites, and what it takes.
+    pub(super) preview: Preview,
+    leaving: Vec<Leaving>,
+    params: FactoryParams,
+}
+
+impl Plan {
+    /// Clients that must leave, and are away.
+    pub(super) fn away(&self, ctx: &Context) -> impl Iterator<Item = ClientId> {
+        let away = self.leaving.iter().filter(|one| !is_there(ctx, one));
+        away.map(|one| one.client)
+    }
+}
+
+/// Begins the birth that is due, if it is time.
+pub(super) async fn look(
+    ctx: &Arc<Context>,
+    seen: &Seen,
+    list: &[Due],
+    height: u32,
+    shutdown: &watch::Receiver<bool>,
+) -> Result<(), LadderError> {
+    let birth = list.iter().find_map(|due| match due {
+        Due::Birth { rung, planned } => Some((*rung, *planned)),
+        _ => None,
+    });
+    let Some((rung, planned)) = birth else {
+        return Ok(());
+    };
+    let open = ctx
+        .store
+        .read(async |tx| ceremonies::open(tx).await)
+        .await?;
+    if open.iter().any(|row| row.wish.rung == Some(rung)) {
+        return Ok(());
+    }
+    // One try per block: what failed at once would fail at once again.
+    if !ctx.ladder.is_news(format!("birth {rung} {height}")) {
+        return Ok(());
+    }
+    let plan = plan(ctx, seen, list, height).await?;
+    let slip = Blocks(ctx.config.ladder.birth_slip);
+    let all_there =
+        plan.leaving.iter().all(|leaving| is_there(ctx, leaving)) && !plan.leaving.is_empty();
+    if !all_there && Height(height) < planned.plus(slip) {
+        // Looked at again when somebody comes.
+        ctx.ladder.forget(&format!("birth {rung} {height}"));
+        return Ok(());
+    }
+    match begin(ctx, rung, plan, shutdown).await {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            ctx.ladder.forget(&format!("birth {rung} {height}"));
+            Ok(())
+        }
+        Err(error) => {
+            let problem = error.to_string();
+            if ctx.ladder.is_news(format!("{rung} {problem}")) {
+                ctx.events.emit(Event::LadderWaiting { rung, problem });
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Whether a ceremony was begun; not, if nobody is there.
+async fn begin(
+    ctx: &Arc<Context>,
+    rung: u32,
+    plan: Plan,
+    shutdown: &watch::Receiver<bool>,
+) -> Result<bool, LadderError> {
+    if plan.preview.problem.is_some() {
+        return Ok(false);
+    }
+    let invited: Vec<Invitee> = plan
+        .preview
+        .seats
+        .iter()
+        .map(|seat| Invitee {
+            client: seat.client,
+            capacity: seat.capacity,
+        })
+        .collect();
+    // Who is away has missed this one, too.
+    let tries: Vec<_> = plan
+        .leaving
+        .iter()
+        .map(|leaving| (leaving.client, leaving.from, leaving.attempt))
+        .collect();
+    ctx.store
+        .write(async |tx| ladder::invited(tx, rung, &tries).await)
+        .await?;
+    fault::point("ladder_invited");
+    let count = u32::try_from(invited.len()).unwrap_or(u32::MAX);
+    let wish = Wish {
+        params: plan.params,
+        clients: None,
+        min_clients: ctx.config.ceremony.min_clients,
+        capacity: None,
+        feerate_sat_per_kwu: None,
+        rung: Some(rung),
+        invited: Some(invited),
+    };
+    let id = ceremony::create(ctx, wish, shutdown.clone()).await?;
+    ctx.events.emit(Event::LadderBirth {
+        rung,
+        ceremony: id,
+        invited: count,
+    });
+    Ok(true)
+}
+
+fn is_there(ctx: &Context, leaving: &Leaving) -> bool {
+    ctx.sessions.is_connected(&leaving.client)
+}
+
+/// Who would be invited now: of the clients that must leave and those who asked, those that are connected and in no other ceremony.
+pub(super) async fn plan(
+    ctx: &Context,
+    seen: &Seen,
+    list: &[Due],
+    height: u32,
+) -> Result<Plan, LadderError> {
+    let params = ctx.config.factory_params(&BTreeMap::new())?;
+    let accounts = ctx.store.read(async |tx| clients::list(tx).await).await?;
+    let accounts: HashMap<ClientId, ClientRow> = accounts
+        .into_iter()
+        .map(|account| (account.client, account))
+        .collect();
+    let leaving = leaving(ctx, seen, list, height);
+    let free =
+        |client: &ClientId| ctx.sessions.is_connected(client) && !ctx.ceremonies.is_busy(client);
+    let mut candidates: Vec<Candidate> = leaving
+        .iter()
+        .filter(|one| free(&one.client))
+        .map(|one| {
+            let kind = Kind::Dying {
+                deadline: one.deadline,
+                tries: one.attempt.saturating_sub(1),
+            };
+            let account = accounts.get(&one.client);
+            Candidate {
+                balance: one.balance,
+                ..candidate(ctx, (one.client, kind), Some(one.capacity), account, height)
+            }
+        })
+        .collect();
+    for session in ctx.sessions.list() {
+        let Some(interest) = session.interest.filter(|_| free(&session.client)) else {
+            continue;
+        };
+        let account = accounts.get(&session.client);
+        let one = (session.client, Kind::SignUp);
+        candidates.push(candidate(
+            ctx,
+            one,
+            Some(interest.capacity),
+            account,
+            height,
+        ));
+    }
+    let policy = &ctx.config.policy;
+    let available = ctx.wallet.balance().await?.confirmed;
+    let choosing = ChooseParams {
+        min_clients: ctx.config.ceremony.min_clients,
+        min_capacity: Amount::from_sat(policy.capacity_min_sat),
+        default_capacity: Amount::from_sat(policy.capacity_default_sat),
+        max_capacity: Amount::from_sat(policy.capacity_max_sat),
+        skip_above: thousandths(policy.score_skip_above),
+        capital: Some(available),
+        ..ChooseParams::new(params.clone(), Height(height))
+    };
+    Ok(Plan {
+        preview: choose(&choosing, &candidates, ctx.config.ceremony.max_clients),
+        leaving,
+        params,
+    })
+}
+
+fn thousandths(points: f64) -> u32 {
+    // Saturates: a score of millions is as good as one of thousands.
+    (points * 1000.0).round() as u32
+}
+
+fn candidate(
+    ctx: &Context,
+    (client, kind): (ClientId, Kind),
+    wanted: Option<Amount>,
+    account: Option<&ClientRow>,
+    height: u32,
+) -> Candidate {
+    let half_life = ctx.config.policy.score_half_life_blocks;
+    let faults = account.map_or(0.0, |account| account.score.at(height, half_life));
+    Candidate {
+        client,
+        kind,
+        wanted,
+        balance: Amount::ZERO,
+        hours: account.map_or(Hours::default(), |account| account.hours),
+        faults: thousandths(faults),
+        since: Height(account.map_or(height, |account| account.first_seen)),
+    }
+}
+
+/// The clients that are due an invitation, those of an earlier try at this rung included.
+fn leaving(ctx: &Context, seen: &Seen, list: &[Due], height: u32) -> Vec<Leaving> {
+    let mut all = Vec::new();
+    let of = |factory: FactoryId, client: ClientId| -> Option<(&FactoryFacts, &MemberFacts)> {
+        let facts = seen.ladder.factory(factory)?;
+        let member = facts
+            .members
+            .iter()
+            .find(|member| member.client == client)?;
+        Some((facts, member))
+    };
+    let mut add = |facts: &FactoryFacts, member: &MemberFacts, attempt| {
+        all.push(Leaving {
+            client: member.client,
+            from: facts.id,
+            attempt,
+            deadline: facts.schedule.publish_from,
+            capacity: member.capacity,
+            balance: member.balance,
+        });
+    };
+    for due in list {
+        let Due::Invite {
+            client,
+            from,
+            attempt,
+            ..
+        } = due
+        else {
+            continue;
+        };
+        if let Some((facts, member)) = of(*from, *client) {
+            add(facts, member, *attempt);
+        }
+    }
+    let params = ctx.config.ladder_params();
+    let today = params.rung_at(seen.ladder.first, Height(height));
+    for facts in &seen.ladder.factories {
+        let ends = facts.schedule.publish_from;
+        for member in &facts.members {
+            if let Progress::Invited { tries, rung } = member.progress
+                && Some(rung) == today
+                && Height(height).plus(params.settle(&facts.params)) <= ends
+            {
+                add(facts, member, tries);
+            }
+        }
+    }
+    all
+}

@@ -1,0 +1,263 @@
+//! What a client asks for while it moves: a part of its balance to go over, and its keys to be taken.
+
+use std::sync::Arc;
+
+use bitcoin::Amount;
+use bitcoin::secp256k1::SecretKey;
+use channel_host::{LeafId, Msat, NodeError, PaymentHash};
+use factory_tree::factory::Member;
+use factory_tree::handover::MaskedKeys;
+use factory_tree::ids::{ClientId, FactoryId};
+use factory_tree::ladder::{FactoryFacts, MemberFacts, Progress, part_expiries};
+use factory_tree::units::Height;
+use proto::session::ServiceError;
+use proto::v1::{ErrorCode, ServerMessage};
+use proto::wire::{FromServer, Handover, MovePart, PartTerms};
+
+use super::LadderError;
+use super::view::{self, Seen};
+use crate::context::Context;
+use crate::event::Event;
+use crate::fault;
+use crate::store::ladder::{self, MemberRow};
+use crate::store::{attempts, factories};
+
+fn refused(factory: FactoryId, text: impl Into<String>) -> ServiceError {
+    ServiceError::new(ErrorCode::Refused, text).factory(factory)
+}
+
+fn failed(factory: FactoryId, error: &LadderError) -> ServiceError {
+    let code = match error {
+        LadderError::Store(_) => ErrorCode::Store,
+        _ => ErrorCode::Internal,
+    };
+    ServiceError::new(code, error.to_string()).factory(factory)
+}
+
+/// A client's place in a factory.
+struct Place<'a> {
+    facts: &'a FactoryFacts,
+    member: &'a MemberFacts,
+    row: &'a MemberRow,
+}
+
+fn place(seen: &Seen, factory: FactoryId, client: ClientId) -> Result<Place<'_>, ServiceError> {
+    let unknown = || {
+        let text = "you are in no such factory";
+        ServiceError::new(ErrorCode::NotFound, text).factory(factory)
+    };
+    let facts = seen.ladder.factory(factory).ok_or_else(unknown)?;
+    let mut members = facts.members.iter();
+    Ok(Place {
+        facts,
+        member: members
+            .find(|member| member.client == client)
+            .ok_or_else(unknown)?,
+        row: seen.member(factory, client).ok_or_else(unknown)?,
+    })
+}
+
+/// A part of a client's balance is to move: its terms, once the node will pay it.
+///
+/// # Errors
+/// Why not.
+pub async fn move_part(
+    ctx: &Arc<Context>,
+    client: ClientId,
+    part: MovePart,
+) -> Result<(), ServiceError> {
+    let wrong = |text: &str| refused(part.from, text);
+    let seen = view::look(ctx)
+        .await
+        .map_err(|error| failed(part.from, &error))?;
+    let (from, to) = (
+        place(&seen, part.from, client)?,
+        place(&seen, part.to, client)?,
+    );
+    match from.member.progress {
+        Progress::NewChannel { factory }
+        | Progress::Moving { factory, .. }
+        | Progress::Moved { factory }
+            if factory == part.to => {}
+        _ => return Err(wrong("your balance does not move from there to there")),
+    }
+    let Some(node) = ctx.lightning.node() else {
+        return Err(wrong("the Lightning node is starting; try again"));
+    };
+    let usable = seen.rows.iter().any(|row| row.id == part.to && row.usable);
+    if !usable {
+        return Err(wrong("the new factory is not confirmed as deep as agreed"));
+    }
+    let height = Height(ctx.height());
+    let calendars = (&from.facts.schedule, &to.facts.schedule);
+    let expiries = part_expiries(height, calendars.0, calendars.1)
+        .map_err(|error| refused(part.from, error.to_string()))?;
+    let fee = fee(&from, &to);
+    let incoming = part
+        .amount_msat
+        .checked_add(fee.0)
+        .filter(|_| part.amount_msat > 0)
+        .ok_or_else(|| wrong("this is no amount"))?;
+    let taken = channel_host::MovePart {
+        hash: PaymentHash(part.hash),
+        from: LeafId(from.row.leaf.0),
+        to: LeafId(to.row.leaf.0),
+        incoming: Msat(incoming),
+        outgoing: Msat(part.amount_msat),
+        incoming_expiry: expiries.incoming.0,
+        outgoing_expiry: expiries.outgoing.0,
+        to_secret: part.payment_secret,
+    };
+    // A write of the node's, which waits for the disk.
+    let secret = tokio::task::spawn_blocking(move || node.take_part(taken))
+        .await
+        .map_err(|_| wrong("the coordinator is shutting down"))?
+        .map_err(|error| not_taken(part.from, &error))?;
+    fault::point("part_taken");
+    let terms = PartTerms {
+        hash: part.hash,
+        payment_secret: secret,
+        fee_msat: fee.0,
+        outgoing_expiry: expiries.outgoing,
+        incoming_expiry: expiries.incoming,
+    };
+    let message = ServerMessage::from(&FromServer::PartTerms(terms));
+    ctx.sessions.send(&client, message);
+    Ok(())
+}
+
+fn not_taken(factory: FactoryId, error: &NodeError) -> ServiceError {
+    refused(factory, format!("this part cannot move now: {error}"))
+}
+
+/// The fee agreed to with the invitation, taken once, with the first part; none from who has less than twice of it.
+fn fee(from: &Place<'_>, to: &Place<'_>) -> Msat {
+    let waived = from.member.balance.to_sat() < to.row.fee.to_sat().saturating_mul(2);
+    let fee = match waived || to.row.fee_taken {
+        true => Amount::ZERO,
+        false => to.row.fee,
+    };
+    Msat(fee.to_sat().saturating_mul(1000))
+}
+
+/// A client has left a factory: its keys are checked, stored, and its channel retired.
+///
+/// # Errors
+/// Why they are not taken.
+pub async fn hand_over(
+    ctx: &Arc<Context>,
+    client: ClientId,
+    handover: Handover,
+) -> Result<(), ServiceError> {
+    let id = handover.factory;
+    let wrong = |text: &str| refused(id, text);
+    let seen = view::look(ctx).await.map_err(|error| failed(id, &error))?;
+    let place = place(&seen, id, client)?;
+    if !place.row.handed_over {
+        match place.member.progress {
+            Progress::Publishing | Progress::OnChain | Progress::Gone => {
+                return Err(wrong("your path is on its way to the chain already"));
+            }
+            _ => {}
+        }
+        if !is_empty(ctx, place.row) {
+            return Err(wrong(
+                "your channel there is not empty, or something is pending in it",
+            ));
+        }
+        let keys = MaskedKeys {
+            factory: handover.factory_key,
+            payout: handover.payout_key,
+            channel: handover.channel_key,
+        };
+        let (member, mut secret) = our_key(ctx, id, place.row.position)
+            .await
+            .map_err(|error| failed(id, &error))?;
+        let opened = keys.open(&member, &secret);
+        secret.non_secure_erase();
+        if let Err(error) = opened {
+            ctx.events.emit(Event::HandoverRefused {
+                client,
+                factory: id,
+                reason: error.to_string(),
+            });
+            return Err(refused(
+                id,
+                format!("these are not your keys of this factory: {error}"),
+            ));
+        }
+        take(ctx, place.row, &keys)
+            .await
+            .map_err(|error| failed(id, &error))?;
+    }
+    retire(ctx, place.row).await;
+    let message = ServerMessage::from(&FromServer::HandoverTaken(id));
+    ctx.sessions.send(&client, message);
+    Ok(())
+}
+
+/// Whether the client has nothing in its channel, and nothing is under way there. Asked last before its keys are taken.
+fn is_empty(ctx: &Context, member: &MemberRow) -> bool {
+    let Some(node) = ctx.lightning.node() else {
+        return false;
+    };
+    let leaf = LeafId(member.leaf.0);
+    let channels = node.channels();
+    let channel = channels.iter().find(|channel| channel.leaf == Some(leaf));
+    channel.is_some_and(|channel| channel.receivable.0 == 0 && channel.pending == 0)
+}
+
+/// The member, and our factory secret of its factory.
+async fn our_key(
+    ctx: &Context,
+    factory: FactoryId,
+    position: u32,
+) -> Result<(Member, SecretKey), LadderError> {
+    let read = ctx.store.read(async |tx| {
+        let Some(row) = factories::get(tx, factory).await? else {
+            return Ok(None);
+        };
+        let fresh = attempts::fresh(tx, row.round).await?;
+        Ok(Some((
+            row.round,
+            fresh,
+            factories::spec(tx, factory).await?,
+        )))
+    });
+    let (round, fresh, spec) = read.await?.ok_or(LadderError::Unknown(factory))?;
+    let members = spec.map(|spec| spec.members).unwrap_or_default();
+    let member = members.into_iter().nth(position as usize);
+    Ok((
+        member.ok_or(LadderError::Unknown(factory))?,
+        ctx.keys.factory_secret(round, fresh),
+    ))
+}
+
+async fn take(ctx: &Context, member: &MemberRow, keys: &MaskedKeys) -> Result<(), LadderError> {
+    let height = ctx.height();
+    let is_new = ctx
+        .store
+        .write(async |tx| ladder::hand_over(tx, member, keys, height).await)
+        .await?;
+    fault::point("handover_stored");
+    if is_new {
+        ctx.events.emit(Event::HandedOver {
+            client: member.client,
+            factory: member.factory,
+        });
+    }
+    Ok(())
+}
+
+/// Its channel takes no payment any more. A node that is away does it at the next look at its leaves.
+async fn retire(ctx: &Context, member: &MemberRow) {
+    let Some(node) = ctx.lightning.node() else {
+        return;
+    };
+    let leaf = LeafId(member.leaf.0);
+    let retired = tokio::task::spawn_blocking(move || node.retire_leaf(leaf)).await;
+    if let Ok(Err(error)) = retired {
+        tracing::warn!(%error, "a channel that was left is retired later");
+    }
+    ctx.lightning.look_again();
+}

@@ -1,0 +1,224 @@
+use bitcoin::secp256k1::Secp256k1;
+use channel_host::lsp_channel_id;
+use factory_tree::factory::Member;
+use factory_tree::handover::MaskedKeys;
+use factory_tree::ladder::{Progress, Root};
+use factory_tree::output::OutputRole;
+use factory_tree::params::ExpiryPolicy;
+use factory_tree::testing::TestClient;
+use factory_tree::tree::Tree;
+
+use super::*;
+use crate::event::Event;
+use crate::store::{ladder, leaves};
+use crate::testing::{FRESH, ROUND, TestWorld};
+
+fn clients() -> Vec<TestClient> {
+    let capacity = bitcoin::Amount::from_sat(200_000);
+    (0..4).map(|n| TestClient::new(1, n, capacity)).collect()
+}
+
+async fn stands(world: &TestWorld, policy: ExpiryPolicy) -> Tree {
+    let keys = world.ctx.keys.leaf_keys();
+    let members = clients().into_iter().map(|client| Member {
+        lsp_channel_key: keys.funding_pubkey(lsp_channel_id(client.leaf_id.0, FRESH)),
+        ..client.member()
+    });
+    let tree = world.factory_of(policy, members.collect()).await;
+    let funding = world.funding(&tree).await;
+    world.chain.mine(&[funding]);
+    tree
+}
+
+async fn hand_over(world: &TestWorld, tree: &Tree, position: usize) {
+    let client = &clients()[position];
+    let secp = Secp256k1::new();
+    let lsp = world.ctx.keys.factory_secret(ROUND, FRESH);
+    let secrets = (&client.factory, &client.payout, &client.channel);
+    let keys = MaskedKeys::new(&secp, secrets, &lsp.public_key(&secp)).unwrap();
+    let (id, factory) = (client.id(), tree.id());
+    let stored = world.ctx.store.write(async |tx| {
+        let member = ladder::member_of(tx, id, factory).await?.unwrap();
+        ladder::hand_over(tx, &member, &keys, 50).await
+    });
+    assert!(stored.await.unwrap());
+}
+
+async fn look(world: &TestWorld) {
+    let (_keep, stop) = watch::channel(false);
+    super::look(&world.ctx, &stop).await.unwrap();
+}
+
+async fn seen(world: &TestWorld) -> view::Seen {
+    view::look(&world.ctx).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_factory_that_everybody_left_comes_back_by_one_input() {
+    let mut world = TestWorld::new().await;
+    world.chain.mine_to(10);
+    let tree = stands(&world, ExpiryPolicy::ClientRefund).await;
+    for position in 0..3 {
+        hand_over(&world, &tree, position).await;
+    }
+    world.chain.mine(&[]);
+    world.follow().await;
+    assert!(world.chain.mempool().is_empty(), "one client is still in");
+    hand_over(&world, &tree, 3).await;
+    world.chain.mine(&[]);
+    world.follow().await;
+    let [reap] = world.chain.mempool().try_into().unwrap();
+    assert_eq!(reap.input.len(), 1);
+    assert_eq!(reap.input[0].previous_output, tree.funding());
+    assert_eq!(reap.input[0].witness.len(), 1, "by the key path");
+    assert_eq!(seen(&world).await.ladder.factories[0].root, Root::ReapSent);
+
+    // The node forgot it, and the coordinator crashed.
+    world.chain.clear_mempool();
+    let mut world = world.crash().await;
+    world.chain.mine(&[]);
+    world.follow().await;
+    assert_eq!(world.chain.mempool(), [reap.clone()]);
+    let at = world.chain.mine(&[reap]);
+    world.follow().await;
+    let root = seen(&world).await.ladder.factories[0].root.clone();
+    assert!(matches!(root, Root::Reaped { at: height } if height.0 == at));
+    // An ex-client holds a signed spend of what it was: it funds nothing before that is buried.
+    let funds = async |world: &TestWorld| {
+        let rate = bitcoin::FeeRate::from_sat_per_vb_u32(2);
+        let pins = crate::funding::pin(&world.ctx, bitcoin::Amount::from_sat(100_000), rate);
+        match pins.await {
+            Ok(pins) => {
+                let pins = pins.into_iter().map(|pin| pin.outpoint);
+                world.ctx.wallet.release(pins).await;
+                true
+            }
+            Err(_) => false,
+        }
+    };
+    let depth = world.ctx.config.ladder.reap_depth;
+    world.chain.mine_to(at + depth - 2);
+    world.follow().await;
+    assert!(!funds(&world).await);
+    world.chain.mine(&[]);
+    world.follow().await;
+    assert!(funds(&world).await);
+    let bury = world.ctx.config.ladder.bury_depth;
+    world.chain.mine_to(at + bury - 1);
+    world.follow().await;
+    look(&world).await;
+    assert_eq!(seen(&world).await.ladder.factories.len(), 1);
+    world.chain.mine(&[]);
+    world.follow().await;
+    world.happened();
+    look(&world).await;
+    let forgotten = Event::FactoryForgotten { factory: tree.id() };
+    assert_eq!(world.happened(), [forgotten]);
+    assert!(seen(&world).await.ladder.factories.is_empty());
+
+    // A deep reorg takes it back all the same.
+    let depth = (world.chain.height() - at + 1) as usize;
+    world.chain.undo(depth);
+    world.chain.mine_to(at + 3);
+    world.follow().await;
+    assert_eq!(world.chain.mempool().len(), 1);
+}
+
+#[tokio::test]
+async fn the_path_of_who_stays_away_is_published_from_the_end_on_and_no_other() {
+    let world = TestWorld::new().await;
+    world.chain.mine_to(10);
+    let tree = stands(&world, ExpiryPolicy::ClientRefund).await;
+    for position in 1..4 {
+        hand_over(&world, &tree, position).await;
+    }
+    let ends = tree.schedule().publish_from.0;
+    world.chain.mine_to(ends - 1);
+    world.follow().await;
+    look(&world).await;
+    let wished = async || {
+        let read = world.ctx.store.read(async |tx| leaves::exits(tx).await);
+        let exits = read.await.unwrap();
+        exits.into_iter().map(|exit| exit.leaf).collect::<Vec<_>>()
+    };
+    assert_eq!(wished().await, []);
+    world.chain.mine(&[]);
+    world.follow().await;
+    look(&world).await;
+    look(&world).await;
+    assert_eq!(wished().await, [clients()[0].leaf_id]);
+    let facts = &seen(&world).await.ladder.factories[0];
+    let progress: Vec<Progress> = facts.members.iter().map(|m| m.progress).collect();
+    let left = Progress::HandedOver;
+    assert_eq!(progress, [Progress::Publishing, left, left, left]);
+
+    // Its path is on the chain: whatever is beside it comes back by keys, its own channel does not.
+    let leaf = tree.path(0).last().copied().unwrap().clone();
+    let mut height = world.chain.height();
+    for step in tree.path(0) {
+        height += step.timelock.delay.map_or(1, |delay| delay.0.max(1));
+        world.chain.mine_to(height - 1);
+        world.chain.mine(std::slice::from_ref(&step.tx));
+    }
+    world.follow().await;
+    let own = leaf.outputs_of(OutputRole::Channel);
+    let others: Vec<_> = own
+        .filter(|(_, output)| !output.clients.contains(&0))
+        .map(|(outpoint, _)| outpoint)
+        .collect();
+    assert_eq!(others.len(), 3);
+    let [sweep] = world.chain.mempool().try_into().unwrap();
+    let spent: Vec<_> = sweep.input.iter().map(|i| i.previous_output).collect();
+    assert!(others.iter().all(|outpoint| spent.contains(outpoint)));
+    let stocks: Vec<_> = leaf.outputs_of(OutputRole::Stock).collect();
+    for (stock, output) in stocks {
+        let mine_alone = !output.clients.contains(&0);
+        assert_eq!(
+            spent.contains(&stock),
+            mine_alone,
+            "before its delay only by keys"
+        );
+    }
+    let facts = &seen(&world).await.ladder.factories[0];
+    assert_eq!(facts.members[0].progress, Progress::OnChain);
+}
+
+#[tokio::test]
+async fn nobody_is_published_under_lsp_reclaim() {
+    let world = TestWorld::new().await;
+    world.chain.mine_to(10);
+    let tree = stands(&world, ExpiryPolicy::LspReclaim).await;
+    world.chain.mine_to(tree.schedule().publish_from.0 + 1);
+    world.follow().await;
+    look(&world).await;
+    let read = world.ctx.store.read(async |tx| leaves::exits(tx).await);
+    assert!(read.await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_loss_is_told_when_it_grows_and_only_then() {
+    let mut world = TestWorld::new().await;
+    world.chain.mine_to(10);
+    let tree = stands(&world, ExpiryPolicy::ClientRefund).await;
+    // Down until there is not time for every path any more.
+    world.chain.mine_to(tree.schedule().last_spend.0);
+    world.follow().await;
+    world.happened();
+    look(&world).await;
+    let losses = |events: Vec<Event>| {
+        let sats = events.into_iter().filter_map(|event| match event {
+            Event::LadderLoss { sat, clients, .. } => Some((sat, clients)),
+            _ => None,
+        });
+        sats.collect::<Vec<_>>()
+    };
+    // All of the channels is ours as far as we know, and the stock.
+    assert_eq!(losses(world.happened()), [(4 * 200_000 + 400_000, 4)]);
+    look(&world).await;
+    assert_eq!(losses(world.happened()), []);
+    let mut world = world.crash().await;
+    world.chain.mine(&[]);
+    world.follow().await;
+    look(&world).await;
+    assert_eq!(losses(world.happened()), [], "it was stored");
+}

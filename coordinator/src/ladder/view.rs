@@ -1,0 +1,343 @@
+//! What the engine is told, made from what is stored, what the chain says and what the channels hold.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bitcoin::{Amount, OutPoint, Txid};
+use channel_host::{ChannelView, LeafId, PartState, PartView};
+use factory_tree::ids::{ClientId, FactoryId};
+use factory_tree::ladder::{FactoryFacts, Funding, Ladder, MemberFacts, Progress, Root};
+use factory_tree::output::OutputRole;
+use factory_tree::params::{FactoryParams, Schedule};
+use factory_tree::shape::Shape;
+use factory_tree::tx::TxKind;
+use factory_tree::units::Height;
+
+use super::LadderError;
+use crate::context::Context;
+use crate::store::factories::FactoryRow;
+use crate::store::ladder::MemberRow;
+use crate::store::outputs::OutputRow;
+use crate::store::{factories, ladder, outputs, sweeps};
+use crate::trees::KnownTree;
+
+/// What never changes of a factory, kept so that its specification is read once.
+#[derive(Clone, Debug)]
+struct Calendar {
+    params: FactoryParams,
+    schedule: Schedule,
+    stock: Amount,
+}
+
+/// Calendars by factory.
+#[derive(Debug, Default)]
+pub(super) struct Calendars(Mutex<HashMap<FactoryId, Arc<Calendar>>>);
+
+impl Calendars {
+    async fn of(&self, ctx: &Context, row: &FactoryRow) -> Result<Arc<Calendar>, LadderError> {
+        let known = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(calendar) = known().get(&row.id) {
+            return Ok(Arc::clone(calendar));
+        }
+        let id = row.id;
+        let spec = ctx
+            .store
+            .read(async |tx| factories::spec(tx, id).await)
+            .await?;
+        let spec = spec.ok_or(LadderError::Unknown(id))?;
+        let damaged = |_| LadderError::Unknown(id);
+        let shape = Shape::new(&spec.params, row.clients).map_err(damaged)?;
+        let schedule = spec.params.schedule(spec.birth, shape.levels());
+        let calendar = Arc::new(Calendar {
+            schedule: schedule.map_err(damaged)?,
+            // Below it there are only transactions without fees.
+            stock: row
+                .funding_amount
+                .checked_sub(row.capacity)
+                .unwrap_or_default(),
+            params: spec.params,
+        });
+        known().insert(id, Arc::clone(&calendar));
+        Ok(calendar)
+    }
+
+    fn keep(&self, live: &HashSet<FactoryId>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|id, _| live.contains(id));
+    }
+}
+
+/// The view, and what stands behind it.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    /// What the engine is told.
+    pub(crate) ladder: Ladder,
+    /// The factories' rows, in the order of the view.
+    pub(crate) rows: Vec<FactoryRow>,
+    /// The members' rows.
+    pub(crate) members: HashMap<(FactoryId, ClientId), MemberRow>,
+}
+
+impl Seen {
+    /// A member's row.
+    pub(crate) fn member(&self, factory: FactoryId, client: ClientId) -> Option<&MemberRow> {
+        self.members.get(&(factory, client))
+    }
+}
+
+/// What the Lightning node says of our channels.
+struct Channels {
+    by_leaf: HashMap<LeafId, ChannelView>,
+    parts: Vec<PartView>,
+}
+
+impl Channels {
+    fn now(ctx: &Context) -> Self {
+        let (channels, parts) = ctx
+            .lightning
+            .node()
+            .map(|node| (node.channels(), node.parts()))
+            .unwrap_or_default();
+        let by_leaf = channels
+            .into_iter()
+            .filter_map(|channel| Some((channel.leaf?, channel)));
+        Self {
+            by_leaf: by_leaf.collect(),
+            parts,
+        }
+    }
+
+    fn of(&self, member: &MemberRow) -> Option<&ChannelView> {
+        self.by_leaf.get(&LeafId(member.leaf.0))
+    }
+
+    /// The part that is on its way out of a leaf. One that was only agreed to may never be paid.
+    fn part(&self, member: &MemberRow) -> Option<&PartView> {
+        let mut parts = self.parts.iter();
+        parts.find(|part| part.from == LeafId(member.leaf.0) && part.state != PartState::Agreed)
+    }
+
+    /// What the client has in its channel, rounded up: nothing is overlooked.
+    fn balance(&self, member: &MemberRow) -> Amount {
+        let channel = self.of(member);
+        channel.map_or(Amount::ZERO, |channel| {
+            Amount::from_sat(channel.receivable.0.div_ceil(1000))
+        })
+    }
+}
+
+/// Everything now.
+///
+/// # Errors
+/// [`LadderError`].
+pub(crate) async fn look(ctx: &Context) -> Result<Seen, LadderError> {
+    let read = ctx.store.read(async |tx| {
+        let funded = factories::funded(tx).await?;
+        Ok((
+            funded
+                .into_iter()
+                .filter(|row| !row.forgotten)
+                .collect::<Vec<_>>(),
+            ladder::members(tx).await?,
+            ladder::losses(tx).await?,
+            ladder::first(tx).await?,
+            sweeps::pending(tx).await?,
+        ))
+    });
+    let (rows, members, losses, first, sweeps) = read.await?;
+    let channels = Channels::now(ctx);
+    let live: HashSet<FactoryId> = rows.iter().map(|row| row.id).collect();
+    ctx.ladder.calendars.keep(&live);
+    let params = ctx.config.ladder_params();
+    // Without a first birth there is no rung, no invitation and no birth.
+    let first = Height(first.unwrap_or(u32::MAX));
+    let sent: HashSet<FactoryId> = sweeps.iter().map(|sweep| sweep.factory).collect();
+    let mut facts = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let calendar = ctx.ladder.calendars.of(ctx, row).await?;
+        let on_chain = match row.spent {
+            true => Some(OnChain::load(ctx, row).await?),
+            false => None,
+        };
+        let root = match &on_chain {
+            Some(on_chain) => on_chain.root(row),
+            None if sent.contains(&row.id) => Root::ReapSent,
+            None => Root::Unspent,
+        };
+        let own = members.iter().filter(|member| member.factory == row.id);
+        let own = own.map(|member| MemberFacts {
+            client: member.client,
+            capacity: member.capacity,
+            balance: channels.balance(member),
+            progress: on_chain
+                .as_ref()
+                .and_then(|on_chain| on_chain.progress(&root, member))
+                .unwrap_or_else(|| progress(&rows, &members, &channels, row, member)),
+            warned: member.warned,
+        });
+        facts.push(FactoryFacts {
+            id: row.id,
+            rung: params
+                .rung_at(first, Height(row.birth_height))
+                .unwrap_or(u32::MAX),
+            params: calendar.params.clone(),
+            schedule: calendar.schedule,
+            funding: match row.confirmed_height {
+                Some(at) => Funding::Confirmed { at: Height(at) },
+                None => Funding::Unconfirmed,
+            },
+            stock: calendar.stock,
+            members: own.collect(),
+            loss_reported: losses
+                .iter()
+                .find(|(id, _)| *id == row.id)
+                .map(|(_, loss)| *loss),
+            root,
+        });
+    }
+    Ok(Seen {
+        ladder: Ladder {
+            first,
+            factories: facts,
+            given_up: BTreeSet::new(),
+        },
+        rows,
+        members: members
+            .into_iter()
+            .map(|member| ((member.factory, member.client), member))
+            .collect(),
+    })
+}
+
+/// How far a client is whose path is not on the chain.
+fn progress(
+    rows: &[FactoryRow],
+    members: &[MemberRow],
+    channels: &Channels,
+    row: &FactoryRow,
+    member: &MemberRow,
+) -> Progress {
+    if member.handed_over {
+        return Progress::HandedOver;
+    }
+    if member.publishing {
+        return Progress::Publishing;
+    }
+    let part = channels.part(member);
+    let expiry_of = |id: FactoryId| {
+        let found = rows.iter().find(|row| row.id == id && !row.spent);
+        found.map(|row| row.expiry_height)
+    };
+    let balance = channels.balance(member);
+    let younger = members
+        .iter()
+        .filter(|other| other.client == member.client && !other.handed_over && !other.publishing)
+        .filter_map(|other| Some((expiry_of(other.factory)?, other)))
+        .filter(|(expiry, _)| *expiry > row.expiry_height)
+        // Into a channel that cannot take it nothing moves: another is needed.
+        .filter(|(_, other)| {
+            let begun = part.is_some_and(|part| part.to == LeafId(other.leaf.0));
+            let room = channels.of(other).map(|channel| channel.spendable.0 / 1000);
+            begun || room.is_some_and(|room| room >= balance.to_sat())
+        })
+        .max_by_key(|(expiry, _)| *expiry);
+    match (younger, member.invited) {
+        (Some((_, to)), _) => {
+            let factory = to.factory;
+            let empty = |channel: &ChannelView| channel.receivable.0 == 0 && channel.pending == 0;
+            match part {
+                Some(part) => Progress::Moving {
+                    factory,
+                    in_flight: Some(Height(part.incoming_expiry)),
+                },
+                None if channels.of(member).is_some_and(empty) => Progress::Moved { factory },
+                None => Progress::NewChannel { factory },
+            }
+        }
+        (None, Some((tries, rung))) => Progress::Invited { tries, rung },
+        (None, None) => Progress::In,
+    }
+}
+
+/// A factory of which something is spent.
+struct OnChain {
+    tree: Arc<KnownTree>,
+    outputs: HashMap<OutPoint, OutputRow>,
+    /// Transactions that are in the chain.
+    confirmed: HashSet<Txid>,
+}
+
+impl OnChain {
+    async fn load(ctx: &Context, row: &FactoryRow) -> Result<Self, LadderError> {
+        let id = row.id;
+        let rows = ctx
+            .store
+            .read(async |tx| outputs::of_factory(tx, id).await)
+            .await?;
+        Ok(Self {
+            tree: ctx.trees.get(&ctx.store, id).await?,
+            confirmed: rows.iter().filter_map(|row| row.spent_by).collect(),
+            outputs: rows.into_iter().map(|row| (row.outpoint, row)).collect(),
+        })
+    }
+
+    fn root(&self, row: &FactoryRow) -> Root {
+        let spent = self.outputs.get(&row.funding);
+        let Some((at, by)) = spent.and_then(|spent| Some((spent.spent_height?, spent.spent_by?)))
+        else {
+            return Root::Unspent;
+        };
+        match self.tree.tx(&by).map(|tx| tx.kind) {
+            // What is not the tree's can only be signed with every key: ours alone.
+            None => Root::Reaped { at: Height(at) },
+            Some(TxKind::Timeout) => Root::TimedOut { at: Height(at) },
+            Some(_) => self.published(),
+        }
+    }
+
+    fn published(&self) -> Root {
+        let tree = &self.tree.tree;
+        let is_confirmed = |node: &usize| {
+            let tx = tree.node_tx(*node).and_then(|index| tree.txs().get(index));
+            tx.is_some_and(|tx| self.confirmed.contains(&tx.txid))
+        };
+        let rows = || self.outputs.values();
+        let open = rows().filter(|row| row.spent_by.is_none()).count();
+        let heights = rows().map(|row| row.spent_height.unwrap_or(row.confirmed_height));
+        Root::Published {
+            nodes: (0..tree.shape().nodes().len())
+                .filter(is_confirmed)
+                .collect(),
+            open: u32::try_from(open).unwrap_or(u32::MAX),
+            latest: Height(heights.max().unwrap_or(0)),
+        }
+    }
+
+    /// How far a client is, if the chain says.
+    fn progress(&self, root: &Root, member: &MemberRow) -> Option<Progress> {
+        if matches!(root, Root::Reaped { .. } | Root::TimedOut { .. }) {
+            return Some(Progress::Gone);
+        }
+        let path = self.tree.tree.path(member.position);
+        for step in &path {
+            let spent = self.outputs.get(&step.spends.outpoint)?;
+            match spent.spent_by {
+                None => return None,
+                Some(by) if by == step.txid => {}
+                Some(_) => return Some(Progress::Gone),
+            }
+        }
+        let mut channels = path.last()?.outputs_of(OutputRole::Channel);
+        let (channel, _) =
+            channels.find(|(_, output)| output.clients.contains(&member.position))?;
+        let spent = self
+            .outputs
+            .get(&channel)
+            .is_none_or(|row| row.spent_by.is_some());
+        Some(match (spent, member.handed_over) {
+            (true, _) => Progress::Gone,
+            (false, true) => Progress::HandedOver,
+            (false, false) => Progress::OnChain,
+        })
+    }
+}

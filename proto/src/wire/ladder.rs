@@ -1,0 +1,193 @@
+//! What moves a client from a factory that ends to a younger one.
+
+use factory_tree::ids::FactoryId;
+use factory_tree::ladder::{Notice as Words, Warning};
+use factory_tree::units::Height;
+
+use super::WireError;
+use super::fields::{copied, fixed, text};
+use crate::v1;
+
+/// A client wants this much to arrive over its channel in the younger factory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MovePart {
+    /// The factory that ends.
+    pub from: FactoryId,
+    /// The younger one.
+    pub to: FactoryId,
+    /// Of a preimage that only the client knows.
+    pub hash: [u8; 32],
+    /// What the coordinator's payment carries (BOLT 11).
+    pub payment_secret: [u8; 32],
+    /// What is to arrive, in msat.
+    pub amount_msat: u64,
+}
+
+/// How a client pays for a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartTerms {
+    /// Its hash.
+    pub hash: [u8; 32],
+    /// What the client's payment carries (BOLT 11).
+    pub payment_secret: [u8; 32],
+    /// What the client pays beyond what arrives, in msat.
+    pub fee_msat: u64,
+    /// When the coordinator's payment expires.
+    pub outgoing_expiry: Height,
+    /// When the client's payment expires.
+    pub incoming_expiry: Height,
+}
+
+/// A client's secret keys in a factory it has left, each masked for the coordinator's factory key ([`factory_tree::keys::mask_secret`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// The factory.
+    pub factory: FactoryId,
+    /// Of its factory key.
+    pub factory_key: [u8; 32],
+    /// Of the output key of its payout script (BIP-341), even.
+    pub payout_key: [u8; 32],
+    /// Of its channel funding key.
+    pub channel_key: [u8; 32],
+}
+
+/// A client's factory ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Which.
+    pub factory: FactoryId,
+    /// How urgent it is, and the words.
+    pub words: Words,
+}
+
+fn factory(field: &'static str, bytes: &[u8]) -> Result<FactoryId, WireError> {
+    fixed(field, bytes).map(FactoryId)
+}
+
+impl TryFrom<v1::MovePart> for MovePart {
+    type Error = WireError;
+    fn try_from(wire: v1::MovePart) -> Result<Self, WireError> {
+        Ok(Self {
+            from: factory("move_part.from", &wire.from)?,
+            to: factory("move_part.to", &wire.to)?,
+            hash: fixed("move_part.hash", &wire.hash)?,
+            payment_secret: fixed("move_part.payment_secret", &wire.payment_secret)?,
+            amount_msat: wire.amount_msat,
+        })
+    }
+}
+
+impl From<MovePart> for v1::MovePart {
+    fn from(part: MovePart) -> Self {
+        Self {
+            from: copied(part.from.0),
+            to: copied(part.to.0),
+            hash: copied(part.hash),
+            payment_secret: copied(part.payment_secret),
+            amount_msat: part.amount_msat,
+        }
+    }
+}
+
+impl TryFrom<v1::PartTerms> for PartTerms {
+    type Error = WireError;
+    fn try_from(wire: v1::PartTerms) -> Result<Self, WireError> {
+        Ok(Self {
+            hash: fixed("part_terms.hash", &wire.hash)?,
+            payment_secret: fixed("part_terms.payment_secret", &wire.payment_secret)?,
+            fee_msat: wire.fee_msat,
+            outgoing_expiry: Height(wire.outgoing_expiry),
+            incoming_expiry: Height(wire.incoming_expiry),
+        })
+    }
+}
+
+impl From<PartTerms> for v1::PartTerms {
+    fn from(terms: PartTerms) -> Self {
+        Self {
+            hash: copied(terms.hash),
+            payment_secret: copied(terms.payment_secret),
+            fee_msat: terms.fee_msat,
+            outgoing_expiry: terms.outgoing_expiry.0,
+            incoming_expiry: terms.incoming_expiry.0,
+        }
+    }
+}
+
+impl TryFrom<v1::Handover> for Handover {
+    type Error = WireError;
+    fn try_from(wire: v1::Handover) -> Result<Self, WireError> {
+        Ok(Self {
+            factory: factory("handover.factory", &wire.factory)?,
+            factory_key: fixed("handover.factory_key", &wire.factory_key)?,
+            payout_key: fixed("handover.payout_key", &wire.payout_key)?,
+            channel_key: fixed("handover.channel_key", &wire.channel_key)?,
+        })
+    }
+}
+
+impl From<Handover> for v1::Handover {
+    fn from(keys: Handover) -> Self {
+        Self {
+            factory: copied(keys.factory.0),
+            factory_key: copied(keys.factory_key),
+            payout_key: copied(keys.payout_key),
+            channel_key: copied(keys.channel_key),
+        }
+    }
+}
+
+/// The factory whose keys were taken.
+pub(super) fn taken(wire: &v1::HandoverTaken) -> Result<FactoryId, WireError> {
+    factory("handover_taken.factory", &wire.factory)
+}
+
+impl TryFrom<v1::Notice> for Notice {
+    type Error = WireError;
+    fn try_from(wire: v1::Notice) -> Result<Self, WireError> {
+        let level = match wire.level() {
+            v1::NoticeLevel::Unspecified => {
+                return Err(WireError::UnknownEnum {
+                    field: "notice.level",
+                    value: wire.level,
+                });
+            }
+            v1::NoticeLevel::Early => Warning::Early,
+            v1::NoticeLevel::Dying => Warning::Dying,
+            v1::NoticeLevel::LastDay => Warning::LastDay,
+            v1::NoticeLevel::Over => Warning::Over,
+        };
+        Ok(Self {
+            factory: factory("notice.factory", &wire.factory)?,
+            words: Words {
+                level,
+                what: text("notice.what", wire.what)?,
+                action: text("notice.action", wire.action)?,
+                cost: text("notice.cost", wire.cost)?,
+                otherwise: text("notice.otherwise", wire.otherwise)?,
+                by: Height(wire.by_height),
+            },
+        })
+    }
+}
+
+impl From<Notice> for v1::Notice {
+    fn from(notice: Notice) -> Self {
+        let words = notice.words;
+        let level = match words.level {
+            Warning::Early => v1::NoticeLevel::Early,
+            Warning::Dying => v1::NoticeLevel::Dying,
+            Warning::LastDay => v1::NoticeLevel::LastDay,
+            Warning::Over => v1::NoticeLevel::Over,
+        };
+        Self {
+            factory: copied(notice.factory.0),
+            level: level.into(),
+            what: words.what,
+            action: words.action,
+            cost: words.cost,
+            otherwise: words.otherwise,
+            by_height: words.by.0,
+        }
+    }
+}

@@ -1,0 +1,423 @@
+//! The account in plain words: what there is, what can come, what happens next and when. From the store alone.
+
+use factory_tree::exit::ExitPlan;
+use factory_tree::ids::FactoryId;
+use factory_tree::kit::ExitKit;
+use factory_tree::ladder::blocks_in_words;
+use factory_tree::units::Height;
+use serde::Serialize;
+
+use super::kits::KitCache;
+use crate::error::Result;
+use crate::lightning::{ChannelState, ChannelView, stored};
+use crate::migration::calendar;
+use crate::store::{
+    DeclineRow, FactoryRow, Handover, MoveRow, NoticeRow, PartProgress, PartRow, SharedStore,
+};
+
+/// A wallet's account with its coordinator.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Account {
+    /// What is this wallet's on Lightning, in thousandths of a satoshi.
+    pub balance_msat: u64,
+    /// The most that it could hold: the capacities of the factories that it stays in.
+    pub limit_sat: u64,
+    /// What can be received now.
+    pub inbound_msat: u64,
+    /// What the timeouts pay at least if the wallet stays away from now on, net.
+    pub coverage_sat: u64,
+    /// What a month was agreed to cost, in the youngest factory.
+    pub monthly_fee_sat: u64,
+    /// When the wallet has to be online next.
+    pub window: Option<Window>,
+    /// Moves under way.
+    pub moves: Vec<MoveView>,
+    /// What the coordinator says about the end of factories.
+    pub notices: Vec<NoticeView>,
+}
+
+/// The next time the wallet has to be online, for a few minutes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Window {
+    /// The factory that ends then.
+    pub factory: FactoryId,
+    /// From this height on.
+    pub from_height: u32,
+    /// The deadline.
+    pub deadline_height: u32,
+    /// The same in words, if the chain's height is known.
+    pub words: Option<String>,
+}
+
+/// How far a move is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MoveView {
+    /// The factory that ends.
+    pub from: FactoryId,
+    /// The younger one, once there is a part.
+    pub to: Option<FactoryId>,
+    /// `moving`, `moved` or `handing_over`.
+    pub state: &'static str,
+    /// Parts that arrived.
+    pub parts_done: u64,
+    /// All parts, as far as can be said.
+    pub parts_total: u64,
+    /// What arrived.
+    pub moved_msat: u64,
+    /// What is still there.
+    pub left_msat: u64,
+    /// What it cost.
+    pub fee_msat: u64,
+}
+
+/// What the coordinator said last of a factory's end, and what this wallet would not do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NoticeView {
+    /// The factory.
+    pub factory: FactoryId,
+    /// `early`, `dying`, `last_day` or `over`; nothing if there was no notice.
+    pub level: Option<factory_tree::ladder::Warning>,
+    /// For people.
+    pub words: Vec<String>,
+    /// By when there is something to do.
+    pub by_height: Option<u32>,
+}
+
+/// What a view is made from.
+struct Held<'a> {
+    row: &'a FactoryRow,
+    kit: &'a ExitKit,
+    channel: Option<&'a ChannelView>,
+}
+
+impl Held<'_> {
+    fn balance(&self) -> u64 {
+        let stands =
+            |view: &&ChannelView| matches!(view.state, ChannelState::Open | ChannelState::Leaving);
+        self.channel.filter(stands).map_or(0, |view| view.ours_msat)
+    }
+}
+
+/// The account, from a store; `height`: the chain's, if it is known.
+///
+/// # Errors
+/// The store's.
+pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account> {
+    let kits = KitCache::new(SharedStore::clone(store));
+    let channels = stored(store).await?;
+    let rows = store.factories().await?;
+    let moves = store.moves().await?;
+    let mut sound = Vec::new();
+    for row in rows.iter().filter(|row| row.is_live() && row.usable) {
+        if let Some(kit) = kits.sound(row.factory).await? {
+            sound.push((row, kit));
+        }
+    }
+    let held: Vec<Held<'_>> = sound
+        .iter()
+        .map(|(row, kit)| Held {
+            row,
+            kit,
+            channel: channels.iter().find(|view| view.factory == row.factory),
+        })
+        .collect();
+    let mut account = sums(&held, &moves, height);
+    for begun in &moves {
+        if let Some(own) = held.iter().find(|own| own.row.factory == begun.from) {
+            let parts = store.parts(begun.from).await?;
+            account.moves.push(progress(own, begun, &parts));
+        }
+    }
+    account.notices = notices(&held, &store.notices().await?, &store.declines().await?);
+    Ok(account)
+}
+
+fn sums(held: &[Held<'_>], moves: &[MoveRow], height: Option<u32>) -> Account {
+    let sum = |values: &mut dyn Iterator<Item = u64>| values.fold(0, u64::saturating_add);
+    // What is being moved out of is no part of the account's future.
+    let leaves = |own: &&Held<'_>| {
+        own.row.handover.is_some() || moves.iter().any(|begun| begun.from == own.row.factory)
+    };
+    let kept = || held.iter().filter(|own| !leaves(own));
+    let covered = held.iter().filter(|own| !own.row.is_given_away());
+    let youngest = held.iter().max_by_key(|own| own.row.expiry);
+    Account {
+        balance_msat: sum(&mut held.iter().map(Held::balance)),
+        limit_sat: sum(&mut kept().map(|own| own.row.capacity.to_sat())),
+        inbound_msat: sum(&mut held
+            .iter()
+            .filter_map(|own| own.channel.filter(|view| view.usable))
+            .map(|view| view.receivable_msat)),
+        coverage_sat: sum(&mut covered.map(|own| ExitPlan::new(own.kit).coverage.least().to_sat())),
+        monthly_fee_sat: youngest.map_or(0, |own| own.row.fee.to_sat()),
+        window: held
+            .iter()
+            .filter(|own| own.row.handover.is_none())
+            .min_by_key(|own| calendar(own.kit).publish_from)
+            .map(|own| window(own, height)),
+        ..Account::default()
+    }
+}
+
+fn window(own: &Held<'_>, height: Option<u32>) -> Window {
+    let calendar = calendar(own.kit);
+    let (from, to) = (calendar.dying_from, calendar.publish_from);
+    let words = height.map(|height| {
+        let left = |until: Height| blocks_in_words(until.since(Height(height)));
+        match Height(height) {
+            now if now < from => format!(
+                "open the wallet once between block {from} ({}) and block {to} ({})",
+                left(from),
+                left(to)
+            ),
+            now if now < to => format!(
+                "now: leave the wallet open until its balance has moved, before block {to} ({})",
+                left(to)
+            ),
+            _ => format!("over since block {to}"),
+        }
+    });
+    Window {
+        factory: own.row.factory,
+        from_height: from.0,
+        deadline_height: to.0,
+        words,
+    }
+}
+
+fn progress(own: &Held<'_>, begun: &MoveRow, parts: &[PartRow]) -> MoveView {
+    let mut out = parts.iter().filter(|part| part.from == begun.from);
+    let last = out.clone().last();
+    let (mut done, mut moved, mut fee) = (0u64, 0u64, 0u64);
+    for part in out.by_ref() {
+        if part.progress == PartProgress::Moved {
+            done = done.saturating_add(1);
+            moved = moved.saturating_add(part.amount.0);
+            fee = fee.saturating_add(part.agreed.map_or(0, |agreed| agreed.fee.0));
+        }
+    }
+    let left = own.balance();
+    // What is left, in parts as large as the largest so far.
+    let sizes = parts.iter().filter(|part| part.from == begun.from);
+    let largest = sizes.map(|part| part.amount.0).max().unwrap_or(0).max(1);
+    let state = match own.row.handover {
+        Some(Handover::Begun | Handover::Sent | Handover::Taken(_)) => "handing_over",
+        None if left == 0 => "moved",
+        None => "moving",
+    };
+    MoveView {
+        from: begun.from,
+        to: last.map(|part| part.to),
+        state,
+        parts_done: done,
+        parts_total: done.saturating_add(left.div_ceil(largest)),
+        moved_msat: moved,
+        left_msat: left,
+        fee_msat: fee,
+    }
+}
+
+fn notices(held: &[Held<'_>], told: &[NoticeRow], declined: &[DeclineRow]) -> Vec<NoticeView> {
+    let views = held.iter().filter_map(|own| {
+        let factory = own.row.factory;
+        let notice = told.iter().find(|row| row.factory == factory);
+        let decline = declined.iter().find(|row| row.factory == factory);
+        if own.row.is_given_away() || (notice.is_none() && decline.is_none()) {
+            return None;
+        }
+        let mut words = Vec::new();
+        if let Some(row) = notice {
+            let notice = &row.notice;
+            let all = [
+                &notice.what,
+                &notice.action,
+                &notice.cost,
+                &notice.otherwise,
+            ];
+            words.extend(all.into_iter().cloned());
+        }
+        if let Some(row) = decline {
+            words.push(format!(
+                "This wallet declined an invitation at block {}: {}.",
+                row.height, row.why
+            ));
+        }
+        Some(NoticeView {
+            factory,
+            level: notice.map(|row| row.notice.level),
+            words,
+            by_height: notice.map(|row| row.notice.by.0),
+        })
+    });
+    views.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::{Amount, Network, OutPoint};
+    use channel_host::{Msat, PaymentHash};
+    use factory_tree::ceremony::message::Round;
+    use factory_tree::ids::{Attempt, CeremonyId};
+    use factory_tree::params::{FactoryParams, Profile};
+    use factory_tree::testing::TestFactory;
+
+    use super::*;
+    use crate::store::{Agreed, Token};
+
+    fn kit() -> ExitKit {
+        let params = FactoryParams::profile(Profile::Lite, Network::Regtest);
+        TestFactory::new(3, params, 2).unwrap().sign().kit(0)
+    }
+
+    fn row(n: u8, kit: &ExitKit, expiry: Height) -> FactoryRow {
+        FactoryRow {
+            factory: FactoryId([n; 32]),
+            round: Round {
+                ceremony: CeremonyId([n; 16]),
+                attempt: Attempt(1),
+            },
+            join_nonce: [n; 16],
+            funding: OutPoint::null(),
+            common_pin: OutPoint::null(),
+            capacity: Amount::from_sat(200_000),
+            birth: kit.birth,
+            expiry,
+            confirmations: 1,
+            fee: Amount::from_sat(u64::from(n)),
+            acked: true,
+            failed: false,
+            confirmed: Some(Height(1)),
+            usable: true,
+            abandoned: None,
+            closed: None,
+            handover: None,
+        }
+    }
+
+    fn channel(factory: u8, ours_msat: u64) -> ChannelView {
+        ChannelView {
+            factory: FactoryId([factory; 32]),
+            leaf: String::new(),
+            channel: None,
+            state: ChannelState::Open,
+            outpoint: OutPoint::null(),
+            capacity_sat: 200_000,
+            ours_msat,
+            spendable_msat: ours_msat,
+            receivable_msat: 1_000,
+            pending: 0,
+            usable: true,
+            factory_confirmed: true,
+            leaf_height: None,
+            spent: None,
+            closing_sat: 0,
+        }
+    }
+
+    fn part(n: u8, progress: PartProgress, amount: u64) -> PartRow {
+        PartRow {
+            hash: PaymentHash([n; 32]),
+            from: FactoryId([1; 32]),
+            to: FactoryId([2; 32]),
+            amount: Msat(amount),
+            token: Token([0; 32]),
+            asked: Height(1),
+            progress,
+            agreed: Some(Agreed {
+                token: Token([0; 32]),
+                fee: Msat(7),
+                incoming: Height(1),
+                outgoing: Height(1),
+            }),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn what_is_moved_out_of_counts_its_balance_and_no_limit() {
+        let kit = kit();
+        let (old, new) = (row(1, &kit, Height(5000)), row(2, &kit, Height(6000)));
+        let (left, right) = (channel(1, 40_000), channel(2, 60_000));
+        let held = |old, new| {
+            [
+                Held {
+                    row: old,
+                    kit: &kit,
+                    channel: Some(&left),
+                },
+                Held {
+                    row: new,
+                    kit: &kit,
+                    channel: Some(&right),
+                },
+            ]
+        };
+        let begun = MoveRow {
+            from: old.factory,
+            total: Msat(100_000),
+            begun: Height(9),
+        };
+        let before = sums(&held(&old, &new), &[], Some(1));
+        assert_eq!(before.limit_sat, 400_000);
+        let during = sums(&held(&old, &new), &[begun], Some(1));
+        assert_eq!(during.balance_msat, 100_000);
+        assert_eq!(during.limit_sat, 200_000);
+        assert_eq!(during.coverage_sat, before.coverage_sat);
+        assert_eq!(during.monthly_fee_sat, 2);
+        // Keys that are out cover nothing, and need no looking after.
+        let sent = FactoryRow {
+            handover: Some(Handover::Sent),
+            ..old.clone()
+        };
+        let after = sums(&held(&sent, &new), &[begun], Some(1));
+        assert_eq!(after.coverage_sat * 2, before.coverage_sat);
+        assert_eq!(after.window.unwrap().factory, new.factory);
+    }
+
+    #[test]
+    fn the_window_is_told_in_words() {
+        let kit = kit();
+        let row = row(1, &kit, kit.expiry);
+        let own = Held {
+            row: &row,
+            kit: &kit,
+            channel: None,
+        };
+        let calendar = calendar(&kit);
+        let at = |height: Height| window(&own, Some(height.0)).words.unwrap();
+        assert!(at(kit.birth).contains("about 30 days"), "{}", at(kit.birth));
+        assert!(at(calendar.dying_from).starts_with("now"));
+        assert!(at(calendar.publish_from).starts_with("over"));
+        assert_eq!(window(&own, None).words, None);
+    }
+
+    #[test]
+    fn a_move_is_told_in_parts() {
+        let kit = kit();
+        let row = row(1, &kit, kit.expiry);
+        let left = channel(1, 25);
+        let own = Held {
+            row: &row,
+            kit: &kit,
+            channel: Some(&left),
+        };
+        let begun = MoveRow {
+            from: row.factory,
+            total: Msat(52),
+            begun: Height(9),
+        };
+        let parts = [
+            part(1, PartProgress::Moved, 10),
+            part(2, PartProgress::Failed, 10),
+            part(3, PartProgress::Moved, 10),
+            part(4, PartProgress::Agreed, 10),
+        ];
+        let view = progress(&own, &begun, &parts);
+        assert_eq!((view.parts_done, view.parts_total), (2, 5));
+        assert_eq!(
+            (view.moved_msat, view.left_msat, view.fee_msat),
+            (20, 25, 14)
+        );
+        assert_eq!((view.state, view.to), ("moving", Some(FactoryId([2; 32]))));
+    }
+}

@@ -1,0 +1,237 @@
+//! What is known of one factory that ends, and of the one it moves to.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bitcoin::{Amount, FeeRate};
+use channel_host::{ChannelView, Msat, Stage};
+use factory_tree::ids::FactoryId;
+use factory_tree::kit::{ExitKit, KitTx};
+use factory_tree::tx::CHILD_VBYTES;
+use factory_tree::units::Height;
+
+use super::calendar;
+use super::decide::{Facts, New, Old, fee_due};
+use super::lane::Lane;
+use crate::client::Inner;
+use crate::error::{Error, Result};
+use crate::exit::{RELAXED_TARGET, path_is_paid};
+use crate::lightning::leaf_id;
+use crate::store::{FactoryRow, PartProgress, PartRow};
+use crate::watch::depth;
+
+/// What is asked once for all factories of a look.
+#[derive(Debug)]
+pub(super) struct Scene {
+    pub(super) lane: Arc<dyn Lane>,
+    pub(super) height: Height,
+    pub(super) rows: Vec<FactoryRow>,
+    channels: Vec<ChannelView>,
+    /// What somebody takes to the chain.
+    leaving: HashSet<FactoryId>,
+}
+
+/// A factory and its kit.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) row: FactoryRow,
+    pub(super) kit: Arc<ExitKit>,
+}
+
+/// One move, as it stands.
+#[derive(Debug)]
+pub(super) struct Case {
+    pub(super) old: Place,
+    pub(super) new: Option<Place>,
+    pub(super) facts: Facts,
+}
+
+impl Scene {
+    pub(super) async fn look(client: &Inner, lane: Arc<dyn Lane>) -> Result<Self> {
+        let rows = client.store.factories().await?;
+        let exits = client.store.exits().await?;
+        Ok(Self {
+            channels: lane.channels(),
+            lane,
+            height: Height(client.followed_height()),
+            rows,
+            leaving: exits.into_iter().map(|exit| exit.factory).collect(),
+        })
+    }
+
+    /// Asks the node for something that it may write to its disk.
+    pub(super) async fn on_lane<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Lane) -> T + Send + 'static,
+    ) -> Result<T> {
+        let lane = Arc::clone(&self.lane);
+        tokio::task::spawn_blocking(move || work(lane.as_ref()))
+            .await
+            .map_err(|error| Error::Task(error.to_string()))
+    }
+
+    /// The channel of a factory, if it stands and nobody takes it to the chain.
+    fn channel(&self, place: &Place) -> Option<&ChannelView> {
+        let id = leaf_id(&place.kit);
+        let leaf = self.lane.leaf(id)?;
+        let stands = leaf.stage == Stage::Open && !leaf.exiting && leaf.spent.is_none();
+        let leaving = self.leaving.contains(&place.row.factory);
+        let mut channels = self.channels.iter();
+        channels
+            .find(|channel| channel.leaf == Some(id))
+            .filter(|_| stands && !leaving)
+    }
+
+    async fn place(client: &Inner, row: &FactoryRow) -> Result<Option<Place>> {
+        let kit = client.kits.sound(row.factory).await?;
+        Ok(kit.map(|kit| Place {
+            row: row.clone(),
+            kit,
+        }))
+    }
+
+    /// The youngest other factory that is used, and outlives this one.
+    async fn younger(&self, client: &Inner, old: &FactoryRow) -> Result<Option<Place>> {
+        let mut younger: Vec<&FactoryRow> = self
+            .rows
+            .iter()
+            .filter(|row| row.stands() && row.expiry > old.expiry)
+            .collect();
+        younger.sort_by_key(|row| std::cmp::Reverse(row.expiry));
+        for row in younger {
+            if let Some(place) = Self::place(client, row).await?
+                && self.channel(&place).is_some()
+            {
+                return Ok(Some(place));
+            }
+        }
+        Ok(None)
+    }
+
+    /// All there is to know about moving out of this factory; `to`: where a part that is under way goes. Nothing if its kit is no good.
+    pub(super) async fn case(
+        &self,
+        client: &Inner,
+        row: &FactoryRow,
+        to: Option<FactoryId>,
+    ) -> Result<Option<Case>> {
+        let Some(old) = Self::place(client, row).await? else {
+            return Ok(None);
+        };
+        let new = match to {
+            None => self.younger(client, row).await?,
+            Some(to) => match self.rows.iter().find(|row| row.factory == to) {
+                Some(row) => Self::place(client, row).await?,
+                None => None,
+            },
+        };
+        let total = client.store.moves().await?;
+        let total = total.iter().find(|begun| begun.from == row.factory);
+        let channel = self.channel(&old);
+        let balance = channel.map_or(Msat(0), |channel| channel.spendable);
+        let facts = Facts {
+            height: self.height,
+            handover_depth: client.config.migration.handover_depth,
+            old: Old {
+                calendar: calendar(&old.kit),
+                stands: channel.is_some(),
+                usable: channel.is_some_and(|channel| channel.usable),
+                balance,
+                pending: channel.map_or(0, |channel| channel.pending),
+            },
+            new: match &new {
+                Some(new) => {
+                    let total = total.map_or(balance, |begun| begun.total);
+                    Some(self.new(client, new, total).await?)
+                }
+                None => None,
+            },
+            total: total.map(|begun| begun.total),
+        };
+        Ok(Some(Case { old, new, facts }))
+    }
+
+    async fn new(&self, client: &Inner, place: &Place, total: Msat) -> Result<New> {
+        let channel = self.channel(place);
+        let parts = client.store.parts(place.row.factory).await?;
+        let agreed = Msat(place.row.fee.to_sat().saturating_mul(1000));
+        let feerate = client.chain.fee_rate(RELAXED_TARGET).await?;
+        let sizes = || place.kit.path().map(KitTx::vbytes);
+        let confirmed = place.row.confirmed.filter(|_| place.row.usable);
+        Ok(New {
+            calendar: calendar(&place.kit),
+            stands: channel.is_some() && place.row.stands(),
+            usable: channel.is_some_and(|channel| channel.usable),
+            room: channel.map_or(Msat(0), |channel| channel.receivable),
+            depth: confirmed.map_or(0, |at| depth(at, self.height)),
+            exit_fee: exit_fee(sizes(), feerate),
+            has_fee_coins: path_is_paid(&client.coin_values().await, sizes(), feerate),
+            fee_left: fee_due(total, agreed, paid(&parts, place.row.factory)),
+        })
+    }
+}
+
+/// What parts into a factory have paid for it, or may have.
+fn paid(parts: &[PartRow], to: FactoryId) -> Msat {
+    let counts = |part: &&PartRow| {
+        let may = matches!(part.progress, PartProgress::Agreed | PartProgress::Moved);
+        part.to == to && may
+    };
+    let fees = parts.iter().filter(counts).filter_map(|part| part.agreed);
+    Msat(fees.fold(0, |sum, agreed| sum.saturating_add(agreed.fee.0)))
+}
+
+/// What a path of transactions without fees costs, each with its child.
+fn exit_fee(sizes: impl Iterator<Item = u64>, feerate: FeeRate) -> Amount {
+    let vbytes = sizes.fold(0u64, |sum, vbytes| {
+        sum.saturating_add(vbytes).saturating_add(CHILD_VBYTES)
+    });
+    feerate.fee_vb(vbytes).unwrap_or(Amount::MAX_MONEY)
+}
+
+#[cfg(test)]
+mod tests {
+    use channel_host::PaymentHash;
+
+    use super::*;
+    use crate::store::{Agreed, Token};
+
+    fn part(to: u8, progress: PartProgress, fee: u64) -> PartRow {
+        PartRow {
+            hash: PaymentHash([to; 32]),
+            from: FactoryId([9; 32]),
+            to: FactoryId([to; 32]),
+            amount: Msat(1),
+            token: Token([0; 32]),
+            asked: Height(1),
+            progress,
+            agreed: Some(Agreed {
+                token: Token([0; 32]),
+                fee: Msat(fee),
+                incoming: Height(1),
+                outgoing: Height(1),
+            }),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn a_fee_that_came_back_is_not_paid() {
+        let parts = [
+            part(1, PartProgress::Moved, 300),
+            part(1, PartProgress::Agreed, 40),
+            part(1, PartProgress::Failed, 5_000),
+            // For another month.
+            part(2, PartProgress::Moved, 60_000),
+        ];
+        assert_eq!(paid(&parts, FactoryId([1; 32])), Msat(340));
+        assert_eq!(paid(&parts, FactoryId([3; 32])), Msat(0));
+    }
+
+    #[test]
+    fn leaving_costs_the_path_with_its_children() {
+        let rate = FeeRate::from_sat_per_vb_u32(2);
+        let fee = exit_fee([100, 200].into_iter(), rate);
+        assert_eq!(fee.to_sat(), 2 * (300 + 2 * CHILD_VBYTES));
+    }
+}

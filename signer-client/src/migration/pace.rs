@@ -1,0 +1,119 @@
+//! How soon something that did not work is tried again. In memory only: after a restart it is tried at once.
+
+use std::time::Duration;
+
+use factory_tree::units::Height;
+use tokio::time::Instant;
+
+const FIRST: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(120);
+/// How long an answer may take.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// Of one factory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    pause: Duration,
+    not_before: Option<Instant>,
+    /// What was asked last: in which session, and when.
+    asked: Option<(u64, Instant)>,
+    /// The block at which the coordinator would not take the keys.
+    refused_at: Option<Height>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            pause: FIRST,
+            not_before: None,
+            asked: None,
+            refused_at: None,
+        }
+    }
+}
+
+impl Pace {
+    /// Whether something new may be tried.
+    pub(super) fn may(&self, now: Instant) -> bool {
+        self.not_before.is_none_or(|at| now >= at)
+    }
+
+    /// It did not work.
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.not_before = now.checked_add(self.pause);
+        self.pause = self.pause.saturating_mul(2).min(LONGEST);
+        self.asked = None;
+    }
+
+    /// It worked: the next is tried at once.
+    pub(super) fn worked(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Whether to ask (again): not in this session yet, or the answer does not come.
+    pub(super) fn may_ask(&self, session: u64, now: Instant) -> bool {
+        match self.asked {
+            Some((number, at)) if number == session => now.saturating_duration_since(at) >= ANSWER,
+            _ => true,
+        }
+    }
+
+    /// It is being asked.
+    pub(super) fn asking(&mut self, session: u64, now: Instant) {
+        self.asked = Some((session, now));
+    }
+
+    /// The keys are not wanted at this block.
+    pub(super) fn refused(&mut self, height: Height) {
+        self.refused_at = Some(height);
+        self.asked = None;
+    }
+
+    /// Whether they may be wanted now.
+    pub(super) fn may_hand_over(&self, height: Height) -> bool {
+        self.refused_at.is_none_or(|at| height != at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end_with_success() {
+        let mut pace = Pace::default();
+        let now = Instant::now();
+        assert!(pace.may(now));
+        pace.failed(now);
+        assert!(!pace.may(now));
+        assert!(pace.may(now + FIRST));
+        pace.failed(now);
+        assert!(!pace.may(now + FIRST));
+        for _ in 0..20 {
+            pace.failed(now);
+        }
+        assert!(!pace.may(now + LONGEST / 2));
+        assert!(pace.may(now + LONGEST));
+        pace.worked();
+        assert!(pace.may(now));
+    }
+
+    #[test]
+    fn a_question_is_asked_once_in_a_session_unless_nobody_answers() {
+        let mut pace = Pace::default();
+        let now = Instant::now();
+        pace.asking(1, now);
+        assert!(!pace.may_ask(1, now));
+        assert!(pace.may_ask(2, now));
+        assert!(pace.may_ask(1, now + ANSWER));
+    }
+
+    #[test]
+    fn keys_are_offered_again_at_another_block() {
+        let mut pace = Pace::default();
+        assert!(pace.may_hand_over(Height(5)));
+        pace.refused(Height(5));
+        assert!(!pace.may_hand_over(Height(5)));
+        assert!(pace.may_hand_over(Height(6)));
+    }
+}
