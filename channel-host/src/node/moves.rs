@@ -167,11 +167,16 @@ impl Core {
                 refused("this part is under way, or over")
             };
         }
+        if part.claimed {
+            return refused("this part has been paid already");
+        }
         let (from, _) = self.ends((part.from, part.to), Side::Client)?;
         if amount < part.amount() {
             return refused("the coordinator would pay more than it gets");
         }
-        let channel = self.channel_with_room(&from, amount)?;
+        let Some(channel) = self.usable_channel(&from) else {
+            return refused("the coordinator is away");
+        };
         // Stored under the lock that says that no other is on its way: two of them would be at risk together.
         let begun = self.parts.begin(hash, |part| {
             part.incoming_msat = amount.0;
@@ -190,21 +195,9 @@ impl Core {
         Ok(())
     }
 
-    /// A leaf's channel, able to carry so much at once now.
-    pub(super) fn channel_with_room(
-        &self,
-        leaf: &Record,
-        amount: Msat,
-    ) -> Result<ChannelDetails, NodeError> {
-        let Some(channel) = self.channel_of(leaf).filter(|channel| channel.is_usable) else {
-            return refused("the peer is away");
-        };
-        let room = channel.next_outbound_htlc_minimum_msat..=channel.next_outbound_htlc_limit_msat;
-        if room.contains(&amount.0) {
-            Ok(channel)
-        } else {
-            refused("the channel has no room for so much at once")
-        }
+    /// A leaf's channel, if its peer is there.
+    pub(super) fn usable_channel(&self, leaf: &Record) -> Option<ChannelDetails> {
+        self.channel_of(leaf).filter(|channel| channel.is_usable)
     }
 
     /// Pays the peer at the other end of exactly this channel. LDK keeps to the first hop's number, unlike with forwards.
@@ -219,6 +212,10 @@ impl Core {
         let Some(scid) = channel.get_outbound_payment_scid() else {
             return refused("the channel has no number yet");
         };
+        let room = channel.next_outbound_htlc_minimum_msat..=channel.next_outbound_htlc_limit_msat;
+        if !room.contains(&amount.0) {
+            return refused("the channel has no room for so much at once");
+        }
         // LDK counts from the next block.
         let next = self.manager.current_best_block().height.saturating_add(1);
         let peer = &channel.counterparty;
