@@ -8,7 +8,7 @@ use lightning::ln::types::ChannelId;
 
 use super::Core;
 use crate::event::PaymentHash;
-use crate::leaf::{HtlcView, LeafId, Record, Side, exit_by, exit_due};
+use crate::leaf::{Closing, HtlcView, LeafId, Record, Side, exit_by, exit_due};
 use crate::moves::{PartBook, PartRecord, PartState};
 
 impl Core {
@@ -35,29 +35,33 @@ impl Core {
         }
     }
 
-    /// Whether all that is pending in a closed channel is parts that we paid on over it, none of them due. LDK closes a channel 3 blocks after a
-    /// payment out expired, whether or not its preimage is known; that is no reason to make the client pay for its path (protocol.md 7.2).
+    /// Whether a closed channel has nothing at risk but parts that we paid on over it, none of them due. LDK closes a channel 3 blocks after a payment
+    /// out expired, whether or not its preimage is known; that is no reason to bring the leaf to the chain (protocol.md 7.2).
     pub(super) fn only_parts_wait(&self, leaf: &Record, balances: &[Balance]) -> bool {
         let height = self.book.height();
-        let mut waiting = false;
+        let open = self.parts.open_ones().into_iter();
+        let mut paid_on = open
+            .filter(|part| part.to == leaf.id && part.state() == Some(PartState::PaidOn))
+            .peekable();
+        let mut waits = leaf.closed == Some(Closing::PartExpired) || paid_on.peek().is_some();
+        let due = |part| exit_due(height, leaf.exit_delay, self.part_pending(&part)).is_some();
+        if leaf.at_risk_until > height || paid_on.any(due) {
+            return false;
+        }
         for balance in balances {
             match balance {
                 Balance::MaybeTimeoutClaimableHTLC { payment_hash, .. } => {
-                    let part = self.part_to(leaf.id, PaymentHash(payment_hash.0));
-                    let due = part.is_none_or(|part| {
-                        exit_due(height, leaf.exit_delay, self.part_pending(&part)).is_some()
-                    });
-                    if due {
+                    if self.part_to(leaf.id, PaymentHash(payment_hash.0)).is_none() {
                         return false;
                     }
-                    waiting = true;
+                    waits = true;
                 }
                 Balance::MaybePreimageClaimableHTLC { .. }
                 | Balance::ContentiousClaimable { .. } => return false,
                 _ => {}
             }
         }
-        waiting && leaf.at_risk_until <= height
+        waits
     }
 
     /// Whether a part's payment, though over, is still in its new channel: the client was not seen since it revealed the preimage.
@@ -102,4 +106,64 @@ fn timed_out(witness: &Witness) -> Option<[u8; 20]> {
         });
     // The revocation key's hash comes first.
     pushes.last()
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+    use lightning::ln::chan_utils::{
+        HTLCOutputInCommitment, TxCreationKeys, get_htlc_redeemscript,
+    };
+    use lightning::ln::channel_keys::{
+        DelayedPaymentBasepoint, DelayedPaymentKey, HtlcBasepoint, HtlcKey, RevocationBasepoint,
+        RevocationKey,
+    };
+    use lightning::types::features::ChannelTypeFeatures;
+    use lightning::types::payment::PaymentHash as LdkHash;
+
+    use super::*;
+
+    fn script(offered: bool) -> Vec<u8> {
+        let secp = Secp256k1::new();
+        let key = SecretKey::from_slice(&[5; 32]).unwrap();
+        let key = PublicKey::from_secret_key(&secp, &key);
+        let htlc = |base: &HtlcBasepoint| HtlcKey::from_basepoint(&secp, base, &key);
+        let base = HtlcBasepoint::from(key);
+        let delayed = DelayedPaymentBasepoint::from(key);
+        let keys = TxCreationKeys {
+            per_commitment_point: key,
+            revocation_key: RevocationKey::from_basepoint(
+                &secp,
+                &RevocationBasepoint::from(key),
+                &key,
+            ),
+            broadcaster_htlc_key: htlc(&base),
+            countersignatory_htlc_key: htlc(&base),
+            broadcaster_delayed_payment_key: DelayedPaymentKey::from_basepoint(
+                &secp, &delayed, &key,
+            ),
+        };
+        let output = HTLCOutputInCommitment {
+            offered,
+            amount_msat: 1_000_000,
+            cltv_expiry: 1_000,
+            payment_hash: LdkHash([8; 32]),
+            transaction_output_index: None,
+        };
+        let kind = ChannelTypeFeatures::anchors_zero_htlc_fee_and_dependencies();
+        get_htlc_redeemscript(&output, &kind, &keys).to_bytes()
+    }
+
+    #[test]
+    fn a_timeout_is_told_by_its_missing_preimage() {
+        let name = ripemd160::Hash::hash(&[8; 32]).to_byte_array();
+        for offered in [true, false] {
+            let script = script(offered);
+            let spend = |middle: &[u8]| Witness::from_slice(&[&[1; 64][..], middle, &script]);
+            assert_eq!(timed_out(&spend(&[])), Some(name));
+            assert_eq!(timed_out(&spend(&[9; 32])), None, "a claim");
+        }
+        assert_eq!(timed_out(&Witness::new()), None);
+        assert_eq!(timed_out(&Witness::from_slice(&[[1; 64]])), None);
+    }
 }
