@@ -151,7 +151,6 @@ async fn a_client_that_comes_back_has_its_part() -> Result<()> {
     all.idle().await
 }
 
-/// The same after a start in between.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unresolved_part_is_not_forgotten_by_a_crash() -> Result<()> {
     let (mut all, part) = stalled(Far::PaidOn).await?;
@@ -162,12 +161,15 @@ async fn an_unresolved_part_is_not_forgotten_by_a_crash() -> Result<()> {
     all.lsp.launch().await?;
     all.lsp.synced().await?;
     let new = all.new.id;
-    all.lsp
+    let asked = all
+        .lsp
         .event(|event| match event {
-            NodeEvent::ExitNeeded { leaf, .. } => Some(assert_eq!(*leaf, new)),
+            NodeEvent::ExitNeeded { leaf, .. } => Some(*leaf),
             _ => None,
         })
-        .await
+        .await?;
+    assert_eq!(asked, new);
+    Ok(())
 }
 
 /// The commitment that spends a leaf, mined.
