@@ -4,7 +4,7 @@ use anyhow::Result;
 use channel_host::{InvoiceRequest, LeafId, MovePart, Msat, NodeError, PartState, Side};
 
 use super::harness::{BALANCE, Move, end, moving, state};
-use crate::lightning::harness::{Member, paid_leaf};
+use crate::lightning::harness::{Member, Unborn, paid_leaf};
 
 const AMOUNT: Msat = Msat(10_000_000);
 const FEE: Msat = Msat(5_000);
@@ -109,6 +109,27 @@ async fn nobody_else_can_pay_for_a_part() -> Result<()> {
     assert_eq!(end(&mut all.client, &part).await?, Ok(()));
     assert_eq!(end(&mut all.lsp, &part).await?, Ok(()));
     Ok(())
+}
+
+/// Else it would count as moved what is where nobody agreed to have it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_takes_a_part_over_its_new_leaf_only() -> Result<()> {
+    let mut all = moving().await?;
+    let third = Unborn::new(&all.lsp, &all.client)?;
+    all.lsp.synced().await?;
+    all.client.synced().await?;
+    third.open(&mut all.lsp, &mut all.client).await?;
+    third.ungate([&all.lsp, &all.client])?;
+    let mut part = all.terms(AMOUNT, FEE)?;
+    part.to = third.id;
+    all.send(&part)?;
+    for side in [&mut all.client, &mut all.lsp] {
+        assert!(end(side, &part).await?.is_err());
+    }
+    all.idle().await?;
+    assert_eq!(all.balance(&third)?, Msat(0));
+    assert_eq!(all.balance(&all.old)?, BALANCE);
+    all.move_part(AMOUNT, FEE).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
