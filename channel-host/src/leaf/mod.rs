@@ -7,5 +7,5 @@ mod record;
 pub use record::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKind, Stage};
 
 pub(crate) use book::{Book, ChainNews};
-pub(crate) use policy::{HtlcView, exit_due};
+pub(crate) use policy::{HtlcView, exit_by, exit_due};
 pub(crate) use record::{Closing, Record};

@@ -13,10 +13,13 @@ pub(crate) enum HtlcView {
     Inbound { expiry: u32, preimage_known: bool },
     /// From us, or through us to here; `upstream` is when what pays for it expires, if anything does.
     Outbound { upstream: Option<u32> },
+    /// What a client pays us for a part of a move that we paid on.
+    Part { expiry: u32 },
 }
 
 /// Whether a payment forces the leaf to the chain at this height. LDK would act [`CLAIM_BUFFER`] blocks before an inbound expiry, too late for
 /// a leaf whose path takes `exit_delay` blocks to confirm. An outbound payment of our own is in no hurry: LDK closes 3 blocks after its expiry.
+/// For a part the old leaf goes to the chain in time though the preimage may not be known: the new one may yet reveal it (protocol.md 7.2).
 pub(crate) fn exit_due(height: u32, exit_delay: u32, htlc: HtlcView) -> Option<ExitReason> {
     let horizon = height
         .saturating_add(exit_delay)
@@ -30,8 +33,16 @@ pub(crate) fn exit_due(height: u32, exit_delay: u32, htlc: HtlcView) -> Option<E
         HtlcView::Outbound {
             upstream: Some(upstream),
         } if upstream <= horizon => Some(ExitReason::ForwardUnresolved { upstream }),
-        HtlcView::Inbound { .. } | HtlcView::Outbound { .. } => None,
+        HtlcView::Part { expiry } if expiry <= horizon => {
+            Some(ExitReason::PartUnresolved { expiry })
+        }
+        HtlcView::Inbound { .. } | HtlcView::Outbound { .. } | HtlcView::Part { .. } => None,
     }
+}
+
+/// The last height at which a leaf can be sent to the chain for something that expires there.
+pub(crate) fn exit_by(expiry: u32, exit_delay: u32) -> u32 {
+    expiry.saturating_sub(exit_delay.saturating_add(CLAIM_BUFFER))
 }
 
 #[cfg(test)]
@@ -61,6 +72,16 @@ mod tests {
             preimage_known: false,
         };
         assert_eq!(exit_due(10_000, DELAY, unknown), None);
+    }
+
+    #[test]
+    fn what_a_part_brings_is_fetched_in_time_whether_or_not_it_is_ours_yet() {
+        let expiry = 10_000 + DELAY + 37;
+        let part = HtlcView::Part { expiry };
+        let due = exit_due(10_000, DELAY, part);
+        assert_eq!(due, Some(ExitReason::PartUnresolved { expiry }));
+        assert_eq!(exit_due(9_999, DELAY, part), None);
+        assert_eq!(exit_by(expiry, DELAY), 10_001);
     }
 
     #[test]

@@ -226,6 +226,8 @@ pub(crate) enum Closing {
     ByPeer,
     /// By us, or because something went wrong on our side.
     Forced,
+    /// By Lightning, as a part of a move that we paid on over it had expired.
+    PartExpired,
 }
 
 /// [`Record::at_risk_until`] is rounded up to this, so that not every payment is a write.
@@ -272,7 +274,7 @@ impl Record {
     /// or the factory's end.
     pub(crate) fn must_exit(&self, height: u32, has_htlcs: bool) -> bool {
         let wanted = match self.closed {
-            Some(Closing::Forced) => true,
+            Some(Closing::Forced | Closing::PartExpired) => true,
             Some(Closing::ByPeer) => has_htlcs || self.at_risk_until > height,
             Some(Closing::Cooperative) | None => false,
         };

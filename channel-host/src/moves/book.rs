@@ -1,6 +1,7 @@
 //! All parts of a node: on the disk first, then in memory.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{PartRecord, PartState, Progress};
@@ -54,6 +55,12 @@ pub(crate) struct PartBook {
     parts: Mutex<Parts>,
 }
 
+impl fmt::Debug for PartBook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PartBook").finish_non_exhaustive()
+    }
+}
+
 impl PartBook {
     pub(crate) fn open(store: Store) -> Result<Self, NodeError> {
         let mut parts = Parts::default();
@@ -99,6 +106,13 @@ impl PartBook {
 
     pub(crate) fn all(&self) -> Vec<PartRecord> {
         self.lock().all.values().cloned().collect()
+    }
+
+    /// Whether one whose preimage the client gave us has such a hash.
+    pub(crate) fn any_revealed(&self, is: impl Fn(PaymentHash) -> bool) -> bool {
+        let parts = self.lock();
+        let mut revealed = parts.all.values().filter(|part| part.preimage.is_some());
+        revealed.any(|part| is(part.hash()))
     }
 
     /// Whether there is an open part from a leaf that fits.

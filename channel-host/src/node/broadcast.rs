@@ -7,8 +7,10 @@ use chain::ChainSource;
 use lightning::chain::chaininterface::{BroadcasterInterface, TransactionType};
 use tokio::sync::mpsc;
 
+use super::part_exits::robs;
 use crate::error::NodeError;
 use crate::leaf::{Book, KnownSpend, LeafId, Record, SpendKind, Stage};
+use crate::moves::PartBook;
 use crate::store::{Change, EntryKey, Store};
 
 const SPACE: &str = "superscalar";
@@ -19,6 +21,7 @@ const SUBSPACE: &str = "closings";
 #[derive(Debug)]
 pub(crate) struct Broadcaster {
     book: Arc<Book>,
+    parts: Arc<PartBook>,
     store: Arc<Store>,
     queue: mpsc::UnboundedSender<Vec<Transaction>>,
 }
@@ -26,10 +29,17 @@ pub(crate) struct Broadcaster {
 impl Broadcaster {
     pub(super) fn new(
         book: Arc<Book>,
+        parts: Arc<PartBook>,
         store: Arc<Store>,
     ) -> (Self, mpsc::UnboundedReceiver<Vec<Transaction>>) {
         let (queue, packages) = mpsc::unbounded_channel();
-        (Self { book, store, queue }, packages)
+        let broadcaster = Self {
+            book,
+            parts,
+            store,
+            queue,
+        };
+        (broadcaster, packages)
     }
 
     /// Sends a filed closing transaction, if there is one.
@@ -83,7 +93,7 @@ impl Broadcaster {
                     }
                     held |= leaf.confirmed_at.is_none();
                 }
-                (Some(leaf), _) => held |= leaf.confirmed_at.is_none(),
+                (Some(leaf), _) => held |= leaf.confirmed_at.is_none() || leaf.retired,
                 // A channel that was refused for being on another output than the leaf's: we have nothing there to fetch.
                 (
                     None,
@@ -94,6 +104,7 @@ impl Broadcaster {
                     let elsewhere = leaf.is_some_and(|leaf| leaf.stage == Stage::Abandoned);
                     held |= elsewhere && transactions.len() == 1;
                 }
+                (None, TransactionType::Claim { .. }) => held |= robs(&self.parts, transaction),
                 (None, _) => {}
             }
         }

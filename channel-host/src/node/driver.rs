@@ -110,6 +110,7 @@ impl Core {
     /// What a block would have us look at, and perhaps did while we were away.
     async fn begin(&self) -> Result<(), NodeError> {
         self.settle().await?;
+        self.repeat_parts();
         if self.close_lost(&self.lost).await.is_err() {
             tracing::warn!("that a leaf is closed is told at the next block");
         }
@@ -291,6 +292,8 @@ impl Core {
         }
         if due(&mut chores.waiting, WAITING_EVERY) {
             self.serve_waiting().await;
+            // A client that is back is no news to LDK. A failure shows in the store.
+            let _ = self.parts_step().await;
         }
         if due(&mut chores.gossip, GOSSIP_EVERY) {
             self.graph.remove_stale_channels_and_tracking();

@@ -15,7 +15,7 @@ use super::Core;
 use super::ended::has_htlcs;
 use super::payments::is_dust;
 use crate::error::NodeError;
-use crate::event::{ExitReason, Msat, NodeEvent};
+use crate::event::{ExitReason, Msat, NodeEvent, PaymentHash};
 use crate::leaf::{HtlcView, LeafId, Record, Side, Stage, exit_due};
 use crate::pay::required_delta;
 use crate::store::{Change, EntryKey};
@@ -60,7 +60,8 @@ impl Core {
         let mut exiting = leaf.exiting;
         if !exiting && leaf.factory_confirmed {
             let height = self.book.height();
-            let due = pending(channel, all)
+            let due = self
+                .pending(leaf, channel, all)
                 .into_iter()
                 .find_map(|htlc| exit_due(height, leaf.exit_delay, htlc));
             if let Some(reason) = due {
@@ -81,10 +82,25 @@ impl Core {
     /// A closed channel: at its close, and at every block, as its factory may have been unconfirmed then, or have gone back to that.
     pub(super) async fn look_at_closed(&self, leaf: &Record) -> Result<(), NodeError> {
         let pending = leaf.ldk_id.is_some_and(|id| self.has_htlcs(ChannelId(id)));
-        if leaf.must_exit(self.book.height(), pending) {
+        if leaf.must_exit(self.book.height(), pending) && !self.may_wait(leaf) {
             self.begin_exit(leaf.id, ExitReason::Closed).await?;
         }
         Ok(())
+    }
+
+    /// Whether nobody is the worse for it if a closed channel's leaf stays off the chain for now: it holds nothing of this wallet's, or only parts of
+    /// moves that the coordinator paid on, and it is not their time yet.
+    fn may_wait(&self, leaf: &Record) -> bool {
+        let Some(id) = leaf.ldk_id.map(ChannelId) else {
+            return false;
+        };
+        let Ok(monitor) = self.monitors.get_monitor(id) else {
+            return false;
+        };
+        match leaf.side {
+            Side::Client => !is_worth_it(&monitor),
+            Side::Lsp => self.only_parts_wait(leaf, &monitor.get_claimable_balances()),
+        }
     }
 
     /// The host publishes the path, so it has to know before we count on it: what it does not take in is told again at the next block. Returns
@@ -123,11 +139,50 @@ impl Core {
         Ok(())
     }
 
+    /// What is pending in a channel and has an output on the chain; a payment through us shows its upstream expiry by the same hash in another channel.
+    fn pending(
+        &self,
+        leaf: &Record,
+        channel: &ChannelDetails,
+        all: &[ChannelDetails],
+    ) -> Vec<HtlcView> {
+        let inbound = channel.pending_inbound_htlcs.iter();
+        let inbound = inbound.filter(|htlc| !htlc.is_dust).map(|htlc| {
+            let (hash, expiry) = (PaymentHash(htlc.payment_hash.0), htlc.cltv_expiry);
+            if self.is_paid_on(leaf.id, hash) {
+                return HtlcView::Part { expiry };
+            }
+            HtlcView::Inbound {
+                expiry,
+                preimage_known: htlc.state
+                    == Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill),
+            }
+        });
+        let outbound = channel.pending_outbound_htlcs.iter();
+        let outbound = outbound.filter(|htlc| !htlc.is_dust).map(|htlc| {
+            if let Some(part) = self.part_to(leaf.id, PaymentHash(htlc.payment_hash.0)) {
+                return self.part_pending(&part);
+            }
+            let upstream = all
+                .iter()
+                .flat_map(|other| &other.pending_inbound_htlcs)
+                .filter(|other| other.payment_hash == htlc.payment_hash && pays_for(other, htlc))
+                .map(|other| other.cltv_expiry);
+            HtlcView::Outbound {
+                upstream: upstream.min(),
+            }
+        });
+        inbound.chain(outbound).collect()
+    }
+
     pub(super) async fn request_exit(&self, id: LeafId) -> Result<(), NodeError> {
         let leaf = self
             .book
             .get(id)
             .ok_or(NodeError::UnknownLeaf { leaf: id })?;
+        if leaf.retired {
+            return Err(NodeError::Refused("the leaf was handed over".into()));
+        }
         if !leaf.exiting && !self.begin_exit(id, ExitReason::Asked).await? {
             return Err(NodeError::Refused("the exit could not be stored".into()));
         }
@@ -172,6 +227,7 @@ impl Core {
         self.save_all()?;
         self.peers.process_events();
         self.save_all()?;
+        self.parts.forget(id, |part| !self.lingers(part))?;
         let Ok(monitor) = self.monitors.get_monitor(channel) else {
             return Ok(());
         };
@@ -213,31 +269,6 @@ fn pays_for(upstream: &InboundHTLCDetails, htlc: &OutboundHTLCDetails) -> bool {
     );
     let least = htlc.cltv_expiry.saturating_add(required_delta(None, None));
     !resolved && upstream.cltv_expiry >= least
-}
-
-/// What is pending in a channel and has an output on the chain; a payment through us shows its upstream expiry by the same hash in another channel.
-fn pending(channel: &ChannelDetails, all: &[ChannelDetails]) -> Vec<HtlcView> {
-    let inbound = channel
-        .pending_inbound_htlcs
-        .iter()
-        .filter(|htlc| !htlc.is_dust)
-        .map(|htlc| HtlcView::Inbound {
-            expiry: htlc.cltv_expiry,
-            preimage_known: htlc.state
-                == Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill),
-        });
-    let outbound = channel.pending_outbound_htlcs.iter();
-    let outbound = outbound.filter(|htlc| !htlc.is_dust).map(|htlc| {
-        let upstream = all
-            .iter()
-            .flat_map(|other| &other.pending_inbound_htlcs)
-            .filter(|other| other.payment_hash == htlc.payment_hash && pays_for(other, htlc))
-            .map(|other| other.cltv_expiry);
-        HtlcView::Outbound {
-            upstream: upstream.min(),
-        }
-    });
-    inbound.chain(outbound).collect()
 }
 
 #[cfg(test)]

@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use lightning::events::bump_transaction::BumpTransactionEvent;
 use lightning::events::{Event, PaymentFailureReason, ReplayEvent};
 use lightning::routing::scoring::ScoreUpdate;
+use lightning::types::payment::PaymentHash as LdkHash;
 
 use super::Core;
 use super::exit::is_worth_it;
 use super::payments::NO_WAY;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent, NotTakenIn, PaymentHash};
-use crate::leaf::Side;
+use crate::leaf::{Record, Side};
 
 /// Why an event is to come again.
 #[derive(Debug)]
@@ -155,18 +156,24 @@ impl Core {
                 amount_msat,
                 ..
             } => {
-                self.told(NodeEvent::PaymentReceived {
-                    hash: PaymentHash(payment_hash.0),
-                    amount: Msat(amount_msat),
-                })
-                .await
+                let hash = PaymentHash(payment_hash.0);
+                if let Some(part) = self.parts.get(hash) {
+                    return Ok(self.part_claimed(&part)?);
+                }
+                let amount = Msat(amount_msat);
+                self.told(NodeEvent::PaymentReceived { hash, amount }).await
             }
             Event::PaymentSent {
+                payment_id,
                 payment_hash,
                 payment_preimage,
                 fee_paid_msat,
                 ..
             } => {
+                let part = payment_id.and_then(|id| self.part_of(id, payment_hash));
+                if let Some(part) = part {
+                    return Ok(self.part_arrived(&part, payment_preimage)?);
+                }
                 self.told(NodeEvent::PaymentSent {
                     hash: PaymentHash(payment_hash.0),
                     preimage: payment_preimage.0,
@@ -179,12 +186,13 @@ impl Core {
                 payment_hash,
                 reason,
             } => {
-                let hash = payment_hash.map_or(payment_id.0, |hash| hash.0);
-                self.told(NodeEvent::PaymentFailed {
-                    hash: PaymentHash(hash),
-                    reason: reason.map_or_else(|| "unknown".into(), failure),
-                })
-                .await
+                let reason = reason.map_or_else(|| "unknown".into(), failure);
+                let part = payment_hash.and_then(|hash| self.part_of(payment_id, hash));
+                if let Some(part) = part {
+                    return Ok(self.part_came_back(&part, &reason)?);
+                }
+                let hash = PaymentHash(payment_hash.map_or(payment_id.0, |hash| hash.0));
+                self.told(NodeEvent::PaymentFailed { hash, reason }).await
             }
             Event::HTLCIntercepted { .. } => self.intercepted(event).await,
             Event::PaymentForwarded {
@@ -235,7 +243,22 @@ impl Core {
 
     /// Pays for a transaction of a channel on its way to the chain. A commitment whose leaf is not there yet waits: each try would raise LDK's
     /// feerate.
-    async fn bump(&self, bump: BumpTransactionEvent) -> Result<(), Again> {
+    async fn bump(&self, mut bump: BumpTransactionEvent) -> Result<(), Again> {
+        if let BumpTransactionEvent::HTLCResolution {
+            htlc_descriptors, ..
+        } = &mut bump
+        {
+            // What the client of a part revealed to us is its own.
+            let revealed = |hash: &LdkHash| {
+                let part = self.parts.get(PaymentHash(hash.0));
+                part.is_some_and(|part| part.preimage.is_some())
+            };
+            htlc_descriptors
+                .retain(|claim| claim.preimage.is_some() || !revealed(&claim.htlc.payment_hash));
+            if htlc_descriptors.is_empty() {
+                return Ok(());
+            }
+        }
         if let BumpTransactionEvent::ChannelClose {
             channel_id,
             commitment_tx,
@@ -243,10 +266,8 @@ impl Core {
         } = &bump
         {
             let leaf = self.book.by_ldk_id(*channel_id);
-            if leaf
-                .as_ref()
-                .is_some_and(|leaf| leaf.confirmed_at.is_none())
-            {
+            let waits = |leaf: &Record| leaf.confirmed_at.is_none() || leaf.retired;
+            if leaf.as_ref().is_some_and(waits) {
                 return Ok(());
             }
             let monitored = self.monitors.get_monitor(*channel_id);

@@ -11,7 +11,7 @@ use lightning::types::features::ChannelTypeFeatures;
 use super::Core;
 use super::handle::Again;
 use crate::error::NodeError;
-use crate::event::{Msat, NodeEvent};
+use crate::event::{Msat, NodeEvent, PaymentHash};
 use crate::leaf::{Closing, Leaf, LeafId, LeafRefusal, Record, Side, Stage};
 use crate::timeout::has_key;
 
@@ -375,6 +375,9 @@ impl Core {
             | ClosureReason::LocallyInitiatedCooperativeClosure => Closing::Cooperative,
             ClosureReason::CounterpartyForceClosed { .. }
             | ClosureReason::ProcessingError { .. } => Closing::ByPeer,
+            ClosureReason::HTLCsTimedOut {
+                payment_hash: Some(hash),
+            } if self.part_to(leaf.id, PaymentHash(hash.0)).is_some() => Closing::PartExpired,
             _ => Closing::Forced,
         };
         let leaf = self.book.update(leaf.id, |leaf| {

@@ -14,6 +14,7 @@ mod handle;
 mod leaves;
 mod log;
 mod moves;
+mod part_exits;
 mod parts;
 mod payments;
 mod peers;

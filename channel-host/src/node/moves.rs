@@ -35,6 +35,15 @@ fn refused<T>(why: &str) -> Result<T, NodeError> {
     Err(NodeError::Refused(why.to_owned()))
 }
 
+/// The number to pay under over a channel that can carry so much at once now.
+fn number_with_room(channel: &ChannelDetails, amount: Msat) -> Result<u64, NodeError> {
+    let room = channel.next_outbound_htlc_minimum_msat..=channel.next_outbound_htlc_limit_msat;
+    match channel.get_outbound_payment_scid() {
+        Some(scid) if room.contains(&amount.0) => Ok(scid),
+        _ => refused("the channel has no room for so much at once"),
+    }
+}
+
 /// What has to lie between a part's two expiries (protocol.md 7.2): the coordinator brings the new channel to the chain, then the old one.
 fn least_incoming_expiry(outgoing_expiry: u32, from: &Record, to: &Record) -> u32 {
     outgoing_expiry
@@ -167,11 +176,17 @@ impl Core {
                 refused("this part is under way, or over")
             };
         }
+        if part.claimed {
+            return refused("this part has been paid already");
+        }
         let (from, _) = self.ends((part.from, part.to), Side::Client)?;
         if amount < part.amount() {
             return refused("the coordinator would pay more than it gets");
         }
-        let channel = self.channel_with_room(&from, amount)?;
+        let Some(channel) = self.usable_channel(&from) else {
+            return refused("the coordinator is away");
+        };
+        number_with_room(&channel, amount)?;
         // Stored under the lock that says that no other is on its way: two of them would be at risk together.
         let begun = self.parts.begin(hash, |part| {
             part.incoming_msat = amount.0;
@@ -190,21 +205,9 @@ impl Core {
         Ok(())
     }
 
-    /// A leaf's channel, able to carry so much at once now.
-    pub(super) fn channel_with_room(
-        &self,
-        leaf: &Record,
-        amount: Msat,
-    ) -> Result<ChannelDetails, NodeError> {
-        let Some(channel) = self.channel_of(leaf).filter(|channel| channel.is_usable) else {
-            return refused("the peer is away");
-        };
-        let room = channel.next_outbound_htlc_minimum_msat..=channel.next_outbound_htlc_limit_msat;
-        if room.contains(&amount.0) {
-            Ok(channel)
-        } else {
-            refused("the channel has no room for so much at once")
-        }
+    /// A leaf's channel, if its peer is there.
+    pub(super) fn usable_channel(&self, leaf: &Record) -> Option<ChannelDetails> {
+        self.channel_of(leaf).filter(|channel| channel.is_usable)
     }
 
     /// Pays the peer at the other end of exactly this channel. LDK keeps to the first hop's number, unlike with forwards.
@@ -216,9 +219,7 @@ impl Core {
         secret: [u8; 32],
         expiry: u32,
     ) -> Result<(), NodeError> {
-        let Some(scid) = channel.get_outbound_payment_scid() else {
-            return refused("the channel has no number yet");
-        };
+        let scid = number_with_room(channel, amount)?;
         // LDK counts from the next block.
         let next = self.manager.current_best_block().height.saturating_add(1);
         let peer = &channel.counterparty;

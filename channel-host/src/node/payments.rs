@@ -19,6 +19,7 @@ use lightning::types::payment::{PaymentHash as LdkHash, PaymentPreimage};
 
 use super::Core;
 use super::handle::Again;
+use super::parts::id_of;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent, PaymentHash};
 use crate::leaf::{Record, SpendKind, Stage};
@@ -111,7 +112,7 @@ pub enum PaymentState {
 }
 
 /// A part of a payment to us: the channel it came over, and when it expires there.
-type Part = (Option<u128>, u32);
+pub(super) type Part = (Option<u128>, u32);
 
 /// Whether a payment is so small that a commitment has no output for it: nothing can be fetched for it on the chain. 354 satoshis is BOLT 3's
 /// largest dust limit.
@@ -342,6 +343,7 @@ impl Core {
         let recent = self.manager.list_recent_payments().into_iter();
         recent
             .filter_map(|payment| {
+                let id = id_of(&payment);
                 let (hash, state) = match payment {
                     Recent::Pending { payment_hash, .. } => (payment_hash, PaymentState::Pending),
                     Recent::Fulfilled { payment_hash, .. } => (payment_hash?, PaymentState::Sent),
@@ -350,8 +352,9 @@ impl Core {
                     }
                     _ => return None,
                 };
+                let is_part = self.part_of(id, hash).is_some();
                 let hash = PaymentHash(hash.0);
-                Some(PaymentView { hash, state })
+                (!is_part).then_some(PaymentView { hash, state })
             })
             .collect()
     }
@@ -365,6 +368,9 @@ impl Core {
         deadline: Option<u32>,
     ) -> Result<(), Again> {
         let parts = self.received_parts(hash, channels, deadline);
+        if let Some(part) = self.parts.get(PaymentHash(hash.0)) {
+            return self.part_claimable(&part, amount, purpose, &parts);
+        }
         let expiry = parts.iter().map(|(_, expiry)| *expiry).min().unwrap_or(0);
         match (self.verdict(&parts), purpose.preimage()) {
             (Ok(()), Some(preimage)) => {
@@ -415,7 +421,7 @@ impl Core {
         parts
     }
 
-    fn verdict(&self, parts: &[Part]) -> Result<(), ClaimRefusal> {
+    pub(super) fn verdict(&self, parts: &[Part]) -> Result<(), ClaimRefusal> {
         let mut leaves = Vec::new();
         for (id, expiry) in parts {
             let id = id.ok_or(ClaimRefusal::UnknownChannel)?;
@@ -429,7 +435,7 @@ impl Core {
     }
 
     /// Stored before it is claimed: should the peer end the channel now, LDK does not count it among what is pending.
-    fn note_at_risk(&self, parts: &[Part]) -> Result<(), NodeError> {
+    pub(super) fn note_at_risk(&self, parts: &[Part]) -> Result<(), NodeError> {
         for (id, expiry) in parts {
             let leaf = id.and_then(|id| self.book.by_channel(id));
             if let Some(leaf) = leaf {
@@ -460,7 +466,7 @@ impl Core {
 
     /// The channels over which a payment came that is not settled, and when it expires there: open ones by the manager, closed ones by their
     /// monitors.
-    fn held_parts(&self, hash: LdkHash) -> Vec<(u128, u32)> {
+    pub(super) fn held_parts(&self, hash: LdkHash) -> Vec<(u128, u32)> {
         let channels = self.manager.list_channels();
         let mut parts = Vec::new();
         for channel in &channels {

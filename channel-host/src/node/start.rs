@@ -141,7 +141,8 @@ async fn load(
     let moves = Arc::new(PartBook::open(Store::clone(&store))?);
     let fees = Arc::new(FeeCache::new());
     fees.refresh(&*chain).await?;
-    let (broadcaster, packages) = Broadcaster::new(Arc::clone(&book), Arc::clone(&store));
+    let (broadcaster, packages) =
+        Broadcaster::new(Arc::clone(&book), Arc::clone(&moves), Arc::clone(&store));
     let broadcaster = Arc::new(broadcaster);
 
     let persister = MonitorUpdatingPersister::new(

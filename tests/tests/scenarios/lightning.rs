@@ -5,6 +5,7 @@ mod ends;
 mod harness;
 mod htlcs;
 mod leaves;
+mod moves;
 mod payments;
 mod refusals;
 mod revoked;
