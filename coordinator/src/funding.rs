@@ -48,14 +48,27 @@ pub fn estimate(params: &FactoryParams, capacities: &[Amount]) -> Option<Amount>
 
 /// Coins that came back a short while ago: an ex-client still holds a signed spend of what they were, so they fund nothing before that is
 /// buried (attacks.md A7).
-async fn shallow(ctx: &Context) -> store::Result<HashSet<OutPoint>> {
-    let depth = ctx.config.ladder.reap_depth;
-    let since = ctx.height().saturating_add(2).saturating_sub(depth);
+pub(crate) async fn shallow(ctx: &Context) -> store::Result<HashSet<OutPoint>> {
     let coins = ctx
         .store
-        .read(async |tx| sweeps::coins_since(tx, since).await)
+        .read(async |tx| sweeps::coins_since(tx, shallow_since(ctx)).await)
         .await?;
-    Ok(coins.into_iter().collect())
+    Ok(coins.into_iter().map(|(coin, _)| coin).collect())
+}
+
+/// What they are worth.
+pub(crate) async fn shallow_amount(ctx: &Context) -> store::Result<Amount> {
+    let coins = ctx
+        .store
+        .read(async |tx| sweeps::coins_since(tx, shallow_since(ctx)).await)
+        .await?;
+    let sum = checked_sum(coins.into_iter().map(|(_, amount)| amount));
+    Ok(sum.unwrap_or(Amount::MAX_MONEY))
+}
+
+fn shallow_since(ctx: &Context) -> u32 {
+    let depth = ctx.config.ladder.reap_depth;
+    ctx.height().saturating_add(2).saturating_sub(depth)
 }
 
 /// Reserves coins for a ceremony: the first of them is common to all its attempts. They are not stored yet.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bitcoin::{Amount, FeeRate, OutPoint};
-use factory_tree::ids::CeremonyId;
+use factory_tree::ids::{CeremonyId, ClientId, FactoryId};
 use factory_tree::params::ParamsError;
 use factory_tree::shape::Shape;
 use factory_tree::units::Height;
@@ -11,10 +11,10 @@ use tokio::sync::watch;
 
 use super::{Mail, driver, gather};
 use crate::context::{ChainState, Context};
-use crate::funding;
 use crate::keys::random;
 use crate::store::ceremonies::{self, CeremonyState, Wish};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, ladder};
+use crate::{fault, funding};
 
 /// Why a ceremony is not begun, or not given up.
 #[derive(Debug, thiserror::Error)]
@@ -125,12 +125,32 @@ pub async fn create(
     wish: Wish,
     shutdown: watch::Receiver<bool>,
 ) -> Result<CeremonyId, CreateError> {
+    create_for(ctx, wish, &[], shutdown).await
+}
+
+/// Begins the ceremony of a rung; these members of dying factories have had this invitation then, and only then.
+///
+/// # Errors
+/// [`CreateError`]; then nothing was begun.
+pub async fn create_for(
+    ctx: &Arc<Context>,
+    wish: Wish,
+    leaving: &[(ClientId, FactoryId, u8)],
+    shutdown: watch::Receiver<bool>,
+) -> Result<CeremonyId, CreateError> {
     check(ctx, &wish).await?;
     let id = CeremonyId(random());
     let height = ctx.height();
     ctx.store
-        .write(async |tx| ceremonies::insert(tx, id, height, &wish).await)
+        .write(async |tx| {
+            ceremonies::insert(tx, id, height, &wish).await?;
+            match wish.rung {
+                Some(rung) => ladder::invited(tx, rung, leaving).await,
+                None => Ok(()),
+            }
+        })
         .await?;
+    fault::point("ladder_invited");
     driver::spawn(Arc::clone(ctx), id, driver::Origin::Operator, shutdown);
     Ok(id)
 }

@@ -10,6 +10,7 @@ use factory_tree::ladder::{
     Candidate, ChooseParams, Due, FactoryFacts, Hours, Kind, MemberFacts, Preview, Progress, choose,
 };
 use factory_tree::params::FactoryParams;
+use factory_tree::shape::Shape;
 use factory_tree::units::{Blocks, Height};
 use tokio::sync::watch;
 
@@ -18,10 +19,13 @@ use super::view::Seen;
 use crate::ceremony;
 use crate::context::Context;
 use crate::event::Event;
-use crate::fault;
 use crate::store::ceremonies::{self, Wish};
 use crate::store::clients::{self, ClientRow};
-use crate::store::ladder;
+
+/// A level of a path and the child that pays for it, on the large side.
+const LEVEL_VBYTES: u64 = 500;
+/// Feerates rise while one waits.
+const FEERATE_MARGIN: u64 = 3;
 
 /// A client of a dying factory that is due an invitation.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +43,8 @@ struct Leaving {
 pub(super) struct Plan {
     /// Whom it invites, and what it takes.
     pub(super) preview: Preview,
+    /// What may be locked in it.
+    pub(super) available: Amount,
     leaving: Vec<Leaving>,
     params: FactoryParams,
 }
@@ -121,16 +127,14 @@ async fn begin(
             capacity: seat.capacity,
         })
         .collect();
-    // Who is away has missed this one, too.
+    // Who is away has missed this one, too; for whom there was no seat, has not.
+    let has_seat = |client| plan.preview.seats.iter().any(|seat| seat.client == client);
     let tries: Vec<_> = plan
         .leaving
         .iter()
+        .filter(|leaving| has_seat(leaving.client) || !is_there(ctx, leaving))
         .map(|leaving| (leaving.client, leaving.from, leaving.attempt))
         .collect();
-    ctx.store
-        .write(async |tx| ladder::invited(tx, rung, &tries).await)
-        .await?;
-    fault::point("ladder_invited");
     let count = u32::try_from(invited.len()).unwrap_or(u32::MAX);
     let wish = Wish {
         params: plan.params,
@@ -141,7 +145,7 @@ async fn begin(
         rung: Some(rung),
         invited: Some(invited),
     };
-    let id = ceremony::create(ctx, wish, shutdown.clone()).await?;
+    let id = ceremony::create_for(ctx, wish, &tries, shutdown.clone()).await?;
     ctx.events.emit(Event::LadderBirth {
         rung,
         ceremony: id,
@@ -200,7 +204,7 @@ pub(super) async fn plan(
         ));
     }
     let policy = &ctx.config.policy;
-    let available = ctx.wallet.balance().await?.confirmed;
+    let available = spendable(ctx, seen, height).await?;
     let choosing = ChooseParams {
         min_clients: ctx.config.ceremony.min_clients,
         min_capacity: Amount::from_sat(policy.capacity_min_sat),
@@ -212,9 +216,42 @@ pub(super) async fn plan(
     };
     Ok(Plan {
         preview: choose(&choosing, &candidates, ctx.config.ceremony.max_clients),
+        available,
         leaving,
         params,
     })
+}
+
+/// What may be locked: without coins that came back a short while ago, and what the paths still cost of those that have not left.
+async fn spendable(ctx: &Context, seen: &Seen, height: u32) -> Result<Amount, LadderError> {
+    let all = ctx.wallet.balance().await?.confirmed;
+    let shallow = crate::funding::shallow_amount(ctx).await?;
+    let feerate = ctx.feerate().await.to_sat_per_vb_ceil();
+    let feerate = feerate.saturating_mul(FEERATE_MARGIN);
+    let kept = reserve(seen, ctx.config.ladder.early_notice, height).saturating_mul(feerate);
+    let kept = shallow.checked_add(Amount::from_sat(kept));
+    Ok(all
+        .checked_sub(kept.unwrap_or(Amount::MAX_MONEY))
+        .unwrap_or(Amount::ZERO))
+}
+
+/// Virtual bytes of the paths of everybody who has not left a factory that ends soon.
+fn reserve(seen: &Seen, early: u32, height: u32) -> u64 {
+    let soon = |facts: &&FactoryFacts| {
+        Height(height).plus(Blocks(early)) >= facts.schedule.dying_from && facts.refunds_clients()
+    };
+    let factories = seen.ladder.factories.iter().filter(soon);
+    let vbytes = factories.map(|facts| {
+        let clients = u32::try_from(facts.members.len()).unwrap_or(u32::MAX);
+        let levels = Shape::new(&facts.params, clients).map_or(0, |shape| shape.levels());
+        let staying = facts.members.iter().filter(|member| {
+            member.progress.is_inside() || member.progress == Progress::Publishing
+        });
+        (staying.count() as u64)
+            .saturating_mul(levels.into())
+            .saturating_mul(LEVEL_VBYTES)
+    });
+    vbytes.fold(0, u64::saturating_add)
 }
 
 fn thousandths(points: f64) -> u32 {

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use factory_tree::ids::FactoryId;
-use factory_tree::ladder::due;
+use factory_tree::ladder::{Due, due};
 use factory_tree::units::Height;
 use tokio::sync::watch;
 
@@ -45,6 +45,9 @@ pub enum LadderError {
     #[error(transparent)]
     Params(#[from] crate::params::ParamError),
 }
+
+/// Between two looks.
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 /// What the ladder keeps between two looks, none of it needed.
 #[derive(Debug, Default)]
@@ -88,6 +91,8 @@ pub async fn run(ctx: Arc<Context>, mut shutdown: watch::Receiver<bool>) {
         if let Err(error) = looked {
             tracing::warn!(%error, "the ladder is looked at again at the next block");
         }
+        // Many come at once when a connection is back: one look serves all.
+        tokio::time::sleep(PAUSE).await;
         // The senders are in the context.
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => return,
@@ -115,13 +120,16 @@ async fn look(ctx: &Arc<Context>, shutdown: &watch::Receiver<bool>) -> Result<()
     let seen = view::look(ctx).await?;
     let params = ctx.config.ladder_params();
     let list = due(&params, Height(height), &seen.ladder);
-    for one in &list {
+    // Without the node nothing is known of balances: only what does not depend on them is done.
+    let blind = !ctx.lightning.sees();
+    let waits = |due: &Due| matches!(due, Due::TooLate { .. } | Due::Warn { .. });
+    for one in list.iter().filter(|one| !blind || !waits(one)) {
         // One that fails does not keep the others: it is due again at the next look.
         if let Err(error) = act::act(ctx, &seen, one, height).await {
             tracing::warn!(%error, due = ?one, "not done now");
         }
     }
-    if ctx.config.ladder.enabled {
+    if ctx.config.ladder.enabled && !blind {
         births::look(ctx, &seen, &list, height, shutdown).await?;
     }
     Ok(())

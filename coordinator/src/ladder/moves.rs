@@ -22,6 +22,9 @@ use crate::fault;
 use crate::store::ladder::{self, MemberRow};
 use crate::store::{attempts, factories};
 
+/// The least part but the last.
+const LEAST_PART: Msat = Msat(1_000_000);
+
 fn refused(factory: FactoryId, text: impl Into<String>) -> ServiceError {
     ServiceError::new(ErrorCode::Refused, text).factory(factory)
 }
@@ -67,23 +70,28 @@ pub async fn move_part(
     part: MovePart,
 ) -> Result<(), ServiceError> {
     let wrong = |text: &str| refused(part.from, text);
-    let seen = view::look(ctx)
+    let seen = view::of_client(ctx, client)
         .await
         .map_err(|error| failed(part.from, &error))?;
     let (from, to) = (
         place(&seen, part.from, client)?,
         place(&seen, part.to, client)?,
     );
-    match from.member.progress {
-        Progress::NewChannel { factory }
-        | Progress::Moving { factory, .. }
-        | Progress::Moved { factory }
-            if factory == part.to => {}
-        _ => return Err(wrong("your balance does not move from there to there")),
+    // Into which of several younger ones is the client's choice.
+    let younger = to.facts.schedule.expiry > from.facts.schedule.expiry;
+    if !younger || !from.member.progress.is_inside() || !to.member.progress.is_inside() {
+        return Err(wrong("your balance does not move from there to there"));
     }
     let Some(node) = ctx.lightning.node() else {
         return Err(wrong("the Lightning node is starting; try again"));
     };
+    // What nobody needs to move so finely would only fill our disk.
+    let whole = node
+        .leaf_balance(LeafId(from.row.leaf.0))
+        .unwrap_or_default();
+    if part.amount_msat < LEAST_PART.0 && part.amount_msat < whole.receivable.0 {
+        return Err(wrong("a part is at least 1000 sat, or all that is left"));
+    }
     let usable = seen.rows.iter().any(|row| row.id == part.to && row.usable);
     if !usable {
         return Err(wrong("the new factory is not confirmed as deep as agreed"));
@@ -151,7 +159,9 @@ pub async fn hand_over(
 ) -> Result<(), ServiceError> {
     let id = handover.factory;
     let wrong = |text: &str| refused(id, text);
-    let seen = view::look(ctx).await.map_err(|error| failed(id, &error))?;
+    let seen = view::of_client(ctx, client)
+        .await
+        .map_err(|error| failed(id, &error))?;
     let place = place(&seen, id, client)?;
     if !place.row.handed_over {
         match place.member.progress {
@@ -186,11 +196,17 @@ pub async fn hand_over(
                 format!("these are not your keys of this factory: {error}"),
             ));
         }
-        take(ctx, place.row, &keys)
+        let taken = take(ctx, place.row, &keys)
             .await
             .map_err(|error| failed(id, &error))?;
+        if !taken {
+            return Err(wrong("your path is on its way to the chain already"));
+        }
     }
-    retire(ctx, place.row).await;
+    // The client retires its side when it hears of it: ours comes first, or its closing looks like a failure.
+    if !retire(ctx, place.row).await {
+        return Err(wrong("your channel there cannot be retired yet; try again"));
+    }
     let message = ServerMessage::from(&FromServer::HandoverTaken(id));
     ctx.sessions.send(&client, message);
     Ok(())
@@ -233,31 +249,37 @@ async fn our_key(
     ))
 }
 
-async fn take(ctx: &Context, member: &MemberRow, keys: &MaskedKeys) -> Result<(), LadderError> {
+/// Whether the keys are ours now.
+async fn take(ctx: &Context, member: &MemberRow, keys: &MaskedKeys) -> Result<bool, LadderError> {
     let height = ctx.height();
     let is_new = ctx
         .store
         .write(async |tx| ladder::hand_over(tx, member, keys, height).await)
         .await?;
     fault::point("handover_stored");
-    if is_new {
+    if is_new == Some(true) {
         ctx.events.emit(Event::HandedOver {
             client: member.client,
             factory: member.factory,
         });
     }
-    Ok(())
+    Ok(is_new.is_some())
 }
 
-/// Its channel takes no payment any more. A node that is away does it at the next look at its leaves.
-async fn retire(ctx: &Context, member: &MemberRow) {
+/// Its channel takes no payment any more: whether that is done. If not, it is tried again with the leaves.
+async fn retire(ctx: &Context, member: &MemberRow) -> bool {
     let Some(node) = ctx.lightning.node() else {
-        return;
+        return false;
     };
     let leaf = LeafId(member.leaf.0);
     let retired = tokio::task::spawn_blocking(move || node.retire_leaf(leaf)).await;
-    if let Ok(Err(error)) = retired {
-        tracing::warn!(%error, "a channel that was left is retired later");
-    }
     ctx.lightning.look_again();
+    match retired {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "a channel that was left is retired later");
+            false
+        }
+        Err(_) => false,
+    }
 }

@@ -131,7 +131,7 @@ pub async fn preview(ctx: &Context) -> Result<LadderPreviewResponse, LadderError
         channels_sat: preview.capital.channels.to_sat(),
         stock_sat: preview.capital.stock.to_sat(),
         total_sat: preview.capital.total.to_sat(),
-        available_sat: ctx.wallet.balance().await?.confirmed.to_sat(),
+        available_sat: plan.available.to_sat(),
         problem: preview
             .problem
             .as_ref()

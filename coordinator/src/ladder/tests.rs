@@ -38,10 +38,11 @@ async fn hand_over(world: &TestWorld, tree: &Tree, position: usize) {
     let keys = MaskedKeys::new(&secp, secrets, &lsp.public_key(&secp)).unwrap();
     let (id, factory) = (client.id(), tree.id());
     let stored = world.ctx.store.write(async |tx| {
-        let member = ladder::member_of(tx, id, factory).await?.unwrap();
-        ladder::hand_over(tx, &member, &keys, 50).await
+        let members = ladder::members(tx, Some(id)).await?;
+        let member = members.iter().find(|member| member.factory == factory);
+        ladder::hand_over(tx, member.unwrap(), &keys, 50).await
     });
-    assert!(stored.await.unwrap());
+    assert_eq!(stored.await.unwrap(), Some(true));
 }
 
 async fn look(world: &TestWorld) {
@@ -212,13 +213,46 @@ async fn a_loss_is_told_when_it_grows_and_only_then() {
         });
         sats.collect::<Vec<_>>()
     };
+    assert_eq!(losses(world.happened()), [], "the balances are not known");
+    world.ctx.lightning.pretend();
+    look(&world).await;
     // All of the channels is ours as far as we know, and the stock.
     assert_eq!(losses(world.happened()), [(4 * 200_000 + 400_000, 4)]);
     look(&world).await;
     assert_eq!(losses(world.happened()), []);
     let mut world = world.crash().await;
+    world.ctx.lightning.pretend();
     world.chain.mine(&[]);
     world.follow().await;
     look(&world).await;
     assert_eq!(losses(world.happened()), [], "it was stored");
+}
+
+#[tokio::test]
+async fn a_path_is_published_or_its_keys_are_taken_never_both() {
+    let world = TestWorld::new().await;
+    world.chain.mine_to(10);
+    let tree = stands(&world, ExpiryPolicy::ClientRefund).await;
+    hand_over(&world, &tree, 0).await;
+    let wish = async |position: usize| {
+        let leaf = clients()[position].leaf_id;
+        let wished = world.ctx.store.write(async |tx| {
+            let row = leaves::get(tx, leaf).await?.unwrap();
+            leaves::wish_exit(tx, &row, 60, "asked").await
+        });
+        wished.await.unwrap()
+    };
+    assert!(!wish(0).await);
+    assert!(wish(1).await);
+    let client = &clients()[1];
+    let secp = Secp256k1::new();
+    let lsp = world.ctx.keys.factory_secret(ROUND, FRESH);
+    let secrets = (&client.factory, &client.payout, &client.channel);
+    let keys = MaskedKeys::new(&secp, secrets, &lsp.public_key(&secp)).unwrap();
+    let id = client.id();
+    let stored = world.ctx.store.write(async |tx| {
+        let members = ladder::members(tx, Some(id)).await?;
+        ladder::hand_over(tx, &members[0], &keys, 50).await
+    });
+    assert_eq!(stored.await.unwrap(), None);
 }

@@ -131,14 +131,28 @@ impl Channels {
 /// # Errors
 /// [`LadderError`].
 pub(crate) async fn look(ctx: &Context) -> Result<Seen, LadderError> {
+    look_for(ctx, None).await
+}
+
+/// The same of one client's factories, with that client alone in them: what it asks for costs no more.
+///
+/// # Errors
+/// [`LadderError`].
+pub(crate) async fn of_client(ctx: &Context, client: ClientId) -> Result<Seen, LadderError> {
+    look_for(ctx, Some(client)).await
+}
+
+async fn look_for(ctx: &Context, only: Option<ClientId>) -> Result<Seen, LadderError> {
     let read = ctx.store.read(async |tx| {
         let funded = factories::funded(tx).await?;
+        let members = ladder::members(tx, only).await?;
+        let of: HashSet<FactoryId> = members.iter().map(|member| member.factory).collect();
         Ok((
             funded
                 .into_iter()
-                .filter(|row| !row.forgotten)
+                .filter(|row| !row.forgotten && of.contains(&row.id))
                 .collect::<Vec<_>>(),
-            ladder::members(tx).await?,
+            members,
             ladder::losses(tx).await?,
             ladder::first(tx).await?,
             sweeps::pending(tx).await?,
@@ -146,8 +160,21 @@ pub(crate) async fn look(ctx: &Context) -> Result<Seen, LadderError> {
     });
     let (rows, members, losses, first, sweeps) = read.await?;
     let channels = Channels::now(ctx);
-    let live: HashSet<FactoryId> = rows.iter().map(|row| row.id).collect();
-    ctx.ladder.calendars.keep(&live);
+    if only.is_none() {
+        let live: HashSet<FactoryId> = rows.iter().map(|row| row.id).collect();
+        ctx.ladder.calendars.keep(&live);
+    }
+    let mut by_client: HashMap<ClientId, Vec<&MemberRow>> = HashMap::new();
+    let mut by_factory: HashMap<FactoryId, Vec<&MemberRow>> = HashMap::new();
+    for member in &members {
+        by_client.entry(member.client).or_default().push(member);
+        by_factory.entry(member.factory).or_default().push(member);
+    }
+    let expiries: HashMap<FactoryId, u32> = rows
+        .iter()
+        .filter(|row| !row.spent)
+        .map(|row| (row.id, row.expiry_height))
+        .collect();
     let params = ctx.config.ladder_params();
     // Without a first birth there is no rung, no invitation and no birth.
     let first = Height(first.unwrap_or(u32::MAX));
@@ -164,7 +191,7 @@ pub(crate) async fn look(ctx: &Context) -> Result<Seen, LadderError> {
             None if sent.contains(&row.id) => Root::ReapSent,
             None => Root::Unspent,
         };
-        let own = members.iter().filter(|member| member.factory == row.id);
+        let own = by_factory.get(&row.id).into_iter().flatten();
         let own = own.map(|member| MemberFacts {
             client: member.client,
             capacity: member.capacity,
@@ -172,7 +199,11 @@ pub(crate) async fn look(ctx: &Context) -> Result<Seen, LadderError> {
             progress: on_chain
                 .as_ref()
                 .and_then(|on_chain| on_chain.progress(&root, member))
-                .unwrap_or_else(|| progress(&rows, &members, &channels, row, member)),
+                .unwrap_or_else(|| {
+                    let others = by_client.get(&member.client);
+                    let others = others.map(Vec::as_slice).unwrap_or_default();
+                    progress(&expiries, others, &channels, row, member)
+                }),
             warned: member.warned,
         });
         facts.push(FactoryFacts {
@@ -211,8 +242,8 @@ pub(crate) async fn look(ctx: &Context) -> Result<Seen, LadderError> {
 
 /// How far a client is whose path is not on the chain.
 fn progress(
-    rows: &[FactoryRow],
-    members: &[MemberRow],
+    expiries: &HashMap<FactoryId, u32>,
+    memberships: &[&MemberRow],
     channels: &Channels,
     row: &FactoryRow,
     member: &MemberRow,
@@ -224,15 +255,11 @@ fn progress(
         return Progress::Publishing;
     }
     let part = channels.part(member);
-    let expiry_of = |id: FactoryId| {
-        let found = rows.iter().find(|row| row.id == id && !row.spent);
-        found.map(|row| row.expiry_height)
-    };
     let balance = channels.balance(member);
-    let younger = members
+    let younger = memberships
         .iter()
-        .filter(|other| other.client == member.client && !other.handed_over && !other.publishing)
-        .filter_map(|other| Some((expiry_of(other.factory)?, other)))
+        .filter(|other| !other.handed_over && !other.publishing)
+        .filter_map(|other| Some((*expiries.get(&other.factory)?, other)))
         .filter(|(expiry, _)| *expiry > row.expiry_height)
         // Into a channel that cannot take it nothing moves: another is needed.
         .filter(|(_, other)| {

@@ -111,6 +111,16 @@ impl Lightning {
         is_open && channels.iter().any(|channel| channel.leaf == Some(leaf))
     }
 
+    /// Whether it says what the channels hold.
+    #[must_use]
+    pub fn sees(&self) -> bool {
+        #[cfg(test)]
+        if self.pretends() {
+            return true;
+        }
+        self.node().is_some()
+    }
+
     /// In tests without a node: as if it ran, and every channel stood.
     #[cfg(test)]
     pub(crate) fn pretend(&self) {

@@ -16,6 +16,7 @@ use factory_tree::tx::CHILD_VBYTES;
 use super::reconcile::{FINAL, ReconcileError};
 use crate::context::Context;
 use crate::event::Event;
+use crate::funding;
 use crate::store::factories::{self, Signatures};
 use crate::store::leaves::{self, LeafRow};
 use crate::store::outputs::{self, OutputRow};
@@ -180,7 +181,8 @@ async fn publish(
     let waited = ctx.height().saturating_add(1).saturating_sub(since);
     let vbytes = (parent.vsize() as u64).saturating_add(CHILD_VBYTES);
     let most = FeeRate::from_sat_per_vb_u32(ctx.config.chain.max_feerate);
-    let avoid = HashSet::new();
+    // What came of a reap that leaves the chain again would go with it, and with it a factory that it funds.
+    let avoid = funding::shallow(ctx).await?;
     let request = FeeChildRequest {
         parent: &parent,
         anchor: anchor.vout,

@@ -181,7 +181,7 @@ async fn part_moved(
 }
 
 async fn exit_needed(ctx: &Context, leaf: LeafId, reason: ExitReason) -> store::Result<()> {
-    let Some(row) = row_of(ctx, leaf).await? else {
+    let Some(row) = row_of(ctx, leaf).await?.filter(|row| !row.handed_over) else {
         return Ok(());
     };
     let (height, reason) = (ctx.height(), exit_text(reason));

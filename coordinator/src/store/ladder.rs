@@ -90,35 +90,23 @@ pub async fn begin(conn: &mut Conn, height: u32) -> Result<()> {
     Ok(())
 }
 
-/// The members of all funded factories that are not forgotten, in leaf order.
+/// The members of all funded factories that are not forgotten, in leaf order; or one client's places in them.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn members(conn: &mut Conn) -> Result<Vec<MemberRow>> {
+pub async fn members(conn: &mut Conn, only: Option<ClientId>) -> Result<Vec<MemberRow>> {
+    let only = only.map(|client| client.0.to_vec());
     let rows = sqlx::query(
         "SELECT m.client, m.factory, m.position, m.capacity_sat, m.leaf_id, m.fee_sat, m.fee_taken, m.tries, m.rung, m.warned, \
          EXISTS (SELECT 1 FROM handover h WHERE h.leaf_id = m.leaf_id) AS handed_over, \
          EXISTS (SELECT 1 FROM exit e WHERE e.leaf_id = m.leaf_id) AS publishing \
          FROM member m JOIN factory f USING (factory) WHERE f.state = 'funding_signed' AND f.forgotten = 0 \
-         ORDER BY f.number, m.position",
+         AND (?1 IS NULL OR m.client = ?1) ORDER BY f.number, m.position",
     )
+    .bind(only)
     .fetch_all(conn)
     .await?;
     rows.iter().map(member).collect()
-}
-
-/// One member.
-///
-/// # Errors
-/// Those of the database.
-pub async fn member_of(
-    conn: &mut Conn,
-    client: ClientId,
-    factory: FactoryId,
-) -> Result<Option<MemberRow>> {
-    let all = members(conn).await?;
-    let mut all = all.into_iter();
-    Ok(all.find(|member| member.client == client && member.factory == factory))
 }
 
 fn member(row: &SqliteRow) -> Result<MemberRow> {
@@ -259,7 +247,7 @@ pub async fn fee_taken(conn: &mut Conn, leaf: LeafId) -> Result<()> {
     Ok(())
 }
 
-/// A member's keys are ours; whether that is news.
+/// A member's keys are ours, unless its path is being published (`None`); whether that is news.
 ///
 /// # Errors
 /// Those of the database.
@@ -268,10 +256,10 @@ pub async fn hand_over(
     member: &MemberRow,
     keys: &MaskedKeys,
     height: u32,
-) -> Result<bool> {
+) -> Result<Option<bool>> {
     let done = sqlx::query(
         "INSERT INTO handover (leaf_id, factory, position, height, factory_key, payout_key, channel_key) \
-         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM exit e WHERE e.leaf_id = ?1) ON CONFLICT DO NOTHING",
     )
     .bind(member.leaf.0.as_slice())
     .bind(member.factory.0.as_slice())
@@ -280,9 +268,14 @@ pub async fn hand_over(
     .bind(keys.factory.as_slice())
     .bind(keys.payout.as_slice())
     .bind(keys.channel.as_slice())
-    .execute(conn)
+    .execute(&mut *conn)
     .await?;
-    Ok(done.rows_affected() > 0)
+    let known: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM handover WHERE leaf_id = ?)")
+            .bind(member.leaf.0.as_slice())
+            .fetch_one(conn)
+            .await?;
+    Ok(known.then_some(done.rows_affected() > 0))
 }
 
 /// How many members of each factory have handed over.

@@ -67,13 +67,14 @@ pub async fn all(conn: &mut Conn) -> Result<Vec<LeafRow>> {
     rows.iter().map(read).collect()
 }
 
-/// A path is to be published; whether that is news.
+/// A path is to be published, unless its client has handed over its keys; whether that is news.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn wish_exit(conn: &mut Conn, row: &LeafRow, height: u32, reason: &str) -> Result<bool> {
     let done = sqlx::query(
-        "INSERT INTO exit (leaf_id, factory, position, wished_height, reason) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        "INSERT INTO exit (leaf_id, factory, position, wished_height, reason) SELECT ?1, ?2, ?3, ?4, ?5 \
+         WHERE NOT EXISTS (SELECT 1 FROM handover h WHERE h.leaf_id = ?1) ON CONFLICT DO NOTHING",
     )
     .bind(row.leaf.0.as_slice())
     .bind(row.factory.0.as_slice())

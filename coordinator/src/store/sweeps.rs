@@ -96,18 +96,22 @@ pub async fn confirm(
     Ok(Some((codec::factory(row.try_get(0)?)?, amount)))
 }
 
-/// Where the coins of sweeps are that confirmed at `height` or later.
+/// The coins of sweeps that confirmed at `height` or later.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn coins_since(conn: &mut Conn, height: u32) -> Result<Vec<OutPoint>> {
-    let rows: Vec<Vec<u8>> =
-        sqlx::query_scalar("SELECT txid FROM sweep WHERE confirmed_height >= ?")
-            .bind(height)
-            .fetch_all(conn)
-            .await?;
-    // A sweep has one output.
-    rows.iter().map(|txid| codec::outpoint(txid, 0)).collect()
+pub async fn coins_since(conn: &mut Conn, height: u32) -> Result<Vec<(OutPoint, Amount)>> {
+    let rows = sqlx::query("SELECT txid, sat FROM sweep WHERE confirmed_height >= ?")
+        .bind(height)
+        .fetch_all(conn)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let amount = Amount::from_sat(codec::number("amount", row.try_get(1)?)?);
+            // A sweep has one output.
+            Ok((codec::outpoint(row.try_get(0)?, 0)?, amount))
+        })
+        .collect()
 }
 
 /// A sweep will not confirm: an input of it was spent otherwise.

@@ -1,5 +1,7 @@
 //! What moves a client from a factory that ends to a younger one.
 
+use std::fmt;
+
 use factory_tree::ids::FactoryId;
 use factory_tree::ladder::{Notice as Words, Warning};
 use factory_tree::units::Height;
@@ -9,7 +11,7 @@ use super::fields::{copied, fixed, text};
 use crate::v1;
 
 /// A client wants this much to arrive over its channel in the younger factory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct MovePart {
     /// The factory that ends.
     pub from: FactoryId,
@@ -24,7 +26,7 @@ pub struct MovePart {
 }
 
 /// How a client pays for a part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PartTerms {
     /// Its hash.
     pub hash: [u8; 32],
@@ -58,6 +60,27 @@ pub struct Notice {
     pub factory: FactoryId,
     /// How urgent it is, and the words.
     pub words: Words,
+}
+
+// Whoever knows a payment secret can pay in somebody's stead, and learns what was paid.
+impl fmt::Debug for MovePart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MovePart")
+            .field("from", &self.from)
+            .field("to", &self.to)
+            .field("amount_msat", &self.amount_msat)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for PartTerms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PartTerms")
+            .field("fee_msat", &self.fee_msat)
+            .field("outgoing_expiry", &self.outgoing_expiry)
+            .field("incoming_expiry", &self.incoming_expiry)
+            .finish_non_exhaustive()
+    }
 }
 
 fn factory(field: &'static str, bytes: &[u8]) -> Result<FactoryId, WireError> {
