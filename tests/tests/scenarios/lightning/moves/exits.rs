@@ -72,6 +72,9 @@ async fn stall(all: &mut Move, writes: u32, far: Far) -> Result<Option<MovePart>
         Ok(all.lsp.node().peers().is_empty())
     })
     .await?;
+    // What the client said last may still be under way inside.
+    all.node.mine(1)?;
+    settled(all).await?;
     Ok(part.filter(|part| is_there(all, part, far)))
 }
 
@@ -108,17 +111,21 @@ fn exits(side: &mut Member) -> Vec<(LeafId, ExitReason)> {
     exits
 }
 
-/// Lets the coordinator take in blocks up to a height. Returns which leaves it was asked for.
-async fn at(all: &mut Move, height: u32) -> Result<Vec<(LeafId, ExitReason)>> {
-    all.node.mine_until(height)?;
+/// Waits until the coordinator has taken in the tip, and has done what followed from all before.
+async fn settled(all: &Move) -> Result<()> {
     all.lsp.synced().await?;
-    // Taken in is not yet looked at.
     let seen = all.lsp.node().height();
     until("a settled block", || {
         let settled = all.lsp.node().settlement(all.new.id);
         Ok(settled.is_some_and(|settled| settled.height >= seen))
     })
-    .await?;
+    .await
+}
+
+/// Lets the coordinator take in blocks up to a height. Returns which leaves it was asked for.
+async fn at(all: &mut Move, height: u32) -> Result<Vec<(LeafId, ExitReason)>> {
+    all.node.mine_until(height)?;
+    settled(all).await?;
     Ok(exits(&mut all.lsp))
 }
 
