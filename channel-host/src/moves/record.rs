@@ -161,6 +161,11 @@ impl PartRecord {
         self.state().is_some_and(|state| state != PartState::Agreed)
     }
 
+    /// Whether it is agreed to, and no more.
+    pub(crate) fn is_unpaid(&self) -> bool {
+        self.state() == Some(PartState::Agreed)
+    }
+
     pub(crate) fn fail(&mut self, why: &str) {
         if self.state().is_some() {
             self.progress = Progress::Failed {

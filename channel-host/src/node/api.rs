@@ -245,7 +245,8 @@ impl Node {
         self.core.take_part(&part)
     }
 
-    /// The wallet's side: the hash and the payment secret of what is to arrive over `to`. The same until it is sent.
+    /// The wallet's side: the hash and the payment secret of what is to arrive over `to`, of its own for each part. It takes the place of one from the
+    /// same leaf that was not sent.
     ///
     /// # Errors
     /// [`NodeError::Refused`] if one of the leaves is not in force, and those of the store.

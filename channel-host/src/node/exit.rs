@@ -81,7 +81,8 @@ impl Core {
 
     /// A closed channel: at its close, and at every block, as its factory may have been unconfirmed then, or have gone back to that.
     pub(super) async fn look_at_closed(&self, leaf: &Record) -> Result<(), NodeError> {
-        let pending = leaf.ldk_id.is_some_and(|id| self.has_htlcs(ChannelId(id)));
+        let pending = leaf.ldk_id.is_some_and(|id| self.has_htlcs(ChannelId(id)))
+            || self.paid_on_over(leaf.id).next().is_some();
         if leaf.must_exit(self.book.height(), pending) && !self.may_wait(leaf) {
             self.begin_exit(leaf.id, ExitReason::Closed).await?;
         }

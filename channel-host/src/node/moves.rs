@@ -79,10 +79,11 @@ impl Core {
     /// Agrees to a part, and stores it.
     pub(super) fn take_part(&self, part: &MovePart) -> Result<[u8; 32], NodeError> {
         if let Some(known) = self.parts.get(part.hash) {
-            return if known.is(part) && known.side == Side::Lsp {
+            let failed = matches!(known.progress, Progress::Failed { .. });
+            return if known.is(part) && known.side == Side::Lsp && !failed {
                 Ok(known.from_secret)
             } else {
-                refused("this hash serves another part")
+                refused("this hash serves another part, or one that failed")
             };
         }
         let (from, to) = self.ends((part.from, part.to), Side::Lsp)?;
@@ -95,7 +96,8 @@ impl Core {
         if part.incoming_expiry < least_incoming_expiry(part.outgoing_expiry, &from, &to) {
             return refused("too few blocks lie between its expiries");
         }
-        if self.parts.of_leaf(part.from, PartRecord::is_paid) {
+        let owed = |part: &PartRecord| part.is_paid() && part.preimage.is_none();
+        if self.parts.of_leaf(part.from, owed) {
             return refused("another part of this move is not over");
         }
         let (secret, _) = self
@@ -109,8 +111,7 @@ impl Core {
             )
             .map_err(|()| NodeError::Refused("the amount is too large".into()))?;
         // One that the client gave up before it paid.
-        let unpaid = |part: &PartRecord| part.state() == Some(PartState::Agreed);
-        self.parts.forget(part.from, unpaid)?;
+        self.parts.forget(part.from, PartRecord::is_unpaid)?;
         let record = PartRecord::agreed(part, Side::Lsp, secret.0);
         Ok(self.parts.add(record)?.from_secret)
     }
@@ -124,15 +125,6 @@ impl Core {
         self.ends(ends, Side::Client)?;
         if amount == Msat(0) {
             return refused("there is nothing to move");
-        }
-        let same = self.parts.open_ones().into_iter().find(|part| {
-            part.state() == Some(PartState::Agreed)
-                && (part.from, part.to) == ends
-                && part.amount() == amount
-                && !part.claimed
-        });
-        if let Some(part) = same {
-            return Ok((part.hash(), part.to_secret));
         }
         let (hash, secret, _) = self
             .manager
@@ -148,6 +140,7 @@ impl Core {
             outgoing_expiry: 0,
             to_secret: secret.0,
         };
+        self.parts.forget(ends.0, PartRecord::is_unpaid)?;
         self.parts
             .add(PartRecord::agreed(&part, Side::Client, [0; 32]))?;
         Ok((part.hash, secret.0))

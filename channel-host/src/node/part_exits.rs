@@ -25,6 +25,12 @@ impl Core {
         (part.side == Side::Lsp && part.to == to).then_some(part)
     }
 
+    /// Parts that we paid on over a leaf, and are unresolved. Those whose payment only the peer's commitment has count as well: it may claim from that.
+    pub(super) fn paid_on_over(&self, to: LeafId) -> impl Iterator<Item = PartRecord> {
+        let open = self.parts.open_ones().into_iter();
+        open.filter(move |part| part.to == to && part.state() == Some(PartState::PaidOn))
+    }
+
     /// What we paid on is resolved on the chain before the old leaf has to go there. What the client has revealed to us we never fetch: we have been
     /// paid for it.
     pub(super) fn part_pending(&self, part: &PartRecord) -> HtlcView {
@@ -39,10 +45,7 @@ impl Core {
     /// out expired, whether or not its preimage is known; that is no reason to bring the leaf to the chain (protocol.md 7.2).
     pub(super) fn only_parts_wait(&self, leaf: &Record, balances: &[Balance]) -> bool {
         let height = self.book.height();
-        let open = self.parts.open_ones().into_iter();
-        let mut paid_on = open
-            .filter(|part| part.to == leaf.id && part.state() == Some(PartState::PaidOn))
-            .peekable();
+        let mut paid_on = self.paid_on_over(leaf.id).peekable();
         let mut waits = leaf.closed == Some(Closing::PartExpired) || paid_on.peek().is_some();
         let due = |part| exit_due(height, leaf.exit_delay, self.part_pending(&part)).is_some();
         if leaf.at_risk_until > height || paid_on.any(due) {

@@ -188,17 +188,10 @@ impl Core {
         match part.side {
             Side::Lsp if part.preimage.is_some() => Ok(()),
             Side::Lsp => self.give_up_part(part.hash(), why),
+            // Though it may have revealed the preimage: too late, as the coordinator has taken back what it paid.
             Side::Client => self
                 .parts
-                .update(part.hash(), |part| {
-                    if part.claimed {
-                        // Paid, and not made to pay.
-                        part.incoming_msat = part.outgoing_msat;
-                        part.settled = true;
-                    } else {
-                        part.fail(why);
-                    }
-                })
+                .update(part.hash(), |part| part.fail(why))
                 .map(|_| ()),
         }
     }

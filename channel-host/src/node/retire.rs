@@ -6,7 +6,7 @@ use super::Core;
 use super::exit::is_worth_it;
 use crate::error::NodeError;
 use crate::leaf::{LeafId, Record, Side, Stage};
-use crate::moves::{PartRecord, PartState};
+use crate::moves::PartRecord;
 
 impl Core {
     /// Closed for Lightning, as LDK takes the channel with the least room for whatever it forwards to a peer, and an emptied one would swallow it.
@@ -34,8 +34,7 @@ impl Core {
                 return Err(error);
             }
         }
-        let unpaid = |part: &PartRecord| part.state() == Some(PartState::Agreed);
-        self.parts.forget(id, unpaid)?;
+        self.parts.forget(id, PartRecord::is_unpaid)?;
         self.abandon_leaf(id)
     }
 

@@ -72,6 +72,9 @@ async fn stall(all: &mut Move, writes: u32, far: Far) -> Result<Option<MovePart>
         Ok(all.lsp.node().peers().is_empty())
     })
     .await?;
+    // What the client said last may still be under way inside.
+    all.node.mine(1)?;
+    settled(all).await?;
     Ok(part.filter(|part| is_there(all, part, far)))
 }
 
@@ -108,17 +111,21 @@ fn exits(side: &mut Member) -> Vec<(LeafId, ExitReason)> {
     exits
 }
 
-/// Lets the coordinator take in blocks up to a height. Returns which leaves it was asked for.
-async fn at(all: &mut Move, height: u32) -> Result<Vec<(LeafId, ExitReason)>> {
-    all.node.mine_until(height)?;
+/// Waits until the coordinator has taken in the tip, and has done what followed from all before.
+async fn settled(all: &Move) -> Result<()> {
     all.lsp.synced().await?;
-    // Taken in is not yet looked at.
     let seen = all.lsp.node().height();
     until("a settled block", || {
         let settled = all.lsp.node().settlement(all.new.id);
         Ok(settled.is_some_and(|settled| settled.height >= seen))
     })
-    .await?;
+    .await
+}
+
+/// Lets the coordinator take in blocks up to a height. Returns which leaves it was asked for.
+async fn at(all: &mut Move, height: u32) -> Result<Vec<(LeafId, ExitReason)>> {
+    all.node.mine_until(height)?;
+    settled(all).await?;
     Ok(exits(&mut all.lsp))
 }
 
@@ -196,6 +203,26 @@ async fn a_preimage_that_shows_on_the_chain_pays_for_the_part() -> Result<()> {
     .await
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_times_out_on_the_chain_comes_back() -> Result<()> {
+    let (mut all, part) = stalled(Far::PaidOn).await?;
+    let before = all.lsp.node().leaf_balance(all.old.id)?.receivable;
+    all.lsp.node().force_close(all.new.id).await?;
+    let commitment = committed(&all).await?;
+    all.node.mine_until(part.outgoing_expiry)?;
+    child_in_mempool(&all.node, commitment.compute_txid()).await?;
+    all.node.mine(8)?;
+    assert!(end(&mut all.lsp, &part).await?.is_err());
+    all.client.launch().await?;
+    assert!(end(&mut all.client, &part).await?.is_err());
+    until("an idle old channel", || {
+        Ok(pending(&all.lsp, all.old.id) + pending(&all.client, all.old.id) == 0)
+    })
+    .await?;
+    assert_eq!(all.balance(&all.old)?, Msat(before.0 + part.incoming.0));
+    Ok(())
+}
+
 /// Which output of a commitment is the part's payment.
 fn output(commitment: &Transaction) -> Result<usize> {
     let mut outputs = commitment.output.iter();
@@ -241,8 +268,10 @@ async fn the_coordinator_never_times_out_what_the_client_revealed() -> Result<()
         Ok(!unspent(&all.node, &commitment)?)
     })
     .await?;
+    // Both its balance and its claim wait for the delay of its own commitment.
+    all.node.mine(150)?;
     until("the client's money", || {
-        all.node.mine(10)?;
+        all.node.mine(1)?;
         Ok(holds(&all.node, &all.client)? > before)
     })
     .await

@@ -40,6 +40,10 @@ async fn what_could_cost_the_coordinator_is_not_agreed_to() -> Result<()> {
     refused(&all, &part, |part| part.incoming.0 += 1);
     refused(&all, &part, |part| part.to_secret = [7; 32]);
     refused(&all, &part, |part| part.incoming_expiry += 1);
+    // One that was not paid makes room for another.
+    let part = all.terms(AMOUNT, FEE)?;
+    all.lsp.node().take_part(part.clone())?;
+    assert_eq!(all.lsp.node().parts().len(), 1);
     // An unconfirmed factory takes none.
     all.lsp.node().set_factory_confirmed(all.new.id, false)?;
     let next = all.terms(Msat(AMOUNT.0 + 1), FEE)?;
@@ -101,8 +105,9 @@ async fn nobody_else_can_pay_for_a_part() -> Result<()> {
     assert_eq!(all.balance(&all.new)?, Msat(0));
     // Nor are two clients' leaves the ends of one move.
     let theirs = stranger.node().leaves().remove(0).id;
-    refused(&all, &all.terms(Msat(7_000_000), FEE)?, |part| {
-        part.from = theirs
+    refused(&all, &part, |part| {
+        part.hash = channel_host::PaymentHash([4; 32]);
+        part.from = theirs;
     });
     // The part itself is none the worse for it.
     all.send(&part)?;

@@ -21,12 +21,14 @@ async fn retire(all: &Move) -> Result<()> {
         side.node().retire_leaf(all.old.id)?;
         // The same again changes nothing.
         side.node().retire_leaf(all.old.id)?;
+        // The client is told, and has no reason to exit, before it retires its own.
+        until("one channel each", || {
+            let sides = [&all.lsp, &all.client];
+            Ok(sides.iter().all(|side| side.node().channels().len() == 1))
+        })
+        .await?;
     }
-    until("one channel each", || {
-        let sides = [&all.lsp, &all.client];
-        Ok(sides.iter().all(|side| side.node().channels().len() == 1))
-    })
-    .await
+    Ok(())
 }
 
 fn no_exit(side: &mut Member) {

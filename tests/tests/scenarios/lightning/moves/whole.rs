@@ -13,7 +13,7 @@ async fn a_balance_moves_to_the_last_millisatoshi() -> Result<()> {
     let mut all = dying().await?;
     assert_eq!(all.balance(&all.old)?, BALANCE);
     let lsp_before = all.lsp.node().leaf_balance(all.old.id)?.spendable;
-    // What is paid in may outlive the old factory.
+    // What is paid in may outlive the old factory. This one is never sent.
     let part = all.terms(Msat(50_000_000), FEE)?;
     assert!(part.incoming_expiry > all.old.lsp.last_expiry);
     let (mut left, mut moved) = (BALANCE.0, 0);
@@ -31,8 +31,7 @@ async fn a_balance_moves_to_the_last_millisatoshi() -> Result<()> {
     let earned = all.lsp.node().leaf_balance(all.old.id)?.spendable;
     assert_eq!(earned, Msat(lsp_before.0 + BALANCE.0));
     assert!(all.lsp.node().parts().is_empty());
-    // The one that was expected first, and never sent.
-    assert_eq!(all.client.node().parts().len(), 1);
+    assert!(all.client.node().parts().is_empty());
     assert!(all.client.node().payments().is_empty());
     assert!(all.node.mempool()?.is_empty());
     Ok(())
@@ -42,8 +41,6 @@ async fn a_balance_moves_to_the_last_millisatoshi() -> Result<()> {
 async fn a_part_is_agreed_to_and_sent_once() -> Result<()> {
     let mut all = moving().await?;
     let part = all.terms(Msat(30_000_001), Msat(7))?;
-    // Asked again, the client says the same.
-    assert_eq!(all.terms(Msat(30_000_001), Msat(7))?, part);
     let secret = all.lsp.node().take_part(part.clone())?;
     assert_eq!(all.lsp.node().take_part(part.clone())?, secret);
     all.send(&part)?;
@@ -94,10 +91,10 @@ async fn a_move_goes_on_when_the_coordinator_is_back() -> Result<()> {
 async fn one_part_is_on_its_way_at_a_time() -> Result<()> {
     let mut all = moving().await?;
     let first = all.terms(Msat(10_000_000), Msat(0))?;
-    let second = all.terms(Msat(20_000_000), Msat(0))?;
     let secret = all.lsp.node().take_part(first.clone())?;
     let client = all.client.node();
     client.send_part(first.hash, first.incoming, secret, first.incoming_expiry)?;
+    let second = all.terms(Msat(20_000_000), Msat(0))?;
     let early = client.send_part(second.hash, second.incoming, secret, second.incoming_expiry);
     assert!(early.is_err() || state(&all.client, &first).is_none());
     assert_eq!(end(&mut all.client, &first).await?, Ok(()));
