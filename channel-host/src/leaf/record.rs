@@ -142,6 +142,12 @@ pub enum LeafRefusal {
     /// Not version 3 with zero-fee commitments and private aliases.
     #[error("the channel is not of the type of leaf channels")]
     ChannelType,
+    /// A part of it could not be spent.
+    #[error("{asked} sat of the channel would have to stay in it")]
+    Reserve {
+        /// In satoshi.
+        asked: u64,
+    },
     /// Announced to the world.
     #[error("the channel would be announced")]
     Announced,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::Core;
 use super::payments::is_dust;
-use crate::event::{Msat, NodeEvent};
+use crate::event::{Msat, NodeEvent, PaymentHash};
 use crate::pay::{Forward, ForwardRefusal, Intercepted, decide};
 
 /// How long a payment waits for a receiver who is away: long enough to wake a wallet, and too short to matter beside any expiry.
@@ -39,6 +39,13 @@ impl Core {
     async fn try_forward(&self, waiting: Waiting) {
         let channels = self.manager.list_channels();
         let (id, htlc) = (waiting.id, waiting.htlc);
+        // What a client revealed for its part is never timed out, whatever else has that hash: so nothing else may have it.
+        if self.parts.get(htlc.hash).is_some() {
+            self.send_back(id);
+            let (hash, reason) = (htlc.hash, ForwardRefusal::PartOfMove);
+            self.tell(NodeEvent::ForwardRefused { hash, reason }).await;
+            return;
+        }
         let client = self.scids.client(htlc.scid);
         let refused = match decide(&self.book, &channels, client, &self.config.fees, &htlc) {
             Err(ForwardRefusal::Away) if Instant::now() < waiting.until => {
@@ -84,6 +91,13 @@ impl Core {
                 self.send_back(id);
             }
         }
+    }
+
+    /// Whether a payment of this hash waits for its receiver.
+    pub(super) fn waits(&self, hash: PaymentHash) -> bool {
+        self.waiting()
+            .iter()
+            .any(|waiting| waiting.htlc.hash == hash)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {

@@ -294,6 +294,13 @@ impl Core {
         Ok(())
     }
 
+    /// What a client would have to keep in its channel. None may be asked: it would look empty while it is not, and its keys be handed over.
+    fn reserve_asked(&self, leaf: &Record) -> Option<u64> {
+        let channel = self.channel_of(leaf)?;
+        let asked = channel.unspendable_punishment_reserve.unwrap_or(u64::MAX);
+        (leaf.side == Side::Client && asked > 0).then_some(asked)
+    }
+
     /// Both commitments exist: what they spend must be the verified leaf, or nothing of it is ever credited.
     pub(super) async fn leaf_pending(
         &self,
@@ -313,6 +320,8 @@ impl Core {
             Some(LeafRefusal::Script)
         } else if !kind.as_ref().is_some_and(is_leaf_type) {
             Some(LeafRefusal::ChannelType)
+        } else if let Some(asked) = self.reserve_asked(&leaf) {
+            Some(LeafRefusal::Reserve { asked })
         } else {
             None
         };

@@ -1,5 +1,6 @@
 //! Parts of moves, as hosts ask for them: agreed to, expected, sent.
 
+use lightning::chain::channelmonitor::Balance;
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::channelmanager::PaymentId;
 use lightning::ln::outbound_payment::RecipientOnionFields;
@@ -86,6 +87,12 @@ impl Core {
                 refused("this hash serves another part, or one that failed")
             };
         }
+        if self.waits(part.hash) || !self.held_parts(LdkHash(part.hash.0)).is_empty() {
+            return refused("another payment has this hash");
+        }
+        if self.pays_under(part.hash) {
+            return refused("another payment has this hash");
+        }
         let (from, to) = self.ends((part.from, part.to), Side::Lsp)?;
         if part.outgoing == Msat(0) || part.outgoing > part.incoming {
             return refused("more would be paid out than comes in");
@@ -114,6 +121,30 @@ impl Core {
         self.parts.forget(part.from, PartRecord::is_unpaid)?;
         let record = PartRecord::agreed(part, Side::Lsp, secret.0);
         Ok(self.parts.add(record)?.from_secret)
+    }
+
+    /// Whether a payment out of any channel, or through us, has this hash.
+    fn pays_under(&self, hash: PaymentHash) -> bool {
+        let channels = self.manager.list_channels();
+        let open = channels.iter().any(|channel| {
+            let mut out = channel.pending_outbound_htlcs.iter();
+            out.any(|htlc| htlc.payment_hash.0 == hash.0)
+        });
+        let closed = || {
+            let mut monitors = self.monitors.list_monitors().into_iter();
+            monitors.any(|id| {
+                let monitor = self.monitors.get_monitor(id);
+                let balances = monitor.map(|monitor| monitor.get_claimable_balances());
+                balances.unwrap_or_default().iter().any(|balance| {
+                    matches!(
+                        balance,
+                        Balance::MaybeTimeoutClaimableHTLC { payment_hash, .. }
+                            if payment_hash.0 == hash.0
+                    )
+                })
+            })
+        };
+        open || closed()
     }
 
     /// Makes a payment to us that only the next part can be.

@@ -39,6 +39,9 @@ pub enum ForwardRefusal {
     /// It could outlive a factory.
     #[error("it would outlive the factory")]
     OutlivesFactory,
+    /// Its hash is that of a part of a move.
+    #[error("a part of somebody's balance moves under its hash")]
+    PartOfMove,
     /// Less than the fee.
     #[error("it leaves {offered} msat for the forward, {needed} are asked")]
     FeeTooLow {

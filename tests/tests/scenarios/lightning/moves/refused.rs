@@ -1,10 +1,12 @@
 //! Parts that are not what was agreed to, or could cost the coordinator something.
 
 use anyhow::Result;
-use channel_host::{InvoiceRequest, LeafId, MovePart, Msat, NodeError, PartState, Side};
+use channel_host::{
+    ForwardRefusal, InvoiceRequest, LeafId, MovePart, Msat, NodeError, NodeEvent, PartState, Side,
+};
 
 use super::harness::{BALANCE, Move, end, moving, state};
-use crate::lightning::harness::{Member, Unborn, paid_leaf};
+use crate::lightning::harness::{Member, Unborn, outside, paid_leaf};
 
 const AMOUNT: Msat = Msat(10_000_000);
 const FEE: Msat = Msat(5_000);
@@ -114,6 +116,49 @@ async fn nobody_else_can_pay_for_a_part() -> Result<()> {
     assert_eq!(end(&mut all.client, &part).await?, Ok(()));
     assert_eq!(end(&mut all.lsp, &part).await?, Ok(()));
     Ok(())
+}
+
+/// What a client revealed for its part is never timed out: with another payment under that hash it could claim both after all, and an
+/// accomplice have its money back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hash_of_a_part_serves_nothing_else() -> Result<()> {
+    let mut all = moving().await?;
+    let mut payer = outside(&mut all.lsp).await?;
+    let part = all.terms(AMOUNT, FEE)?;
+    all.send(&part)?;
+    assert_eq!(end(&mut all.client, &part).await?, Ok(()));
+    assert_eq!(end(&mut all.lsp, &part).await?, Ok(()));
+    let client = all.client.node().id();
+    let request = |hints| InvoiceRequest {
+        amount: Some(AMOUNT),
+        description: "a test".into(),
+        expiry: std::time::Duration::from_secs(600),
+        hints,
+    };
+    let hint = all.lsp.node().client_route(client)?;
+    let hold = |hash| all.client.node().hold_invoice(&request(vec![hint]), hash);
+    payer.node().pay(&hold(part.hash)?, None)?;
+    payer.failed().await?;
+    let reason = all
+        .lsp
+        .event(|event| match event {
+            NodeEvent::ForwardRefused { reason, .. } => Some(*reason),
+            _ => None,
+        })
+        .await?;
+    assert_eq!(reason, ForwardRefusal::PartOfMove);
+    // Nor is a payment that is under way made a part.
+    let other = channel_host::PaymentHash([6; 32]);
+    payer.node().pay(&hold(other)?, None)?;
+    all.client
+        .event(|event| matches!(event, NodeEvent::PaymentHeld { .. }).then_some(()))
+        .await?;
+    let next = all.terms(AMOUNT, FEE)?;
+    refused(&all, &next, |part| part.hash = other);
+    all.client.node().fail(other);
+    payer.failed().await?;
+    all.idle().await?;
+    all.move_part(AMOUNT, FEE).await
 }
 
 /// Else it would count as moved what is where nobody agreed to have it.
