@@ -64,7 +64,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn node(&self) -> Result<Arc<Node>> {
+    pub(super) async fn node(&self) -> Result<Arc<Node>> {
         let lightning = &self.client.lightning;
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {

@@ -305,13 +305,14 @@ impl Driver {
     /// Why this invitation is not for us, beyond what the machine checks.
     async fn unwanted(&self, invitation: &Invitation) -> Result<Option<DeclineReason>> {
         let terms = |text: &str| Ok(Some(DeclineReason::Terms(text.to_owned())));
-        if let Some(reason) = self.unasked(invitation).await? {
-            return Ok(Some(reason));
-        }
-        if let Err(error) = self.client.lightning.running()
-            && !self.client.lightning.is_ready()
+        // Whoever comes back on the last day is invited at once, while its node is starting.
+        if !self.client.lightning.is_ready()
+            && let Err(error) = self.node().await
         {
             return Ok(Some(DeclineReason::Unable(error.to_string())));
+        }
+        if let Some(reason) = self.unasked(invitation).await? {
+            return Ok(Some(reason));
         }
         if self.is_served().await? {
             return terms("another factory of this wallet is on its way");

@@ -187,7 +187,7 @@ fn window(own: &Held<'_>, height: Option<u32>) -> Window {
 
 fn progress(own: &Held<'_>, begun: &MoveRow, parts: &[PartRow]) -> MoveView {
     let mut out = parts.iter().filter(|part| part.from == begun.from);
-    let last = out.clone().last();
+    let last = out.clone().next_back();
     let (mut done, mut moved, mut fee) = (0u64, 0u64, 0u64);
     for part in out.by_ref() {
         if part.progress == PartProgress::Moved {

@@ -247,7 +247,7 @@ async fn view(
     let policy = kit.map(|kit| kit.params.expiry_policy);
     let reclaim = kit.filter(|_| policy == Some(ExpiryPolicy::LspReclaim) && !row.is_given_away());
     let on_chain = kit
-        .filter(|_| row.is_live() && row.handover.is_none() && row.confirmed.is_some())
+        .filter(|_| row.is_live() && row.confirmed.is_some())
         .and_then(|kit| unrolled(kit, chain));
     let state = match (kit, on_chain) {
         (None, _) => "damaged",

@@ -12,8 +12,8 @@ use factory_tree::ladder::{largest_part, last_part};
 use factory_tree::params::Schedule;
 use factory_tree::units::Height;
 
-/// Where the younger channel's room is what limits a part, a smaller one is not worth its round.
-const LEAST_BY_ROOM: Msat = Msat(1_000_000);
+/// The least part but the last: a smaller one is not worth its round to either side.
+pub(super) const LEAST: Msat = Msat(1_000_000);
 
 /// The factory that ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,7 +111,7 @@ pub(super) fn decide(facts: &Facts) -> Next {
         return Next::Rest(Rest::NoNew);
     };
     if old.balance == Msat(0) {
-        return match may_hand_over(facts) {
+        return match may_hand_over(facts, false) {
             Ok(()) => Next::HandOver,
             Err(rest) => Next::Rest(rest),
         };
@@ -142,22 +142,27 @@ fn part(facts: &Facts, new: &New) -> Option<Msat> {
         Some(0) | None => balance,
         Some(rest) => Msat(rest),
     };
-    let wanted = largest.min(rest);
+    let wanted = largest.max(LEAST).min(rest);
     let amount = wanted.min(new.room);
-    let worth_it = amount == wanted || amount >= LEAST_BY_ROOM;
+    let worth_it = amount == wanted || amount >= LEAST;
     (worth_it && amount > Msat(0)).then_some(amount)
 }
 
 /// Whether the keys may be given away now: nothing is left in the old channel or under way, and no reorg takes the younger one
-/// (protocol.md section 7.3). Asked again in the step that sends them.
+/// (protocol.md section 7.3). Asked again in the step that sends them. `sent`: they were sent before, so the channel may be gone by now, as the
+/// coordinator retires it before it answers.
 ///
 /// # Errors
 /// What there is to wait for.
-pub(super) fn may_hand_over(facts: &Facts) -> Result<(), Rest> {
+pub(super) fn may_hand_over(facts: &Facts, sent: bool) -> Result<(), Rest> {
     let (old, needed) = (&facts.old, facts.handover_depth.max(1));
     let new = facts.new.as_ref().ok_or(Rest::NoNew)?;
-    if !old.stands {
+    if !old.stands && !sent {
         return Err(Rest::Leaving);
+    }
+    // After T nobody needs them.
+    if facts.height >= old.calendar.expiry {
+        return Err(Rest::TooLate);
     }
     if old.balance != Msat(0) || old.pending > 0 {
         return Err(Rest::Pending);
@@ -268,6 +273,12 @@ mod tests {
         assert_eq!(with(cheap), Next::Part(Msat(1_001 * SAT)));
         let coins = |_: &mut Facts, new: &mut New| new.has_fee_coins = true;
         assert_eq!(with(coins), Next::Part(Msat(25_001 * SAT)));
+        // However little there is, it is not split into dust.
+        let little = |facts: &mut Facts, new: &mut New| {
+            facts.old.balance = Msat(2_000 * SAT);
+            new.has_fee_coins = true;
+        };
+        assert_eq!(with(little), Next::Part(Msat(1_000 * SAT)));
         // The share is of what there was at the beginning.
         let later = |facts: &mut Facts, new: &mut New| {
             facts.total = Some(Msat(400_000 * SAT));
@@ -356,15 +367,30 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_is_sent_again_though_the_channel_is_gone() {
+        let mut facts = facts();
+        facts.old.balance = Msat(0);
+        facts.old.stands = false;
+        assert_eq!(may_hand_over(&facts, false), Err(Rest::Leaving));
+        assert_eq!(may_hand_over(&facts, true), Ok(()));
+        facts.height = facts.old.calendar.expiry;
+        assert_eq!(may_hand_over(&facts, true), Err(Rest::TooLate));
+    }
+
+    #[test]
     fn one_thousandth_of_a_satoshi_keeps_the_keys() {
         let mut facts = facts();
         facts.old.balance = Msat(1);
-        assert_eq!(may_hand_over(&facts), Err(Rest::Pending));
+        assert_eq!(may_hand_over(&facts, false), Err(Rest::Pending));
+        assert_eq!(may_hand_over(&facts, true), Err(Rest::Pending));
         facts.old.balance = Msat(0);
-        assert_eq!(may_hand_over(&facts), Ok(()));
+        assert_eq!(may_hand_over(&facts, false), Ok(()));
         // A depth of nothing is none.
         facts.handover_depth = 0;
         facts.new = Some(New { depth: 0, ..new() });
-        assert!(matches!(may_hand_over(&facts), Err(Rest::Shallow { .. })));
+        assert!(matches!(
+            may_hand_over(&facts, true),
+            Err(Rest::Shallow { .. })
+        ));
     }
 }

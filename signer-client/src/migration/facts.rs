@@ -142,7 +142,7 @@ impl Scene {
             new: match &new {
                 Some(new) => {
                     let total = total.map_or(balance, |begun| begun.total);
-                    Some(self.new(client, new, total).await?)
+                    Some(self.destination(client, new, total).await?)
                 }
                 None => None,
             },
@@ -151,7 +151,7 @@ impl Scene {
         Ok(Some(Case { old, new, facts }))
     }
 
-    async fn new(&self, client: &Inner, place: &Place, total: Msat) -> Result<New> {
+    async fn destination(&self, client: &Inner, place: &Place, total: Msat) -> Result<New> {
         let channel = self.channel(place);
         let parts = client.store.parts(place.row.factory).await?;
         let agreed = Msat(place.row.fee.to_sat().saturating_mul(1000));

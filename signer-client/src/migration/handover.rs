@@ -79,7 +79,7 @@ impl Mover {
         gate(scene, place, false).await?;
         let scene = Scene::look(&client, Arc::clone(&scene.lane)).await?;
         let rest = match scene.case(&client, &place.row, None).await? {
-            Some(case) => may_hand_over(&case.facts).err(),
+            Some(case) => may_hand_over(&case.facts, sent).err(),
             None => Some(Rest::Leaving),
         };
         let Some(link) = link.filter(|_| rest.is_none()) else {

@@ -23,8 +23,6 @@ mod lane;
 mod mover;
 mod notices;
 mod pace;
-#[cfg(test)]
-mod standing_chain;
 mod terms;
 #[cfg(test)]
 mod tests;

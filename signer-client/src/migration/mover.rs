@@ -19,7 +19,7 @@ use proto::v1::client_message::Body;
 use proto::wire::{MovePart, PartTerms};
 use tokio::time::Instant;
 
-use super::decide::{Next, decide};
+use super::decide::{LEAST, Next, decide};
 use super::facts::{Case, Scene};
 use super::lane::Lane;
 use super::pace::Pace;
@@ -151,7 +151,9 @@ impl Mover {
         let Some(new) = case.new.as_ref() else {
             return Ok(());
         };
-        if self.client.migration.link().is_none() || !self.pace(from).may(Instant::now()) {
+        if self.client.migration.link().is_none()
+            || !self.pace(from).may(Instant::now(), scene.height)
+        {
             return Ok(());
         }
         let client = Arc::clone(&self.client);
@@ -192,7 +194,7 @@ impl Mover {
     async fn bring(&mut self, scene: &Scene, row: &FactoryRow, part: &PartRow) -> Result<()> {
         match part.progress {
             PartProgress::Asked if scene.height > part.asked.plus(FRESH) => {
-                self.give_up(part, "the coordinator did not answer in time")
+                self.give_up(scene, part, "the coordinator did not answer in time")
                     .await
             }
             PartProgress::Asked => self.send_question(part).await,
@@ -231,7 +233,7 @@ impl Mover {
     }
 
     /// Nothing was paid for this part, and nothing will be.
-    async fn give_up(&mut self, part: &PartRow, why: &str) -> Result<()> {
+    async fn give_up(&mut self, scene: &Scene, part: &PartRow, why: &str) -> Result<()> {
         let end = PartEnd::Failed {
             why: why.to_owned(),
         };
@@ -243,7 +245,7 @@ impl Mover {
                 why: why.to_owned(),
             });
         }
-        self.pace(part.from).failed(Instant::now());
+        self.pace(part.from).failed(Instant::now(), scene.height);
         Ok(())
     }
 
@@ -273,7 +275,7 @@ impl Mover {
         };
         let agreed = match terms::check(terms, part.amount, &case.facts) {
             Ok(agreed) => agreed,
-            Err(error) => return self.give_up(&part, &error.to_string()).await,
+            Err(error) => return self.give_up(scene, &part, &error.to_string()).await,
         };
         if !client.store.agree_part(hash, &agreed).await? {
             return Ok(());
@@ -289,7 +291,7 @@ impl Mover {
 
     /// Pays for a part whose terms are stored, while they are good.
     async fn pay(&mut self, scene: &Scene, row: &FactoryRow, part: &PartRow) -> Result<()> {
-        let (client, now) = (Arc::clone(&self.client), Instant::now());
+        let client = Arc::clone(&self.client);
         let Some(agreed) = part.agreed else {
             return Ok(());
         };
@@ -303,10 +305,10 @@ impl Mover {
             None => Err(terms::TermsError::NoNew),
         };
         if let Err(error) = good {
-            return self.give_up(part, &error.to_string()).await;
+            return self.give_up(scene, part, &error.to_string()).await;
         }
         let ready = facts.old.usable && facts.new.is_some_and(|new| new.usable && new.stands);
-        if !ready || !self.pace(part.from).may(now) {
+        if !ready {
             return Ok(());
         }
         let (hash, amount) = (part.hash, Msat(part.amount.0.saturating_add(agreed.fee.0)));
@@ -314,10 +316,8 @@ impl Mover {
             .on_lane(move |lane| lane.send_part(hash, amount, agreed.token.0, agreed.incoming.0));
         match sent.await? {
             Ok(()) => fault::point("part_sent"),
-            Err(error) => {
-                tracing::debug!(%error, %hash, "a part is not sent yet");
-                self.pace(part.from).failed(now);
-            }
+            // The peer is away, or the channel still settles the last part: this costs nobody anything but a look.
+            Err(error) => tracing::debug!(%error, %hash, "a part is not sent yet"),
         }
         Ok(())
     }
@@ -331,20 +331,18 @@ impl Mover {
         let parts = self.client.store.parts(factory).await?;
         let asked = |part: &&PartRow| part.from == factory && part.progress == PartProgress::Asked;
         match parts.iter().rfind(asked) {
-            Some(part) => self.give_up(part, why).await,
+            Some(part) => self.give_up(scene, part, why).await,
             None => Ok(()),
         }
     }
 }
 
 /// The amount of the next part, after so many that were refused. The node has one hash for one amount until it is paid, and the coordinator
-/// one set of terms for one hash: a thousandth of a satoshi less makes it another part.
+/// one set of terms for one hash: a thousandth of a satoshi less makes it another part, unless it would be too small then.
 fn another(amount: Msat, refused: usize) -> Msat {
     let less = u64::try_from(refused).unwrap_or(u64::MAX);
-    match amount.0.checked_sub(less) {
-        None | Some(0) => amount,
-        Some(left) => Msat(left),
-    }
+    let smaller = Msat(amount.0.saturating_sub(less));
+    if smaller < LEAST { amount } else { smaller }
 }
 
 /// The node's word on a part.
@@ -388,11 +386,12 @@ mod tests {
 
     #[test]
     fn a_refused_part_is_not_asked_for_again() {
-        assert_eq!(another(Msat(5_000), 0), Msat(5_000));
-        assert_eq!(another(Msat(5_000), 1), Msat(4_999));
-        assert_eq!(another(Msat(5_000), 2), Msat(4_998));
-        // Never nothing.
-        assert_eq!(another(Msat(2), 2), Msat(2));
-        assert_eq!(another(Msat(2), 3), Msat(2));
+        let part = |n: u64| Msat(LEAST.0 + n);
+        assert_eq!(another(part(5), 0), part(5));
+        assert_eq!(another(part(5), 1), part(4));
+        assert_eq!(another(part(5), 5), part(0));
+        // Never too little.
+        assert_eq!(another(part(5), 6), part(5));
+        assert_eq!(another(Msat(2), 1), Msat(2));
     }
 }

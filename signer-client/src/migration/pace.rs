@@ -14,7 +14,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     pause: Duration,
-    not_before: Option<Instant>,
+    /// When, and at which block, it did not work.
+    not_before: Option<(Instant, Height)>,
     /// What was asked last: in which session, and when.
     asked: Option<(u64, Instant)>,
     /// The block at which the coordinator would not take the keys.
@@ -33,14 +34,16 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Whether something new may be tried.
-    pub(super) fn may(&self, now: Instant) -> bool {
-        self.not_before.is_none_or(|at| now >= at)
+    /// Whether something new may be tried: after a pause, or at another block, which may change what the coordinator says.
+    pub(super) fn may(&self, now: Instant, height: Height) -> bool {
+        self.not_before
+            .is_none_or(|(until, at)| now >= until || height != at)
     }
 
     /// It did not work.
-    pub(super) fn failed(&mut self, now: Instant) {
-        self.not_before = now.checked_add(self.pause);
+    pub(super) fn failed(&mut self, now: Instant, height: Height) {
+        let until = now.checked_add(self.pause);
+        self.not_before = until.map(|until| (until, height));
         self.pause = self.pause.saturating_mul(2).min(LONGEST);
         self.asked = None;
     }
@@ -82,20 +85,21 @@ mod tests {
     #[test]
     fn pauses_grow_and_end_with_success() {
         let mut pace = Pace::default();
-        let now = Instant::now();
-        assert!(pace.may(now));
-        pace.failed(now);
-        assert!(!pace.may(now));
-        assert!(pace.may(now + FIRST));
-        pace.failed(now);
-        assert!(!pace.may(now + FIRST));
+        let (now, at) = (Instant::now(), Height(5));
+        assert!(pace.may(now, at));
+        pace.failed(now, at);
+        assert!(!pace.may(now, at));
+        assert!(pace.may(now + FIRST, at));
+        assert!(pace.may(now, Height(6)));
+        pace.failed(now, at);
+        assert!(!pace.may(now + FIRST, at));
         for _ in 0..20 {
-            pace.failed(now);
+            pace.failed(now, at);
         }
-        assert!(!pace.may(now + LONGEST / 2));
-        assert!(pace.may(now + LONGEST));
+        assert!(!pace.may(now + LONGEST / 2, at));
+        assert!(pace.may(now + LONGEST, at));
         pace.worked();
-        assert!(pace.may(now));
+        assert!(pace.may(now, at));
     }
 
     #[test]

@@ -1,400 +1,27 @@
 //! Moves against a node and a coordinator that do as the test says, on a real store: through crashes, refusals, reorgs.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+mod chain;
+mod world;
 
-use bitcoin::secp256k1::PublicKey;
+use std::sync::Arc;
+
 use bitcoin::{Amount, Network};
-use channel_host::{
-    ChannelView, LeafId, LeafView, Msat, NodeError, PartState, PartView, PaymentHash, Side, Stage,
-};
+use channel_host::{Msat, PaymentHash};
 use factory_tree::ceremony::message::{Invitation, Round};
 use factory_tree::ids::{Attempt, CeremonyId, FactoryId};
 use factory_tree::keys::unmask_secret;
-use factory_tree::kit::ExitKit;
-use factory_tree::ladder::{Notice as Words, Warning, part_expiries};
+use factory_tree::ladder::{Notice as Words, Warning};
 use factory_tree::params::{FactoryParams, Profile};
-use factory_tree::testing::TestFactory;
 use factory_tree::units::{Blocks, Height};
-use proto::v1::ClientMessage;
-use proto::wire::{FromClient, MovePart, Notice, PartTerms};
-use tokio::sync::mpsc;
+use proto::wire::{FromClient, Notice, PartTerms};
 
 use super::invited::Declined;
-use super::lane::Lane;
-use super::mover::{Mover, part_over};
+use super::mover::part_over;
 use super::{Answer, calendar, wanted};
-use crate::client::{ClientParts, SignerClient};
-use crate::config::Config;
-use crate::connection::Outgoing;
 use crate::event::Event;
-use crate::lightning::{ChannelState, ChannelView as StoredView, leaf_id};
-use crate::store::{
-    FactoryRow, FactoryStore, Handover, JoinRow, JoinStore, PartEnd, PartProgress, SharedStore,
-    SqliteStore,
-};
-
-/// 10,000.007 sat, of which a part may carry a quarter or the exit fee.
-const BALANCE: u64 = 10_000_007;
-const FEE: Amount = Amount::from_sat(70);
-
-/// A node that holds two channels.
-#[derive(Debug)]
-struct Bank {
-    old: LeafId,
-    new: LeafId,
-    state: Mutex<Books>,
-}
-
-#[derive(Debug, Default)]
-struct Books {
-    balance: u64,
-    pending: usize,
-    arrived: u64,
-    gate_open: bool,
-    retired: bool,
-    parts: Vec<PartView>,
-    sent: Vec<(PaymentHash, u64, u32)>,
-    hashes: u8,
-    /// What comes in the moment before the gate is shut.
-    last_minute: u64,
-}
-
-impl Bank {
-    fn books(&self) -> MutexGuard<'_, Books> {
-        self.state.lock().unwrap()
-    }
-}
-
-fn channel(leaf: LeafId, spendable: u64, receivable: u64, pending: usize) -> ChannelView {
-    ChannelView {
-        channel: [0; 32],
-        leaf: Some(leaf),
-        peer: peer(),
-        outpoint: None,
-        capacity: Amount::from_sat(200_000),
-        spendable: Msat(spendable),
-        receivable: Msat(receivable),
-        usable: true,
-        announced: false,
-        our_reserve: None,
-        their_reserve: 2_000,
-        pending,
-    }
-}
-
-fn peer() -> PublicKey {
-    factory_tree::testing::public(&factory_tree::testing::secret(1, "peer", 0))
-}
-
-impl Lane for Bank {
-    fn channels(&self) -> Vec<ChannelView> {
-        let books = self.books();
-        let room = 198_000_000 - books.arrived;
-        vec![
-            channel(self.old, books.balance, 0, books.pending),
-            channel(self.new, books.arrived, room, 0),
-        ]
-    }
-
-    fn leaf(&self, leaf: LeafId) -> Option<LeafView> {
-        Some(LeafView {
-            id: leaf,
-            peer: peer(),
-            side: Side::Client,
-            outpoint: bitcoin::OutPoint::null(),
-            capacity: Amount::from_sat(200_000),
-            stage: Stage::Open,
-            factory_confirmed: true,
-            exiting: false,
-            confirmed_at: None,
-            spent: None,
-        })
-    }
-
-    fn parts(&self) -> Vec<PartView> {
-        self.books().parts.clone()
-    }
-
-    fn expect_part(
-        &self,
-        from: LeafId,
-        to: LeafId,
-        amount: Msat,
-    ) -> Result<(PaymentHash, [u8; 32]), NodeError> {
-        let mut books = self.books();
-        // As the real one: one hash for one amount until it is paid.
-        let same = |part: &&PartView| part.amount == amount && part.state == PartState::Agreed;
-        if let Some(known) = books.parts.iter().find(same) {
-            return Ok((known.hash, [3; 32]));
-        }
-        books.hashes += 1;
-        let hash = PaymentHash([books.hashes; 32]);
-        books.parts.push(PartView {
-            hash,
-            from,
-            to,
-            amount,
-            fee: Msat(0),
-            incoming_expiry: 0,
-            state: PartState::Agreed,
-        });
-        Ok((hash, [3; 32]))
-    }
-
-    fn send_part(
-        &self,
-        hash: PaymentHash,
-        amount: Msat,
-        _secret: [u8; 32],
-        expiry: u32,
-    ) -> Result<(), NodeError> {
-        let mut books = self.books();
-        let part = books.parts.iter_mut().find(|part| part.hash == hash);
-        let part = part.ok_or_else(|| NodeError::Refused("unknown".into()))?;
-        assert_eq!(part.state, PartState::Agreed, "a part is paid once");
-        part.state = PartState::Paid;
-        books.balance -= amount.0;
-        books.pending += 1;
-        books.sent.push((hash, amount.0, expiry));
-        Ok(())
-    }
-
-    fn gate(&self, leaf: LeafId, open: bool) -> Result<(), NodeError> {
-        assert_eq!(leaf, self.old);
-        let mut books = self.books();
-        if !open {
-            books.balance += std::mem::take(&mut books.last_minute);
-        }
-        books.gate_open = open;
-        Ok(())
-    }
-
-    fn retire(&self, leaf: LeafId) -> Result<(), NodeError> {
-        assert_eq!(leaf, self.old);
-        self.books().retired = true;
-        Ok(())
-    }
-}
-
-fn kit(seed: u64) -> (ExitKit, bitcoin::secp256k1::SecretKey) {
-    let params = FactoryParams::profile(Profile::Lite, Network::Regtest);
-    let signed = TestFactory::new(seed, params, 2).unwrap().sign();
-    let lsp = signed.lsp_keypair().secret_key();
-    (signed.kit(0), lsp)
-}
-
-/// A wallet between two factories, in the last days of the older one.
-struct World {
-    client: SignerClient,
-    bank: Arc<Bank>,
-    mover: Mover,
-    old: ExitKit,
-    new: ExitKit,
-    lsp: bitcoin::secp256k1::SecretKey,
-    heard: mpsc::Receiver<ClientMessage>,
-    events: tokio::sync::broadcast::Receiver<crate::event::Stamped>,
-    _seed: tempfile::TempDir,
-}
-
-async fn hold(store: &SqliteStore, kit: &ExitKit, n: u8, expiry: Height, fee: Amount) {
-    let round = Round {
-        ceremony: CeremonyId([n; 16]),
-        attempt: Attempt(1),
-    };
-    let common_pin = kit.funding_tx.input[0].previous_output;
-    let join = JoinRow {
-        join_nonce: kit.join_nonce,
-        round,
-        leaf_id: kit.leaf_id,
-        factory_key: kit.factory_key,
-        channel_key: kit.channel_key,
-        payout_script: kit.payout_script.clone(),
-        common_pin,
-        capacity: kit.capacity,
-    };
-    store.record_join(&join).await.unwrap();
-    let row = FactoryRow {
-        factory: kit.factory_id,
-        round,
-        join_nonce: kit.join_nonce,
-        funding: kit.funding(),
-        common_pin,
-        capacity: kit.capacity,
-        birth: kit.birth,
-        expiry,
-        confirmations: 1,
-        fee,
-        acked: false,
-        failed: false,
-        confirmed: None,
-        usable: false,
-        abandoned: None,
-        closed: None,
-        handover: None,
-    };
-    let text = kit.to_json().unwrap();
-    store.store_kit(&row, text.as_bytes()).await.unwrap();
-}
-
-impl World {
-    async fn new(balance: u64) -> Self {
-        let ((old, lsp), (new, _)) = (kit(1), kit(2));
-        let store = SqliteStore::in_memory().await.unwrap();
-        hold(&store, &old, 1, old.expiry, Amount::ZERO).await;
-        hold(&store, &new, 2, new.expiry.plus(Blocks(1)), FEE).await;
-        let at = calendar(&old).dying_from.plus(Blocks(20));
-        for (kit, confirmed) in [(&old, old.birth), (&new, at.minus(Blocks(2)))] {
-            let id = kit.factory_id;
-            store
-                .set_confirmed(id, Some(confirmed), true)
-                .await
-                .unwrap();
-        }
-        let bank = Arc::new(Bank {
-            old: leaf_id(&old),
-            new: leaf_id(&new),
-            state: Mutex::new(Books {
-                balance,
-                gate_open: true,
-                ..Books::default()
-            }),
-        });
-        let (seed, keys) = crate::keys::tests::fresh();
-        let client = SignerClient::open(ClientParts {
-            config: Config::new(Network::Regtest),
-            keys: Arc::new(keys),
-            store: Arc::new(store),
-            chain: Arc::new(super::standing_chain::StandingChain),
-            channels: std::path::PathBuf::new(),
-        })
-        .await
-        .unwrap();
-        client.inner.set_height(at.0);
-        let events = client.events();
-        let mover = Mover::new(Arc::clone(&client.inner));
-        let mut world = Self {
-            bank,
-            mover,
-            old,
-            new,
-            lsp,
-            heard: mpsc::channel(1).1,
-            events,
-            client,
-            _seed: seed,
-        };
-        world.connect();
-        world
-    }
-
-    fn store(&self) -> &SharedStore {
-        self.client.store()
-    }
-
-    fn height(&self) -> Height {
-        Height(self.client.inner.followed_height())
-    }
-
-    fn at(&self, height: Height) {
-        self.client.inner.set_height(height.0);
-    }
-
-    fn connect(&mut self) {
-        let (out, heard) = Outgoing::new(64);
-        self.heard = heard;
-        self.client.inner.migration.connected(out);
-    }
-
-    /// As after kill -9: what is not stored is gone, the session too.
-    fn crash(&mut self) {
-        self.mover = Mover::new(Arc::clone(&self.client.inner));
-        self.connect();
-    }
-
-    async fn look(&mut self) {
-        let lane: Arc<dyn Lane> = Arc::clone(&self.bank) as Arc<dyn Lane>;
-        self.mover.look(Some(lane)).await.unwrap();
-    }
-
-    fn said(&mut self) -> Option<FromClient> {
-        let message = self.heard.try_recv().ok()?;
-        Some(FromClient::try_from(message).unwrap())
-    }
-
-    /// The question that a look makes.
-    async fn asked(&mut self) -> MovePart {
-        self.look().await;
-        match self.said() {
-            Some(FromClient::MovePart(part)) => part,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn terms(&self, part: &MovePart, fee_msat: u64) -> PartTerms {
-        let (old, new) = (calendar(&self.old), calendar(&self.new));
-        let expiries = part_expiries(self.height(), &old, &new).unwrap();
-        PartTerms {
-            hash: part.hash,
-            payment_secret: [4; 32],
-            fee_msat,
-            outgoing_expiry: expiries.outgoing,
-            incoming_expiry: expiries.incoming,
-        }
-    }
-
-    async fn answer(&mut self, answer: Answer) {
-        self.client.inner.migration.answered(answer);
-        self.look().await;
-    }
-
-    /// The node brings everything that is under way to its end.
-    async fn settle(&mut self) {
-        let paid: Vec<PartView> = {
-            let mut books = self.bank.books();
-            let (paid, left) = std::mem::take(&mut books.parts)
-                .into_iter()
-                .partition(|part| part.state == PartState::Paid);
-            books.parts = left;
-            paid
-        };
-        for part in paid {
-            let mut books = self.bank.books();
-            books.pending -= 1;
-            books.arrived += part.amount.0;
-            drop(books);
-            let end = PartEnd::Moved;
-            let done = part_over(&self.client.inner, part.hash, &end, Msat(0));
-            done.await.unwrap();
-        }
-    }
-
-    /// Moves until nothing is left; the parts' sizes.
-    async fn move_all(&mut self, mut fee: u64) -> Vec<u64> {
-        let mut sizes = Vec::new();
-        while self.bank.books().balance > 0 {
-            let part = self.asked().await;
-            let terms = self.terms(&part, std::mem::take(&mut fee));
-            self.answer(Answer::Terms(terms)).await;
-            sizes.push(part.amount_msat);
-            self.settle().await;
-        }
-        sizes
-    }
-
-    async fn deep(&mut self) {
-        let confirmed = self.store().factory(self.new.factory_id).await.unwrap();
-        self.at(confirmed.confirmed.unwrap().plus(Blocks(11)));
-    }
-
-    async fn handover(&self) -> Option<Handover> {
-        let row = self.store().factory(self.old.factory_id).await.unwrap();
-        row.handover
-    }
-
-    fn event(&mut self, wanted: impl Fn(&Event) -> bool) -> bool {
-        std::iter::from_fn(|| self.events.try_recv().ok()).any(|event| wanted(&event.event))
-    }
-}
+use crate::lightning::{ChannelState, ChannelView as StoredView};
+use crate::store::{Agreed, Handover, PartEnd, PartProgress, SharedStore, Token};
+use world::{BALANCE, FEE, World, kit};
 
 #[tokio::test]
 async fn a_balance_moves_to_the_last_thousandth_and_the_keys_follow() {
@@ -460,8 +87,8 @@ async fn agreed_and_not_paid_is_paid_after_a_crash_while_its_terms_are_good() {
         let mut world = World::new(BALANCE).await;
         let part = world.asked().await;
         let terms = world.terms(&part, 0);
-        let agreed = crate::store::Agreed {
-            token: crate::store::Token([4; 32]),
+        let agreed = Agreed {
+            token: Token([4; 32]),
             fee: Msat(0),
             incoming: terms.incoming_expiry,
             outgoing: terms.outgoing_expiry,
@@ -640,6 +267,20 @@ async fn a_handover_goes_on_after_a_crash_at_each_step() {
     world.at(world.height().plus(Blocks(1)));
     world.look().await;
     assert_eq!(world.said(), Some(FromClient::Handover(first)));
+}
+
+#[tokio::test]
+async fn an_answer_that_was_lost_is_asked_for_again_though_the_channel_is_gone() {
+    let mut world = moved().await;
+    world.look().await;
+    assert!(world.said().is_some());
+    world.bank.books().closed = true;
+    world.crash();
+    world.look().await;
+    assert!(matches!(world.said(), Some(FromClient::Handover(_))));
+    let factory = world.old.factory_id;
+    world.answer(Answer::Taken(factory)).await;
+    assert!(matches!(world.handover().await, Some(Handover::Taken(_))));
 }
 
 #[tokio::test]
