@@ -320,10 +320,9 @@ impl Core {
             Some(LeafRefusal::Script)
         } else if !kind.as_ref().is_some_and(is_leaf_type) {
             Some(LeafRefusal::ChannelType)
-        } else if let Some(asked) = self.reserve_asked(&leaf) {
-            Some(LeafRefusal::Reserve { asked })
         } else {
-            None
+            let asked = self.reserve_asked(&leaf);
+            asked.map(|asked| LeafRefusal::Reserve { asked })
         };
         let stage = match (&refusal, leaf.stage) {
             (Some(_), _) => Stage::Abandoned,

@@ -89,7 +89,9 @@ pub async fn move_part(
     let whole = node
         .leaf_balance(LeafId(from.row.leaf.0))
         .unwrap_or_default();
-    if part.amount_msat < LEAST_PART.0 && part.amount_msat < whole.receivable.0 {
+    let fee = fee(&from, &to);
+    let all = part.amount_msat.saturating_add(fee.0) >= whole.receivable.0;
+    if part.amount_msat < LEAST_PART.0 && !all {
         return Err(wrong("a part is at least 1000 sat, or all that is left"));
     }
     let usable = seen.rows.iter().any(|row| row.id == part.to && row.usable);
@@ -100,7 +102,6 @@ pub async fn move_part(
     let calendars = (&from.facts.schedule, &to.facts.schedule);
     let expiries = part_expiries(height, calendars.0, calendars.1)
         .map_err(|error| refused(part.from, error.to_string()))?;
-    let fee = fee(&from, &to);
     let incoming = part
         .amount_msat
         .checked_add(fee.0)

@@ -56,7 +56,7 @@ async fn seen(world: &TestWorld) -> view::Seen {
 
 #[tokio::test]
 async fn a_factory_that_everybody_left_comes_back_by_one_input() {
-    let mut world = TestWorld::new().await;
+    let world = TestWorld::new().await;
     world.chain.mine_to(10);
     let tree = stands(&world, ExpiryPolicy::ClientRefund).await;
     for position in 0..3 {
@@ -79,7 +79,7 @@ async fn a_factory_that_everybody_left_comes_back_by_one_input() {
     let mut world = world.crash().await;
     world.chain.mine(&[]);
     world.follow().await;
-    assert_eq!(world.chain.mempool(), [reap.clone()]);
+    assert_eq!(world.chain.mempool(), std::slice::from_ref(&reap));
     let at = world.chain.mine(&[reap]);
     world.follow().await;
     let root = seen(&world).await.ladder.factories[0].root.clone();

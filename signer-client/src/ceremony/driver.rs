@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::exit::{RELAXED_TARGET, path_is_paid, would_be_late};
 use crate::fault;
-use crate::migration::wanted;
+use crate::migration::{affordable, wanted};
 use crate::store::{FactoryRow, JoinRow, StoreError};
 
 /// Runs the machine of the current attempt. Lives as long as the process: a lost connection does
@@ -328,6 +328,10 @@ impl Driver {
     async fn unasked(&self, invitation: &Invitation) -> Result<Option<DeclineReason>> {
         let interest = self.client.store.interest().await?;
         let asked = interest.as_ref().map(|interest| interest.capacity);
+        // What a month may cost is the user's word, whoever asked for what.
+        if let Err(declined) = affordable(&self.client, invitation.fee) {
+            return Ok(Some(DeclineReason::Terms(declined.to_string())));
+        }
         if asked.is_some_and(|asked| asked == Amount::ZERO || asked == invitation.capacity) {
             return Ok(None);
         }

@@ -90,22 +90,48 @@ impl Scene {
         }))
     }
 
-    /// The youngest other factory that is used, and outlives this one.
-    async fn younger(&self, client: &Inner, old: &FactoryRow) -> Result<Option<Place>> {
+    /// The youngest other factory that is used, outlives this one, and has room for so much; if none has, the one with the most.
+    async fn younger(
+        &self,
+        client: &Inner,
+        old: &FactoryRow,
+        balance: Msat,
+    ) -> Result<Option<Place>> {
         let mut younger: Vec<&FactoryRow> = self
             .rows
             .iter()
             .filter(|row| row.stands() && row.expiry > old.expiry)
             .collect();
         younger.sort_by_key(|row| std::cmp::Reverse(row.expiry));
+        let mut roomiest: Option<(Msat, Place)> = None;
         for row in younger {
-            if let Some(place) = Self::place(client, row).await?
-                && self.channel(&place).is_some()
-            {
+            let Some(place) = Self::place(client, row).await? else {
+                continue;
+            };
+            let Some(room) = self.channel(&place).map(|channel| channel.receivable) else {
+                continue;
+            };
+            if room >= balance {
                 return Ok(Some(place));
             }
+            if roomiest.as_ref().is_none_or(|(most, _)| room > *most) {
+                roomiest = Some((room, place));
+            }
         }
-        Ok(None)
+        Ok(roomiest.map(|(_, place)| place))
+    }
+
+    /// Confirmations of a factory that something moved to.
+    fn depth_of(&self, to: FactoryId) -> u32 {
+        let Some(row) = self.rows.iter().find(|row| row.factory == to) else {
+            return 0;
+        };
+        // What went on from there was deep enough then.
+        if row.is_given_away() {
+            return u32::MAX;
+        }
+        let confirmed = row.confirmed.filter(|_| row.usable);
+        confirmed.map_or(0, |at| depth(at, self.height))
     }
 
     /// All there is to know about moving out of this factory; `to`: where a part that is under way goes. Nothing if its kit is no good.
@@ -118,8 +144,10 @@ impl Scene {
         let Some(old) = Self::place(client, row).await? else {
             return Ok(None);
         };
+        let channel = self.channel(&old);
+        let balance = channel.map_or(Msat(0), |channel| channel.spendable);
         let new = match to {
-            None => self.younger(client, row).await?,
+            None => self.younger(client, row, balance).await?,
             Some(to) => match self.rows.iter().find(|row| row.factory == to) {
                 Some(row) => Self::place(client, row).await?,
                 None => None,
@@ -127,8 +155,8 @@ impl Scene {
         };
         let total = client.store.moves().await?;
         let total = total.iter().find(|begun| begun.from == row.factory);
-        let channel = self.channel(&old);
-        let balance = channel.map_or(Msat(0), |channel| channel.spendable);
+        let parts = client.store.parts(row.factory).await?;
+        let shallowest = shallowest(&parts, row.factory, |to| self.depth_of(to));
         let facts = Facts {
             height: self.height,
             handover_depth: client.config.migration.handover_depth,
@@ -142,7 +170,9 @@ impl Scene {
             new: match &new {
                 Some(new) => {
                     let total = total.map_or(balance, |begun| begun.total);
-                    Some(self.destination(client, new, total).await?)
+                    let mut new = self.destination(client, new, total).await?;
+                    new.depth = shallowest.map_or(new.depth, |depth| depth.min(new.depth));
+                    Some(new)
                 }
                 None => None,
             },
@@ -169,6 +199,17 @@ impl Scene {
             fee_left: fee_due(total, agreed, paid(&parts, place.row.factory)),
         })
     }
+}
+
+/// Confirmations of the shallowest factory that parts of this one went to: the old keys are worth what is there, not what is elsewhere.
+fn shallowest(
+    parts: &[PartRow],
+    from: FactoryId,
+    depth_of: impl Fn(FactoryId) -> u32,
+) -> Option<u32> {
+    let moved = |part: &&PartRow| part.from == from && part.progress == PartProgress::Moved;
+    let depths = parts.iter().filter(moved).map(|part| depth_of(part.to));
+    depths.min()
 }
 
 /// What parts into a factory have paid for it, or may have.
@@ -226,6 +267,20 @@ mod tests {
         ];
         assert_eq!(paid(&parts, FactoryId([1; 32])), Msat(340));
         assert_eq!(paid(&parts, FactoryId([3; 32])), Msat(0));
+    }
+
+    /// A deep third factory says nothing of the one the money went to.
+    #[test]
+    fn keys_wait_for_the_factory_that_has_the_money() {
+        let parts = [
+            part(1, PartProgress::Moved, 0),
+            part(2, PartProgress::Moved, 0),
+            part(3, PartProgress::Failed, 0),
+        ];
+        let depth_of = |to: FactoryId| u32::from(to.0[0]) * 10;
+        let of = |from: u8| shallowest(&parts, FactoryId([from; 32]), depth_of);
+        assert_eq!(of(9), Some(10));
+        assert_eq!(of(8), None, "nothing moved from there");
     }
 
     #[test]

@@ -134,14 +134,27 @@ fn judge(
             needed,
         });
     }
-    if fee > most {
-        return Err(Declined::TooDear { asked: fee, most });
-    }
+    within(fee, most)?;
     let limits = left.iter().map(|own| own.capacity.to_sat());
     Ok(Wanted {
         ending: left.iter().map(|own| own.factory).collect(),
         limit: Amount::from_sat(limits.fold(0, u64::saturating_add)),
     })
+}
+
+fn within(fee: Amount, most: Amount) -> Result<(), Declined> {
+    match fee > most {
+        true => Err(Declined::TooDear { asked: fee, most }),
+        false => Ok(()),
+    }
+}
+
+/// Whether the month costs no more than the user allows.
+///
+/// # Errors
+/// [`Declined::TooDear`].
+pub(crate) fn affordable(client: &Inner, fee: Amount) -> Result<(), Declined> {
+    within(fee, Amount::from_sat(client.config.migration.max_fee_sat))
 }
 
 fn held(row: &FactoryRow, calendar: &Schedule, view: &ChannelView) -> Held {

@@ -40,7 +40,7 @@ use tokio::sync::{Notify, watch};
 use crate::connection::Outgoing;
 use crate::exit::leave_by;
 
-pub(crate) use invited::wanted;
+pub(crate) use invited::{affordable, wanted};
 pub(crate) use mover::{part_over, run};
 pub(crate) use notices::take as notice;
 

@@ -19,7 +19,7 @@ use proto::v1::client_message::Body;
 use proto::wire::{MovePart, PartTerms};
 use tokio::time::Instant;
 
-use super::decide::{LEAST, Next, decide};
+use super::decide::{Next, decide};
 use super::facts::{Case, Scene};
 use super::lane::Lane;
 use super::pace::Pace;
@@ -126,12 +126,7 @@ impl Mover {
         }
         Ok(match decide(&case.facts) {
             Next::Part(amount) => {
-                let refused = parts.iter().filter(|part| {
-                    part.from == row.factory
-                        && part.progress == PartProgress::Failed
-                        && part.agreed.is_none()
-                });
-                self.ask(scene, &case, amount, refused.count()).await?;
+                self.ask(scene, &case, amount).await?;
                 Some("the next part is asked for".to_owned())
             }
             Next::HandOver => Some(self.begin_handover(scene, &case.old).await?),
@@ -140,13 +135,7 @@ impl Mover {
     }
 
     /// Begins a part: stored before the coordinator hears of it.
-    async fn ask(
-        &mut self,
-        scene: &Scene,
-        case: &Case,
-        amount: Msat,
-        refused: usize,
-    ) -> Result<()> {
+    async fn ask(&mut self, scene: &Scene, case: &Case, amount: Msat) -> Result<()> {
         let from = case.old.row.factory;
         let Some(new) = case.new.as_ref() else {
             return Ok(());
@@ -170,7 +159,6 @@ impl Mover {
                 total_msat: begun.total.0,
             });
         }
-        let amount = another(amount, refused);
         let ends = (leaf_id(&case.old.kit), leaf_id(&new.kit));
         let expected = scene.on_lane(move |lane| lane.expect_part(ends.0, ends.1, amount));
         let (hash, secret) = expected.await??;
@@ -337,14 +325,6 @@ impl Mover {
     }
 }
 
-/// The amount of the next part, after so many that were refused. The node has one hash for one amount until it is paid, and the coordinator
-/// one set of terms for one hash: a thousandth of a satoshi less makes it another part, unless it would be too small then.
-fn another(amount: Msat, refused: usize) -> Msat {
-    let less = u64::try_from(refused).unwrap_or(u64::MAX);
-    let smaller = Msat(amount.0.saturating_sub(less));
-    if smaller < LEAST { amount } else { smaller }
-}
-
 /// The node's word on a part.
 pub(crate) async fn part_over(
     client: &Inner,
@@ -378,20 +358,4 @@ pub(crate) async fn part_over(
     });
     client.migration.wake();
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refused_part_is_not_asked_for_again() {
-        let part = |n: u64| Msat(LEAST.0 + n);
-        assert_eq!(another(part(5), 0), part(5));
-        assert_eq!(another(part(5), 1), part(4));
-        assert_eq!(another(part(5), 5), part(0));
-        // Never too little.
-        assert_eq!(another(part(5), 6), part(5));
-        assert_eq!(another(Msat(2), 1), Msat(2));
-    }
 }
