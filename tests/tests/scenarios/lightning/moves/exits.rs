@@ -24,19 +24,29 @@ const GRACE: u32 = 3;
 /// How far the coordinator is with a part when the client disappears.
 #[derive(Clone, Copy, PartialEq)]
 enum Far {
-    /// Its payment is in the client's new channel, and the client has yet to claim it.
+    /// Its payment is in the client's new channel, and the client has claimed it and not said so.
     PaidOn,
     /// It has the preimage, and its payment is still in the channel.
     Revealed,
 }
 
-fn is_there(all: &Move, part: &MovePart, far: Far) -> bool {
+async fn is_there(all: &mut Move, part: &MovePart, far: Far) -> Result<bool> {
     let paid_on = state(&all.lsp, part) == Some(PartState::PaidOn);
-    let far_enough = match far {
-        Far::PaidOn => paid_on,
-        Far::Revealed => !paid_on,
-    };
-    far_enough && pending(&all.lsp, all.new.id) == 1
+    if pending(&all.lsp, all.new.id) != 1 || paid_on != (far == Far::PaidOn) {
+        return Ok(false);
+    }
+    if far == Far::Revealed {
+        return Ok(true);
+    }
+    // Alone, the client claims what it has, if it has it for good.
+    all.lsp.abort().await;
+    all.client.launch().await?;
+    settled(&all.client, all.new.id).await?;
+    let claimed = state(&all.client, part) == Some(PartState::Revealed);
+    all.client.abort().await;
+    all.lsp.launch().await?;
+    settled(&all.lsp, all.new.id).await?;
+    Ok(claimed)
 }
 
 /// Moves a part with a client whose store fails at this write; returns it if it is where it is wanted then. The client is stopped.
@@ -74,8 +84,11 @@ async fn stall(all: &mut Move, writes: u32, far: Far) -> Result<Option<MovePart>
     .await?;
     // What the client said last may still be under way inside.
     all.node.mine(1)?;
-    settled(all).await?;
-    Ok(part.filter(|part| is_there(all, part, far)))
+    settled(&all.lsp, all.new.id).await?;
+    match part {
+        Some(part) if is_there(all, &part, far).await? => Ok(Some(part)),
+        _ => Ok(None),
+    }
 }
 
 /// A part whose client disappears; paid on, as late as possible, or just revealed.
@@ -84,7 +97,8 @@ async fn stalled(far: Far) -> Result<(Move, MovePart)> {
     for side in [&all.lsp, &all.client] {
         fee_coins(&all.node, side)?;
     }
-    for step in 0..MANY {
+    // How many writes it takes varies by a few.
+    for step in (0..MANY).cycle().take(3 * MANY as usize) {
         let writes = match far {
             Far::PaidOn => MANY - step,
             Far::Revealed => step,
@@ -111,12 +125,12 @@ fn exits(side: &mut Member) -> Vec<(LeafId, ExitReason)> {
     exits
 }
 
-/// Waits until the coordinator has taken in the tip, and has done what followed from all before.
-async fn settled(all: &Move) -> Result<()> {
-    all.lsp.synced().await?;
-    let seen = all.lsp.node().height();
+/// Waits until one side has taken in the tip, and has done what followed from all before.
+async fn settled(side: &Member, leaf: LeafId) -> Result<()> {
+    side.synced().await?;
+    let seen = side.node().height();
     until("a settled block", || {
-        let settled = all.lsp.node().settlement(all.new.id);
+        let settled = side.node().settlement(leaf);
         Ok(settled.is_some_and(|settled| settled.height >= seen))
     })
     .await
@@ -125,7 +139,7 @@ async fn settled(all: &Move) -> Result<()> {
 /// Lets the coordinator take in blocks up to a height. Returns which leaves it was asked for.
 async fn at(all: &mut Move, height: u32) -> Result<Vec<(LeafId, ExitReason)>> {
     all.node.mine_until(height)?;
-    settled(all).await?;
+    settled(&all.lsp, all.new.id).await?;
     Ok(exits(&mut all.lsp))
 }
 

@@ -63,8 +63,9 @@ async fn what_comes_after_a_move_arrives_in_the_new_leaf() -> Result<()> {
     }
     for side in [&mut all.lsp, &mut all.client] {
         no_exit(side);
-        let stage = side.node().leaf(all.old.id).map(|leaf| leaf.stage);
-        assert_eq!(stage, Some(Stage::Abandoned));
+        let old = side.node().leaf(all.old.id);
+        let old = old.map(|leaf| (leaf.stage, leaf.exiting));
+        assert_eq!(old, Some((Stage::Abandoned, false)));
         assert!(side.node().force_close(all.old.id).await.is_err());
     }
     assert!(all.node.mempool()?.is_empty());
