@@ -57,6 +57,9 @@ fn exit_text(reason: ExitReason) -> String {
         ExitReason::ForwardUnresolved { upstream } => {
             format!("a payment through us that expires at {upstream} is not resolved")
         }
+        ExitReason::PartUnresolved { expiry } => {
+            format!("a part of a balance on its way, which expires at {expiry}, is not resolved")
+        }
         _ => "the Lightning node asks for it".to_owned(),
     }
 }
