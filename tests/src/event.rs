@@ -1,5 +1,6 @@
 //! What a service says that happened: one JSON object per line.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::{BufRead, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -49,7 +50,18 @@ pub struct EventLog {
 #[derive(Debug, Default)]
 struct Said {
     events: Vec<Event>,
+    /// How far each wallet that speaks here has followed the chain; a wallet alone has no name.
+    synced: HashMap<String, u64>,
     ended: bool,
+}
+
+impl Said {
+    fn take(&mut self, event: Event) {
+        if let Some(height) = event.number("height").filter(|_| event.is("synced")) {
+            self.synced.insert(event.text("wallet").to_owned(), height);
+        }
+        self.events.push(event);
+    }
 }
 
 /// How a wait for an event ended without it.
@@ -74,7 +86,7 @@ impl EventLog {
                 // A full disk is part of some scenarios; the copy is for people only.
                 let _ = writeln!(copy, "{line}");
                 if let Ok(value) = serde_json::from_str(&line) {
-                    writer.said().events.push(Event(value));
+                    writer.said().take(Event(value));
                     writer.changed.notify_all();
                 }
             }
@@ -101,6 +113,27 @@ impl EventLog {
     /// All events so far.
     pub fn all(&self) -> Vec<Event> {
         self.said().events.clone()
+    }
+
+    /// Waits until a wallet has followed the chain to this height; a wallet alone has no name.
+    pub fn wait_synced(&self, wallet: &str, height: u32, deadline: Instant) -> Result<(), Missing> {
+        let mut said = self.said();
+        loop {
+            if said.synced.get(wallet) >= Some(&height.into()) {
+                return Ok(());
+            }
+            if said.ended {
+                return Err(Missing::Ended);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Missing::Late);
+            }
+            (said, _) = self
+                .changed
+                .wait_timeout(said, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// The first event from `mark` on that `wanted` accepts, and the mark after it.

@@ -16,7 +16,7 @@ use crate::event::{Event, Missing};
 use crate::export::Export;
 use crate::ledger::Ledger;
 use crate::outside::Outside;
-use crate::world::{World, number};
+use crate::world::World;
 
 pub use tally::{Life, Tally};
 
@@ -49,6 +49,7 @@ pub struct Ladder {
     pub tally: Tally,
     exports: BTreeMap<String, Export>,
     quiet: Duration,
+    enabled: bool,
 }
 
 impl Ladder {
@@ -73,7 +74,6 @@ impl Ladder {
                 coordinator.configure(&format!("ladder.{key}"), value)?;
             }
         }
-        coordinator.configure("ladder.enabled", true)?;
         coordinator.configure("ceremony.max_clients", MOST_CLIENTS)?;
         coordinator.configure("ceremony.join_seconds", 10)?;
         coordinator.configure("ceremony.step_seconds", 10)?;
@@ -88,6 +88,7 @@ impl Ladder {
             tally: Tally::default(),
             exports: BTreeMap::new(),
             quiet: QUIET,
+            enabled: false,
         })
     }
 
@@ -184,6 +185,7 @@ impl Ladder {
         }
         let height = self.world.node.height()?;
         self.world.coordinator_sees(height)?;
+        self.world.wallets_see(height)?;
         let deadline = Instant::now() + LONGEST;
         loop {
             let log = self.world.coordinator.process()?.events();
@@ -250,10 +252,25 @@ impl Ladder {
         })
     }
 
-    /// A day of the ladder without anybody new: clients join, and their factory is born.
+    /// Lets the coordinator make factories by itself, or stops that.
+    pub fn enable(&mut self, enabled: bool) -> Result<()> {
+        self.world.coordinator.terminate()?;
+        self.world
+            .coordinator
+            .configure("ladder.enabled", enabled)?;
+        self.enabled = enabled;
+        self.coordinator_returns(&[])
+    }
+
+    /// Clients join, and their factory is born. With the first of them the ladder begins: on a day that is open already, the first two to
+    /// ask would get a factory of their own.
     pub fn cohort(&mut self, which: &[usize]) -> Result<String> {
         let before = self.tally.factories.len();
         self.world.join(which)?;
+        if !self.enabled {
+            self.enable(true)?;
+            self.world.interested(which)?;
+        }
         self.born(before + 1)?;
         let id = self
             .tally
@@ -285,11 +302,6 @@ impl Ladder {
             self.world.lightning_becomes(*index, before + sat * 1_000)?;
         }
         Ok(())
-    }
-
-    /// What a wallet shows in all, in satoshi.
-    pub fn total(&self, index: usize) -> Result<u64> {
-        number(&self.world.client(index)?.json(&["balance"])?, "total_sat")
     }
 
     /// An export of every factory there ever was.

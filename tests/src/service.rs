@@ -6,14 +6,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::command::{self, Answer};
 use crate::crowd::{Crowd, PASSPHRASE_VARIABLE};
-use crate::event::Event;
-use crate::process::{Launch, Process};
+use crate::event::{Event, Missing};
+use crate::process::{Launch, PATIENCE, Process};
 
 /// What every seed of a scenario is encrypted with.
 pub const PASSPHRASE: &str = "correct horse battery staple";
@@ -293,6 +294,20 @@ impl Service {
         let process = self.process()?;
         let found = process.wait_from(mark, what, |event| self.is_own(event) && wanted(event));
         Ok(found.with_context(|| format!("{} waits", self.name))?.0)
+    }
+
+    /// Waits until this wallet has followed the chain to a height, or its process has ended.
+    pub fn follows(&self, height: u32) -> Result<()> {
+        let name = match &self.running {
+            Some(Running::Among(_)) => self.name.as_str(),
+            _ => "",
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let log = self.process()?.events();
+        match log.wait_synced(name, height, deadline) {
+            Ok(()) | Err(Missing::Ended) => Ok(()),
+            Err(Missing::Late) => bail!("{} did not come to block {height}", self.name),
+        }
     }
 
     /// The file to which all runs append what they say.

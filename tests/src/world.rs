@@ -345,6 +345,12 @@ impl World {
             .map(drop)
     }
 
+    /// Waits until all wallets that run have followed the chain to a height.
+    pub fn wallets_see(&self, height: u32) -> Result<()> {
+        let mut running = self.clients.iter().filter(|client| client.runs());
+        running.try_for_each(|client| client.follows(height))
+    }
+
     // ---- factories ---------------------------------------------------------------------------------------------
 
     /// Lets these wallets ask for a place in the next factory, and waits until the coordinator knows.
@@ -352,6 +358,11 @@ impl World {
         for index in which {
             self.client(*index)?.json(&["join"])?;
         }
+        self.interested(which)
+    }
+
+    /// Waits until this run of the coordinator knows that these wallets want a place.
+    pub fn interested(&self, which: &[usize]) -> Result<()> {
         for index in which {
             let id = self.id_of(self.client(*index)?)?;
             let interested =

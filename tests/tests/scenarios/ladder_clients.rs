@@ -73,18 +73,11 @@ fn over(ladder: &mut Ladder, factory: &str) -> Result<()> {
 
 /// No births from now on: what is looked at stands still.
 pub(crate) fn stop_births(ladder: &mut Ladder) -> Result<()> {
-    ladder.world.coordinator.terminate()?;
-    ladder
-        .world
-        .coordinator
-        .configure("ladder.enabled", false)?;
-    ladder.world.coordinator.start()?;
-    ladder.world.coordinator.wait_for("ready")?;
-    ladder.settle()
+    ladder.enable(false)
 }
 
 /// Its balance is on the chain, in outputs of its own, and nowhere else.
-pub(crate) fn found_on_chain(ladder: &Ladder, index: usize) -> Result<()> {
+fn found_on_chain(ladder: &Ladder, index: usize) -> Result<()> {
     let balance = ladder.world.client(index)?.json(&["balance"])?;
     let has = number(&balance, "confirmed_sat")?;
     let due = BALANCE + FEE_COIN.to_sat();
@@ -94,6 +87,16 @@ pub(crate) fn found_on_chain(ladder: &Ladder, index: usize) -> Result<()> {
     );
     ensure!(number(&balance, "lightning_msat")? == 0, "{balance}");
     Ok(())
+}
+
+/// Lives until these wallets have found their balances. Who closed a channel alone waits for its own delay.
+pub(crate) fn find_on_chain(ladder: &mut Ladder, which: &[usize]) -> Result<()> {
+    let blocks = scenarios::mining::TO_SELF_DELAY + 4 * ladder.spacing();
+    ladder.live("they find their balances", blocks, |ladder| {
+        Ok(which
+            .iter()
+            .all(|index| found_on_chain(ladder, *index).is_ok()))
+    })
 }
 
 /// Two dying days pass without it; on the third it comes, and moves like everybody else.
@@ -110,6 +113,7 @@ fn comes_on_the_third_day() -> Result<()> {
         ladder.tally
     );
     ladder.world.client_mut(2)?.start()?;
+    ladder.world.client(2)?.wait_for("connected")?;
     all_hand_over(&mut ladder, &first, &[0, 1, 2])?;
     let height = ladder.world.node.height()?;
     ensure!(height <= ladder.end(&export), "it was too late at {height}");
@@ -137,6 +141,8 @@ fn misses_all_days_and_loses_nothing() -> Result<()> {
         "published before E"
     );
     ladder.live_until(end + ladder.spacing())?;
+    all_have(&ladder, &[0, 1])?;
+    // Their days would be too short for them from here on.
     ladder.pass(export.expiry_height + 2)?;
     let life = &ladder.tally.factories[&first];
     ensure!(
@@ -152,10 +158,7 @@ fn misses_all_days_and_loses_nothing() -> Result<()> {
         "{spent}"
     );
     ladder.world.client_mut(2)?.start()?;
-    ladder.live("it finds its balance", 40, |ladder| {
-        Ok(found_on_chain(ladder, 2).is_ok())
-    })?;
-    all_have(&ladder, &[0, 1])?;
+    find_on_chain(&mut ladder, &[2])?;
     over(&mut ladder, &first)
 }
 
@@ -175,11 +178,7 @@ fn half_of_them_are_silent() -> Result<()> {
     for index in [1, 3] {
         ladder.world.client_mut(index)?.start()?;
     }
-    ladder.live("both find their balances", 40, |ladder| {
-        Ok([1, 3]
-            .iter()
-            .all(|index| found_on_chain(ladder, *index).is_ok()))
-    })?;
+    find_on_chain(&mut ladder, &[1, 3])?;
     ensure!(
         ladder.world.node.height()? < export.expiry_height,
         "they had to wait for T"
@@ -245,9 +244,7 @@ fn ignores_its_invitations() -> Result<()> {
     let export = ladder.export(&first)?.clone();
     let end = ladder.end(&export);
     ladder.live_until(end + ladder.spacing())?;
-    ladder.live("it finds its balance", 40, |ladder| {
-        Ok(found_on_chain(ladder, 2).is_ok())
-    })?;
+    find_on_chain(&mut ladder, &[2])?;
     let life = &ladder.tally.factories[&first];
     ensure!(life.published.iter().eq([&bad]), "{life:?}");
     over(&mut ladder, &first)

@@ -18,18 +18,18 @@ use board::Board;
 /// The default's rungs, with days of a few blocks.
 const DAYS: Days = Days {
     rungs: 33,
-    spacing: 9,
+    spacing: 6,
 };
 /// Wallets that join on the same day.
-const COHORT: usize = 3;
+const COHORT: usize = 2;
 /// Processes that the wallets share.
 const CROWDS: usize = 3;
 /// What each wallet is paid from outside: no round number, so that the last thousandth has to move as well.
 const BALANCE: u64 = 40_123;
 /// What everybody is given to do after each block.
-const QUIET: Duration = Duration::from_millis(120);
+const QUIET: Duration = Duration::from_millis(100);
 /// What the coordinator has for each rung: channels and stocks of its clients, twice, as what dies comes back after its successor is born.
-const PER_RUNG: u64 = 2_500_000;
+const PER_RUNG: u64 = 2_000_000;
 /// Milliseconds between two looks of a wallet at the chain.
 const POLL_MS: i64 = 100;
 
