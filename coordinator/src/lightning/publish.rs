@@ -109,7 +109,8 @@ pub(super) async fn run(ctx: &Context) -> Result<(), ReconcileError> {
         .read(async |tx| {
             let mut rows = Vec::new();
             for exit in leaves::exits(tx).await? {
-                rows.extend(leaves::get(tx, exit.leaf).await?);
+                let row = leaves::get(tx, exit.leaf).await?;
+                rows.extend(row.map(|row| (row, exit.wished_height)));
             }
             Ok(rows)
         })
@@ -117,7 +118,7 @@ pub(super) async fn run(ctx: &Context) -> Result<(), ReconcileError> {
     let mut factories: HashMap<FactoryId, Option<Unrolling>> = HashMap::new();
     // Paths share their upper levels.
     let mut published = HashSet::new();
-    for row in wished {
+    for (row, wished) in wished {
         let factory = match factories.entry(row.factory) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => new.insert(unrolling(ctx, row.factory).await?),
@@ -138,7 +139,8 @@ pub(super) async fn run(ctx: &Context) -> Result<(), ReconcileError> {
                 let Some(step) = path.get(level).filter(|step| published.insert(step.txid)) else {
                     continue;
                 };
-                publish(ctx, &row, factory, step, since).await?;
+                // The factory may have stood for a month: what counts is since when anybody wants it.
+                publish(ctx, &row, factory, step, since.max(wished)).await?;
             }
         }
     }
@@ -327,13 +329,13 @@ mod tests {
         Ok(())
     }
 
-    async fn wish(world: &TestWorld, tree: &Tree, position: usize) {
+    async fn wish(world: &TestWorld, tree: &Tree, position: usize, height: u32) {
         let leaf = tree.spec().members[position].leaf_id;
         let wished = world.ctx.store.write(async |tx| {
             sign(tx, tree).await?;
             let row = leaves::get(tx, leaf).await?.unwrap();
-            assert!(leaves::wish_exit(tx, &row, 20, "asked").await?);
-            assert!(!leaves::wish_exit(tx, &row, 21, "again").await?);
+            assert!(leaves::wish_exit(tx, &row, height, "asked").await?);
+            assert!(!leaves::wish_exit(tx, &row, height + 1, "again").await?);
             Ok(())
         });
         wished.await.unwrap();
@@ -345,8 +347,8 @@ mod tests {
         let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
         let funding = world.funding(&tree).await;
         world.chain.mine(&[funding]);
-        wish(&world, &tree, 0).await;
-        wish(&world, &tree, 1).await;
+        wish(&world, &tree, 0, 20).await;
+        wish(&world, &tree, 1, 20).await;
         world.follow().await;
         world.happened();
         run(&world.ctx).await.unwrap();
@@ -395,5 +397,32 @@ mod tests {
         run(&world.ctx).await.unwrap();
         assert_eq!(wished().await, 0);
         assert_eq!(world.chain.packages().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_factory_that_stood_for_long_is_published_at_the_feerate_of_the_day() {
+        let mut world = TestWorld::rich(|_| {}).await;
+        let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+        let funding = world.funding(&tree).await;
+        let height = world.chain.mine(&[funding]) + 4_000;
+        world.chain.mine_to(height);
+        world.follow().await;
+        wish(&world, &tree, 0, height).await;
+        world.happened();
+        run(&world.ctx).await.unwrap();
+        let told = world.happened();
+        let [
+            Event::ExitPublished {
+                vbytes, fee_sat, ..
+            },
+        ] = told.as_slice()
+        else {
+            panic!("{told:?}")
+        };
+        let day = feerate(&world.ctx, 0).await.fee_vb(*vbytes).unwrap();
+        assert!(
+            *fee_sat <= day.to_sat() * 11 / 10 + 1,
+            "{fee_sat} for {vbytes} vB"
+        );
     }
 }
