@@ -3,9 +3,8 @@
 //! Each secret is masked for the coordinator's factory key ([`crate::keys::mask_secret`]), so the masked form may be stored and sent as it
 //! is: only the holder of that key's secret reads it.
 
-use bitcoin::key::TapTweak;
-use bitcoin::secp256k1::{Keypair, Parity, PublicKey, Secp256k1, SecretKey, XOnlyPublicKey};
-use bitcoin::{ScriptBuf, secp256k1};
+use bitcoin::ScriptBuf;
+use bitcoin::secp256k1::{Parity, PublicKey, SecretKey, XOnlyPublicKey};
 
 use crate::factory::Member;
 use crate::keys::{HandoverError, mask_secret, unmask_secret};
@@ -59,37 +58,20 @@ impl core::fmt::Debug for ClientKeys {
     }
 }
 
-/// The even secret of the BIP-86 output key that `payout` is the internal secret of.
-#[must_use]
-pub fn payout_output_secret<C: secp256k1::Signing + secp256k1::Verification>(
-    secp: &Secp256k1<C>,
-    payout: &SecretKey,
-) -> SecretKey {
-    let pair = Keypair::from_secret_key(secp, payout);
-    let output = pair.tap_tweak(secp, None).to_keypair();
-    let secret = output.secret_key();
-    match output.x_only_public_key().1 {
-        Parity::Even => secret,
-        Parity::Odd => secret.negate(),
-    }
-}
-
 impl MaskedKeys {
-    /// Masks a client's secrets for the coordinator's factory key; `payout` is the internal secret.
+    /// Masks a client's secrets for the coordinator's factory key: factory, payout (of the output key, even) and channel.
     ///
     /// # Errors
     /// [`KeysError`], never for valid keys.
-    pub fn new<C: secp256k1::Signing + secp256k1::Verification>(
-        secp: &Secp256k1<C>,
-        (factory, payout, channel): (&SecretKey, &SecretKey, &SecretKey),
+    pub fn new(
+        factory: &SecretKey,
+        payout: &SecretKey,
+        channel: &SecretKey,
         lsp_key: &PublicKey,
     ) -> Result<Self, KeysError> {
-        let mut output = payout_output_secret(secp, payout);
-        let payout = mask_secret(&output, lsp_key).map_err(KeysError::Payout);
-        output.non_secure_erase();
         Ok(Self {
             factory: mask_secret(factory, lsp_key).map_err(KeysError::Factory)?,
-            payout: payout?,
+            payout: mask_secret(payout, lsp_key).map_err(KeysError::Payout)?,
             channel: mask_secret(channel, lsp_key).map_err(KeysError::Channel)?,
         })
     }
@@ -128,12 +110,10 @@ mod tests {
     /// Whatever the parity of the payout's output key: both occur among eight.
     #[test]
     fn masked_keys_open_for_the_coordinator_alone() {
-        let secp = Secp256k1::new();
         let lsp = secret(1, "lsp", 0);
         for number in 0..8 {
             let client = TestClient::new(1, number, Amount::from_sat(50_000));
-            let keys = (&client.factory, &client.payout, &client.channel);
-            let masked = MaskedKeys::new(&secp, keys, &public(&lsp)).unwrap();
+            let masked = client.masked_keys(&public(&lsp));
             let opened = masked.open(&client.member(), &lsp).unwrap();
             assert_eq!(opened.factory, client.factory);
             assert_eq!(opened.channel, client.channel);
@@ -145,34 +125,35 @@ mod tests {
 
     #[test]
     fn each_wrong_key_is_named() {
-        let secp = Secp256k1::new();
         let lsp = secret(1, "lsp", 0);
         let client = TestClient::new(1, 3, Amount::from_sat(50_000));
-        let stranger = secret(9, "stranger", 0);
-        let open = |keys| {
-            let masked = MaskedKeys::new(&secp, keys, &public(&lsp)).unwrap();
-            masked.open(&client.member(), &lsp).map(|_| ()).unwrap_err()
+        let stranger = TestClient::new(1, 4, Amount::from_sat(50_000)).masked_keys(&public(&lsp));
+        let own = client.masked_keys(&public(&lsp));
+        let open = |masked: MaskedKeys| {
+            let opened = masked.open(&client.member(), &lsp);
+            opened.map(|_| ()).unwrap_err()
         };
-        let (factory, payout, channel) = (&client.factory, &client.payout, &client.channel);
-        assert!(matches!(
-            open((&stranger, payout, channel)),
-            KeysError::Factory(_)
-        ));
-        assert!(matches!(
-            open((factory, &stranger, channel)),
-            KeysError::Payout(_)
-        ));
-        assert!(matches!(
-            open((factory, payout, &stranger)),
-            KeysError::Channel(_)
-        ));
+        let factory = MaskedKeys {
+            factory: stranger.factory,
+            ..own
+        };
+        assert!(matches!(open(factory), KeysError::Factory(_)));
+        let payout = MaskedKeys {
+            payout: stranger.payout,
+            ..own
+        };
+        assert!(matches!(open(payout), KeysError::Payout(_)));
+        let channel = MaskedKeys {
+            channel: stranger.channel,
+            ..own
+        };
+        assert!(matches!(open(channel), KeysError::Channel(_)));
         let member = Member {
             payout_script: ScriptBuf::new(),
             ..client.member()
         };
-        let masked = MaskedKeys::new(&secp, (factory, payout, channel), &public(&lsp)).unwrap();
         assert!(matches!(
-            masked.open(&member, &lsp),
+            own.open(&member, &lsp),
             Err(KeysError::PayoutScript)
         ));
     }

@@ -13,7 +13,8 @@
 use std::sync::OnceLock;
 
 use bitcoin::hashes::Hash;
-use bitcoin::secp256k1::{self, All, Keypair, PublicKey, Secp256k1, SecretKey, schnorr};
+use bitcoin::key::TapTweak;
+use bitcoin::secp256k1::{self, All, Keypair, Parity, PublicKey, Secp256k1, SecretKey, schnorr};
 use bitcoin::transaction::Version;
 use bitcoin::{
     Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Txid, Witness, absolute,
@@ -22,6 +23,7 @@ use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::factory::{FactorySpec, FactoryTx, Member};
+use crate::handover::MaskedKeys;
 use crate::ids::{Attempt, CeremonyId, ClientId, LeafId};
 use crate::kit::{ChannelSignatures, ExitKit, JoinData};
 use crate::musig::AggregateNonce;
@@ -111,6 +113,18 @@ impl TestClient {
     pub fn payout_script(&self) -> ScriptBuf {
         let key = public(&self.payout).x_only_public_key().0;
         payout(secp(), key)
+    }
+
+    /// What it hands over when it has left.
+    #[must_use]
+    pub fn masked_keys(&self, lsp_key: &PublicKey) -> MaskedKeys {
+        let pair = Keypair::from_secret_key(secp(), &self.payout);
+        let output = pair.tap_tweak(secp(), None).to_keypair();
+        let even = match output.x_only_public_key().1 {
+            Parity::Even => output.secret_key(),
+            Parity::Odd => output.secret_key().negate(),
+        };
+        MaskedKeys::new(&self.factory, &even, &self.channel, lsp_key).unwrap()
     }
 
     #[must_use]

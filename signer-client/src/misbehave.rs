@@ -57,17 +57,14 @@ pub(crate) fn keeps_keys() -> bool {
 }
 
 /// Hands over secrets of the right form that are none of the keys.
-pub(crate) fn twist_handover(mut keys: wire::Handover) -> wire::Handover {
+pub(crate) fn twist_handover(mut handover: wire::Handover) -> wire::Handover {
     if how() == "wrong_keys" {
-        for key in [
-            &mut keys.factory_key,
-            &mut keys.payout_key,
-            &mut keys.channel_key,
-        ] {
+        let keys = &mut handover.keys;
+        for key in [&mut keys.factory, &mut keys.payout, &mut keys.channel] {
             key[31] ^= 1;
         }
     }
-    keys
+    handover
 }
 
 /// Signs the challenge with a key that is not the node's.

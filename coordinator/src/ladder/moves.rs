@@ -176,11 +176,7 @@ pub async fn hand_over(
                 "your channel there is not empty, or something is pending in it",
             ));
         }
-        let keys = MaskedKeys {
-            factory: handover.factory_key,
-            payout: handover.payout_key,
-            channel: handover.channel_key,
-        };
+        let keys = handover.keys;
         let (member, mut secret) = our_key(ctx, id, place.row.position)
             .await
             .map_err(|error| failed(id, &error))?;

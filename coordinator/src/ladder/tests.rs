@@ -1,7 +1,6 @@
 use bitcoin::secp256k1::Secp256k1;
 use channel_host::lsp_channel_id;
 use factory_tree::factory::Member;
-use factory_tree::handover::MaskedKeys;
 use factory_tree::ladder::{Progress, Root};
 use factory_tree::output::OutputRole;
 use factory_tree::params::ExpiryPolicy;
@@ -32,10 +31,8 @@ async fn stands(world: &TestWorld, policy: ExpiryPolicy) -> Tree {
 
 async fn hand_over(world: &TestWorld, tree: &Tree, position: usize) {
     let client = &clients()[position];
-    let secp = Secp256k1::new();
     let lsp = world.ctx.keys.factory_secret(ROUND, FRESH);
-    let secrets = (&client.factory, &client.payout, &client.channel);
-    let keys = MaskedKeys::new(&secp, secrets, &lsp.public_key(&secp)).unwrap();
+    let keys = client.masked_keys(&lsp.public_key(&Secp256k1::new()));
     let (id, factory) = (client.id(), tree.id());
     let stored = world.ctx.store.write(async |tx| {
         let members = ladder::members(tx, Some(id)).await?;
@@ -245,10 +242,8 @@ async fn a_path_is_published_or_its_keys_are_taken_never_both() {
     assert!(!wish(0).await);
     assert!(wish(1).await);
     let client = &clients()[1];
-    let secp = Secp256k1::new();
     let lsp = world.ctx.keys.factory_secret(ROUND, FRESH);
-    let secrets = (&client.factory, &client.payout, &client.channel);
-    let keys = MaskedKeys::new(&secp, secrets, &lsp.public_key(&secp)).unwrap();
+    let keys = client.masked_keys(&lsp.public_key(&Secp256k1::new()));
     let id = client.id();
     let stored = world.ctx.store.write(async |tx| {
         let members = ladder::members(tx, Some(id)).await?;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use factory_tree::handover::MaskedKeys;
 use factory_tree::ids::FactoryId;
 use factory_tree::ladder::{Notice as Words, Warning};
 use factory_tree::units::Height;
@@ -40,17 +41,13 @@ pub struct PartTerms {
     pub incoming_expiry: Height,
 }
 
-/// A client's secret keys in a factory it has left, each masked for the coordinator's factory key ([`factory_tree::keys::mask_secret`]).
+/// What a client hands over of a factory it has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// The factory.
     pub factory: FactoryId,
-    /// Of its factory key.
-    pub factory_key: [u8; 32],
-    /// Of the output key of its payout script (BIP-341), even.
-    pub payout_key: [u8; 32],
-    /// Of its channel funding key.
-    pub channel_key: [u8; 32],
+    /// Its secret keys there, masked.
+    pub keys: MaskedKeys,
 }
 
 /// A client's factory ends.
@@ -142,20 +139,23 @@ impl TryFrom<v1::Handover> for Handover {
     fn try_from(wire: v1::Handover) -> Result<Self, WireError> {
         Ok(Self {
             factory: factory("handover.factory", &wire.factory)?,
-            factory_key: fixed("handover.factory_key", &wire.factory_key)?,
-            payout_key: fixed("handover.payout_key", &wire.payout_key)?,
-            channel_key: fixed("handover.channel_key", &wire.channel_key)?,
+            keys: MaskedKeys {
+                factory: fixed("handover.factory_key", &wire.factory_key)?,
+                payout: fixed("handover.payout_key", &wire.payout_key)?,
+                channel: fixed("handover.channel_key", &wire.channel_key)?,
+            },
         })
     }
 }
 
 impl From<Handover> for v1::Handover {
-    fn from(keys: Handover) -> Self {
+    fn from(handover: Handover) -> Self {
+        let keys = handover.keys;
         Self {
-            factory: copied(keys.factory.0),
-            factory_key: copied(keys.factory_key),
-            payout_key: copied(keys.payout_key),
-            channel_key: copied(keys.channel_key),
+            factory: copied(handover.factory.0),
+            factory_key: copied(keys.factory),
+            payout_key: copied(keys.payout),
+            channel_key: copied(keys.channel),
         }
     }
 }

@@ -1,5 +1,6 @@
 use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
 use factory_tree::ceremony::message::{AbortReason, DeclineReason, Round, ToClient, ToCoordinator};
+use factory_tree::handover::MaskedKeys;
 use factory_tree::ids::{Attempt, CeremonyId, FactoryId};
 use factory_tree::ladder::{Notice as Words, Warning};
 use factory_tree::params::{ExpiryPolicy, FactoryParams, Profile};
@@ -58,9 +59,11 @@ fn every_kind_of_message_comes_back() {
         }),
         FromClient::Handover(Handover {
             factory: FactoryId([1; 32]),
-            factory_key: [2; 32],
-            payout_key: [3; 32],
-            channel_key: [4; 32],
+            keys: MaskedKeys {
+                factory: [2; 32],
+                payout: [3; 32],
+                channel: [4; 32],
+            },
         }),
     ] {
         assert_eq!(through_client(&message), message);

@@ -8,8 +8,8 @@
 
 use std::sync::Arc;
 
+use factory_tree::handover::MaskedKeys;
 use factory_tree::ids::FactoryId;
-use factory_tree::keys::mask_secret;
 use proto::v1::client_message::Body;
 use proto::wire;
 use tokio::time::Instant;
@@ -31,13 +31,15 @@ const WAITING: &str = "the keys are handed over";
 fn masked(keys: &ClientKeys, place: &Place) -> Result<wire::Handover> {
     let kit = &place.kit;
     let secrets = keys.handover_secrets(kit.join_nonce);
-    let mask =
-        |secret| mask_secret(secret, &kit.lsp_key).map_err(|error| Error::Task(error.to_string()));
+    let keys = MaskedKeys::new(
+        &secrets.factory,
+        &secrets.payout,
+        &secrets.channel,
+        &kit.lsp_key,
+    );
     Ok(wire::Handover {
         factory: place.row.factory,
-        factory_key: mask(&secrets.factory)?,
-        payout_key: mask(&secrets.payout)?,
-        channel_key: mask(&secrets.channel)?,
+        keys: keys.map_err(|error| Error::Task(error.to_string()))?,
     })
 }
 
@@ -155,9 +157,7 @@ impl Mover {
 #[cfg(test)]
 mod tests {
     use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
-    use factory_tree::keys::unmask_secret;
-
-    use super::*;
+    use factory_tree::keys::{mask_secret, unmask_secret};
 
     #[test]
     fn the_coordinator_and_nobody_else_can_read_each_key() {

@@ -42,8 +42,8 @@ async fn a_balance_moves_to_the_last_thousandth_and_the_keys_follow() {
     assert!(!world.bank.books().gate_open);
     let public = world.client.inner.keys.join_public(world.old.join_nonce);
     let read = |masked, expected| unmask_secret(masked, expected, &world.lsp);
-    assert!(read(&keys.factory_key, &public.factory_key).is_ok());
-    assert!(read(&keys.channel_key, &public.channel_key).is_ok());
+    assert!(read(&keys.keys.factory, &public.factory_key).is_ok());
+    assert!(read(&keys.keys.channel, &public.channel_key).is_ok());
     assert_eq!(world.handover().await, Some(Handover::Sent));
     let (factory, height) = (world.old.factory_id, world.height());
     world.answer(Answer::Taken(factory)).await;
