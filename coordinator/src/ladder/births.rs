@@ -7,7 +7,8 @@ use bitcoin::Amount;
 use factory_tree::ceremony::coordinator::Invitee;
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::ladder::{
-    Candidate, ChooseParams, Due, FactoryFacts, Hours, Kind, MemberFacts, Preview, Progress, choose,
+    Candidate, ChooseError, ChooseParams, Due, FactoryFacts, Hours, Kind, MemberFacts, Preview,
+    Progress, choose,
 };
 use factory_tree::params::FactoryParams;
 use factory_tree::shape::Shape;
@@ -115,7 +116,13 @@ async fn begin(
     plan: Plan,
     shutdown: &watch::Receiver<bool>,
 ) -> Result<bool, LadderError> {
-    if plan.preview.problem.is_some() {
+    if let Some(problem) = &plan.preview.problem {
+        // Somebody waits, or must leave: the operator should know why nothing comes of it.
+        let waits = !matches!(problem, ChooseError::TooFew { found: 0, .. });
+        let problem = problem.to_string();
+        if (waits || !plan.leaving.is_empty()) && ctx.ladder.is_news(format!("{rung} {problem}")) {
+            ctx.events.emit(Event::LadderWaiting { rung, problem });
+        }
         return Ok(false);
     }
     let invited: Vec<Invitee> = plan

@@ -79,12 +79,15 @@ fn row(facts: &FactoryFacts, height: Height, spacing: u32) -> LadderFactory {
         handed_over: count(|progress| progress == Progress::HandedOver),
         silent: count(|progress| matches!(progress, Progress::Invited { .. })),
         published: count(|progress| matches!(progress, Progress::Publishing | Progress::OnChain)),
-        locked_sat: match facts.root {
-            Root::Reaped { .. } | Root::TimedOut { .. } => 0,
+        locked_sat: match stage {
+            "ended" => 0,
             _ => capacity.saturating_add(facts.stock.to_sat()),
         },
         client_sat: sum(&mut facts.members.iter().map(|member| member.balance)),
-        stock_sat: facts.stock.to_sat(),
+        stock_sat: match stage {
+            "ended" => 0,
+            _ => facts.stock.to_sat(),
+        },
         root: match facts.root {
             Root::Unspent => "standing",
             Root::ReapSent => "coming_back",

@@ -255,6 +255,8 @@ impl Driver {
             .emit(Event::Invited { round: name(round) });
         self.earlier_failed(round).await?;
         if let Some(reason) = self.unwanted(&invitation).await? {
+            // What was declined is not declined again.
+            self.over = Some(round);
             return self.decline(round, reason, out).await;
         }
         let joins = self.client.store.joins_of(round.ceremony).await?;

@@ -146,7 +146,7 @@ fn sums(held: &[Held<'_>], moves: &[MoveRow], height: Option<u32>) -> Account {
         limit_sat: sum(&mut kept().map(|own| own.row.capacity.to_sat())),
         inbound_msat: sum(&mut held
             .iter()
-            .filter_map(|own| own.channel.filter(|view| view.usable))
+            .filter_map(|own| own.channel)
             .map(|view| view.receivable_msat)),
         coverage_sat: sum(&mut covered.map(|own| ExitPlan::new(own.kit).coverage.least().to_sat())),
         monthly_fee_sat: youngest.map_or(0, |own| own.row.fee.to_sat()),

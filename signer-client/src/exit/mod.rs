@@ -10,7 +10,7 @@ mod whereabouts;
 use std::collections::BTreeMap;
 
 use bitcoin::OutPoint;
-use factory_tree::exit::{ChainView, End, Spender, Step, next};
+use factory_tree::exit::{ChainView, End, Meaning, Spender, Step, next};
 use factory_tree::ids::FactoryId;
 use factory_tree::kit::{ExitKit, KitTx};
 use factory_tree::params::ExpiryPolicy;
@@ -332,6 +332,15 @@ pub(crate) fn spent_name(tx: &KitTx) -> String {
     .to_owned()
 }
 
+const fn meaning_text(meaning: Meaning) -> &'static str {
+    match meaning {
+        Meaning::SpentTogether => "all its keys signed something else",
+        Meaning::Reclaimed => "the coordinator took at the expiry what was not published",
+        Meaning::OtherState => "another state of the factory was published",
+        Meaning::StockSpent => "the coordinator took its unsold stock",
+    }
+}
+
 fn has_no_way(step: &Step) -> bool {
     let stuck = |end: &End| matches!(end, End::NoTimeout { .. });
     step.ends.iter().any(stuck)
@@ -340,9 +349,9 @@ fn has_no_way(step: &Step) -> bool {
 fn outcome(step: &Step) -> String {
     let ends = step.ends.iter().map(|end| match end {
         End::Paid { amount, .. } => format!("paid {} sat", amount.to_sat()),
-        End::Foreign { kind, meaning, .. } => format!("{kind:?} output: {meaning:?}"),
-        End::Lightning { .. } => "the channel's balance was paid on Lightning's terms".to_owned(),
-        End::NoTimeout { kind, .. } => format!("{kind:?} output has no timeout"),
+        End::Foreign { meaning, .. } => meaning_text(*meaning).to_owned(),
+        End::Lightning { .. } => "the channel's balance was paid out".to_owned(),
+        End::NoTimeout { .. } => "an output that no timeout pays back".to_owned(),
     });
     let ends: Vec<String> = ends.collect();
     format!("done: {}", ends.join(", "))
