@@ -28,3 +28,21 @@ impl fmt::Debug for v1::Welcome {
             .finish()
     }
 }
+
+impl fmt::Debug for v1::MovePart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MovePart")
+            .field("payment_secret", &"(secret)")
+            .field("amount_msat", &self.amount_msat)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for v1::PartTerms {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PartTerms")
+            .field("payment_secret", &"(secret)")
+            .field("fee_msat", &self.fee_msat)
+            .finish_non_exhaustive()
+    }
+}

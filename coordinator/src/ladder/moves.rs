@@ -8,7 +8,9 @@ use channel_host::{LeafId, Msat, NodeError, PaymentHash};
 use factory_tree::factory::Member;
 use factory_tree::handover::MaskedKeys;
 use factory_tree::ids::{ClientId, FactoryId};
-use factory_tree::ladder::{FactoryFacts, MemberFacts, Progress, part_expiries};
+use factory_tree::ladder::{
+    FactoryFacts, LEAST_PART_MSAT, MemberFacts, Progress, fee_due, part_expiries,
+};
 use factory_tree::units::Height;
 use proto::session::ServiceError;
 use proto::v1::{ErrorCode, ServerMessage};
@@ -21,9 +23,6 @@ use crate::event::Event;
 use crate::fault;
 use crate::store::ladder::{self, MemberRow};
 use crate::store::{attempts, factories};
-
-/// The least part but the last.
-const LEAST_PART: Msat = Msat(1_000_000);
 
 fn refused(factory: FactoryId, text: impl Into<String>) -> ServiceError {
     ServiceError::new(ErrorCode::Refused, text).factory(factory)
@@ -91,7 +90,7 @@ pub async fn move_part(
         .unwrap_or_default();
     let fee = fee(&from, &to);
     let all = part.amount_msat.saturating_add(fee.0) >= whole.receivable.0;
-    if part.amount_msat < LEAST_PART.0 && !all {
+    if part.amount_msat < LEAST_PART_MSAT && !all {
         return Err(wrong("a part is at least 1000 sat, or all that is left"));
     }
     let usable = seen.rows.iter().any(|row| row.id == part.to && row.usable);
@@ -139,14 +138,13 @@ fn not_taken(factory: FactoryId, error: &NodeError) -> ServiceError {
     refused(factory, format!("this part cannot move now: {error}"))
 }
 
-/// The fee agreed to with the invitation, taken once, with the first part; none from who has less than twice of it.
+/// The fee agreed to with the invitation, taken once, with the first part.
 fn fee(from: &Place<'_>, to: &Place<'_>) -> Msat {
-    let waived = from.member.balance.to_sat() < to.row.fee.to_sat().saturating_mul(2);
-    let fee = match waived || to.row.fee_taken {
-        true => Amount::ZERO,
-        false => to.row.fee,
-    };
-    Msat(fee.to_sat().saturating_mul(1000))
+    let msat = |amount: Amount| amount.to_sat().saturating_mul(1000);
+    match to.row.fee_taken {
+        true => Msat(0),
+        false => Msat(fee_due(msat(from.member.balance), msat(to.row.fee))),
+    }
 }
 
 /// A client has left a factory: its keys are checked, stored, and its channel retired.

@@ -251,3 +251,137 @@ async fn a_path_is_published_or_its_keys_are_taken_never_both() {
     });
     assert_eq!(stored.await.unwrap(), None);
 }
+
+/// A client's session; as long as the reader lives, it is there.
+fn comes(
+    world: &TestWorld,
+    client: &TestClient,
+) -> tokio::sync::mpsc::Receiver<crate::sessions::Outgoing> {
+    let (out, reader) = tokio::sync::mpsc::channel(64);
+    let heartbeat = proto::v1::server_message::Body::Heartbeat(proto::v1::Heartbeat {});
+    let token = proto::session::SessionToken::new(crate::keys::random());
+    let started =
+        world
+            .ctx
+            .sessions
+            .start(client.id(), token, String::new(), out, heartbeat.into(), 16);
+    started.unwrap();
+    reader
+}
+
+/// Four clients in a factory whose dying days have begun, and a ladder that makes the next one.
+async fn dying() -> (TestWorld, Tree) {
+    let mut world = TestWorld::rich(|_| {}).await;
+    let ctx = Arc::get_mut(&mut world.ctx).unwrap();
+    ctx.config.ladder.enabled = true;
+    world.ctx.lightning.pretend();
+    world.follow().await;
+    look(&world).await;
+    let tree = stands(&world, ExpiryPolicy::ClientRefund).await;
+    world.chain.mine_to(tree.schedule().dying_from.0);
+    world.follow().await;
+    world.happened();
+    (world, tree)
+}
+
+fn waiting(events: &[Event]) -> Vec<String> {
+    let told = events.iter().filter_map(|event| match event {
+        Event::LadderWaiting { problem, .. } => Some(problem.clone()),
+        _ => None,
+    });
+    told.collect()
+}
+
+fn births(events: &[Event]) -> Vec<u32> {
+    let born = events.iter().filter_map(|event| match event {
+        Event::LadderBirth { invited, .. } => Some(*invited),
+        _ => None,
+    });
+    born.collect()
+}
+
+#[tokio::test]
+async fn a_birth_waits_for_who_must_come_and_says_so_when_too_few_do() {
+    let (mut world, tree) = dying().await;
+    let all = clients();
+    let _one = comes(&world, &all[0]);
+    look(&world).await;
+    assert!(
+        births(&world.happened()).is_empty(),
+        "three are still to come"
+    );
+    // The day is old enough: it begins with those who are there, if they are enough.
+    let slip = world.ctx.config.ladder.birth_slip;
+    world.chain.mine_to(tree.schedule().dying_from.0 + slip);
+    world.follow().await;
+    world.happened();
+    look(&world).await;
+    look(&world).await;
+    let told = world.happened();
+    assert!(births(&told).is_empty());
+    assert_eq!(waiting(&told).len(), 1, "told once: {told:?}");
+    let tries = async |world: &TestWorld| {
+        let read = world
+            .ctx
+            .store
+            .read(async |tx| ladder::members(tx, None).await);
+        let members = read.await.unwrap();
+        members
+            .iter()
+            .map(|member| member.invited.map(|(tries, _)| tries))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(tries(&world).await, [None; 4], "nobody was invited");
+
+    let _two = comes(&world, &all[1]);
+    look(&world).await;
+    assert_eq!(births(&world.happened()), [2]);
+    // Who was away has missed it as well.
+    assert_eq!(tries(&world).await, [Some(1); 4]);
+    // One birth a day.
+    world.chain.mine(&[]);
+    world.follow().await;
+    look(&world).await;
+    assert!(births(&world.happened()).is_empty());
+}
+
+#[tokio::test]
+async fn a_birth_leaves_the_coins_that_publishing_the_silent_takes() {
+    let (world, _) = dying().await;
+    let available = async || {
+        let shown = show::preview(&world.ctx).await.unwrap();
+        shown.available_sat
+    };
+    let all = world.ctx.wallet.balance().await.unwrap().confirmed.to_sat();
+    let kept = all - available().await;
+    assert!(kept > 0);
+    // The dearer it is to publish, the more.
+    let dear = bitcoin::FeeRate::from_sat_per_vb_u32(20);
+    world.chain.set_feerate(dear);
+    let more = all - available().await;
+    assert!(more > kept, "{more} after {kept}");
+}
+
+#[tokio::test]
+async fn a_notice_is_sent_once_and_waits_for_who_is_away() {
+    let (world, tree) = dying().await;
+    look(&world).await;
+    let all = clients();
+    let mut reader = comes(&world, &all[2]);
+    let mut notices = async |world: &TestWorld| {
+        look(world).await;
+        let mut levels = Vec::new();
+        while let Ok(Ok(message)) = reader.try_recv() {
+            if let Some(proto::v1::server_message::Body::Notice(notice)) = message.body {
+                assert_eq!(notice.factory.as_ref(), tree.id().0);
+                levels.push(notice.level());
+            }
+        }
+        levels
+    };
+    assert_eq!(notices(&world).await, [proto::v1::NoticeLevel::Dying]);
+    assert!(notices(&world).await.is_empty());
+    world.chain.mine_to(tree.schedule().publish_from.0 - 1);
+    world.follow().await;
+    assert_eq!(notices(&world).await, [proto::v1::NoticeLevel::LastDay]);
+}

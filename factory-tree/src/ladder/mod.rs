@@ -28,12 +28,13 @@ mod words;
 
 pub use choose::{
     Candidate, CapitalNeeded, ChooseError, ChooseParams, Excluded, Exclusion, Hours, Kind, Preview,
-    Seat, Standing, choose, needed_capacity,
+    Seat, Standing, capacity_for, choose, needed_capacity,
 };
 pub use due::{Due, Part, Urgency, Warning, due};
 pub use forecast::{ForecastDay, forecast};
 pub use moving::{
-    PartError, PartExpiries, largest_part, last_part, may_hand_over, part_expiries, publish_by,
+    LEAST_PART_MSAT, PartError, PartExpiries, fee_due, largest_part, last_part, may_hand_over,
+    part_expiries, publish_by,
 };
 pub use params::{Compressed, LadderError, LadderParams};
 pub use reap::coins_are_free;

@@ -28,6 +28,18 @@ pub(super) const fn part_room() -> u32 {
     OUT_MARGIN.plus(END_MARGIN).plus(Blocks(1)).0
 }
 
+/// The least part but the last, in msat: a smaller one is not worth its round to either side.
+pub const LEAST_PART_MSAT: u64 = 1_000_000;
+
+/// What of the fee that was agreed to with the invitation is due for a move of `total`, in msat: nothing where it would eat more than half of it.
+#[must_use]
+pub const fn fee_due(total_msat: u64, agreed_msat: u64) -> u64 {
+    match total_msat < agreed_msat.saturating_mul(2) {
+        true => 0,
+        false => agreed_msat,
+    }
+}
+
 /// Why no part may begin any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a part begun at {height} would expire too late: the last may begin at {last}")]

@@ -33,8 +33,12 @@ pub fn generate_into(out: &Path) -> io::Result<()> {
         .out_dir(out)
         // Shared parts of a proposal are reference counted, not copied for each client.
         .bytes(".superscalar")
-        // A bearer secret: its Debug is written by hand.
-        .skip_debug([".superscalar.v1.Welcome"])
+        // Secrets: their Debug is written by hand.
+        .skip_debug([
+            ".superscalar.v1.Welcome",
+            ".superscalar.v1.MovePart",
+            ".superscalar.v1.PartTerms",
+        ])
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors.clone())?;
     fs::write(out.join("descriptors.bin"), without_comments(descriptors))

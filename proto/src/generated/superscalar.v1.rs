@@ -700,6 +700,7 @@ impl AbortKind {
 }
 /// From a client: it wants this much to arrive over its channel in the younger factory, for as much (and the fee) over that in the older one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct MovePart {
     /// The factory that ends, 32 bytes.
     #[prost(bytes = "bytes", tag = "1")]
@@ -719,6 +720,7 @@ pub struct MovePart {
 }
 /// To a client: the part can move. The coordinator pays as soon as it is paid, and keeps what it is paid once it knows the preimage.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct PartTerms {
     /// Its hash, 32 bytes.
     #[prost(bytes = "bytes", tag = "1")]

@@ -89,6 +89,31 @@ fn every_kind_of_message_comes_back() {
     }
 }
 
+/// Who has one can pay in somebody's stead.
+#[test]
+fn payment_secrets_are_not_shown() {
+    let part = MovePart {
+        from: FactoryId([1; 32]),
+        to: FactoryId([2; 32]),
+        hash: [3; 32],
+        payment_secret: [0xab; 32],
+        amount_msat: 5,
+    };
+    let terms = PartTerms {
+        hash: [1; 32],
+        payment_secret: [0xab; 32],
+        fee_msat: 3,
+        outgoing_expiry: Height(4),
+        incoming_expiry: Height(5),
+    };
+    let (to, from) = (FromClient::MovePart(part), FromServer::PartTerms(terms));
+    let wire = (v1::ClientMessage::from(&to), v1::ServerMessage::from(&from));
+    // 0xab is 171 in a list of bytes, \\xab in a string of them.
+    for text in [format!("{to:?} {from:?}"), format!("{wire:?}")] {
+        assert!(!text.contains("171") && !text.contains("xab"), "{text}");
+    }
+}
+
 #[test]
 fn notices_of_every_level_come_back() {
     for level in [

@@ -8,12 +8,11 @@
 
 use bitcoin::Amount;
 use channel_host::Msat;
-use factory_tree::ladder::{largest_part, last_part};
+use factory_tree::ladder::{LEAST_PART_MSAT, fee_due, largest_part, last_part};
 use factory_tree::params::Schedule;
 use factory_tree::units::Height;
 
-/// The least part but the last: a smaller one is not worth its round to either side.
-pub(super) const LEAST: Msat = Msat(1_000_000);
+const LEAST: Msat = Msat(LEAST_PART_MSAT);
 
 /// The factory that ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,12 +89,9 @@ pub(super) enum Next {
     Rest(Rest),
 }
 
-/// What of the agreed fee a move of `total` still has to pay: nothing where the fee would eat half of it.
-pub(super) const fn fee_due(total: Msat, agreed: Msat, paid: Msat) -> Msat {
-    if total.0 < agreed.0.saturating_mul(2) {
-        return Msat(0);
-    }
-    Msat(agreed.0.saturating_sub(paid.0))
+/// What of the agreed fee a move of `total` still has to pay.
+pub(super) const fn fee_left(total: Msat, agreed: Msat, paid: Msat) -> Msat {
+    Msat(fee_due(total.0, agreed.0).saturating_sub(paid.0))
 }
 
 /// What is due, if no part is under way.
@@ -311,7 +307,7 @@ mod tests {
         // Nobody took it.
         assert_eq!(fee(500_000), Next::Part(Msat(500_000)));
         assert_eq!(fee(400_000), Next::Part(Msat(400_000)));
-        let due = |total, paid| fee_due(Msat(total), Msat(1000), Msat(paid));
+        let due = |total, paid| fee_left(Msat(total), Msat(1000), Msat(paid));
         assert_eq!(due(1_999, 0), Msat(0));
         assert_eq!(due(2_000, 0), Msat(1000));
         assert_eq!(due(2_000, 400), Msat(600));

@@ -11,7 +11,7 @@ use factory_tree::tx::CHILD_VBYTES;
 use factory_tree::units::Height;
 
 use super::calendar;
-use super::decide::{Facts, New, Old, fee_due};
+use super::decide::{Facts, New, Old, fee_left};
 use super::lane::Lane;
 use crate::client::Inner;
 use crate::error::{Error, Result};
@@ -196,7 +196,7 @@ impl Scene {
             depth: confirmed.map_or(0, |at| depth(at, self.height)),
             exit_fee: exit_fee(sizes(), feerate),
             has_fee_coins: path_is_paid(&client.coin_values().await, sizes(), feerate),
-            fee_left: fee_due(total, agreed, paid(&parts, place.row.factory)),
+            fee_left: fee_left(total, agreed, paid(&parts, place.row.factory)),
         })
     }
 }

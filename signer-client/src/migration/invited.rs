@@ -4,7 +4,7 @@ use bitcoin::Amount;
 use channel_host::Msat;
 use factory_tree::ceremony::message::Invitation;
 use factory_tree::ids::FactoryId;
-use factory_tree::ladder::largest_part;
+use factory_tree::ladder::capacity_for;
 use factory_tree::params::Schedule;
 use factory_tree::units::{Blocks, Height};
 
@@ -17,8 +17,8 @@ use crate::store::FactoryRow;
 
 /// A birth may be this much earlier than the last days of the factories it is for.
 const EARLY: Blocks = Blocks(144);
-/// What the coordinator must keep in a channel: 1 %, at least this.
-const LEAST_RESERVE: Amount = Amount::from_sat(1000);
+/// What the coordinator must keep in a channel: parts per million of it, and at least an amount.
+const RESERVE: (u32, Amount) = (10_000, Amount::from_sat(1000));
 
 /// A live factory of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,14 +84,9 @@ impl Declined {
     }
 }
 
-/// The least capacity that takes a balance: with the coordinator's reserve and one part of the move on top (protocol.md section 7.2).
+/// The least capacity that takes a balance. The least that a part can be; what more a coordinator leaves is its own affair.
 fn needed(balance: Amount) -> Amount {
-    // The least that a part can be; what more a coordinator leaves is its own affair.
-    let part = largest_part(balance, Amount::ZERO, false);
-    let held = balance.to_sat().saturating_add(part.to_sat());
-    let by_share = u128::from(held).saturating_mul(100).div_ceil(99);
-    let by_share = u64::try_from(by_share).unwrap_or(u64::MAX);
-    Amount::from_sat(by_share.max(held.saturating_add(LEAST_RESERVE.to_sat())))
+    capacity_for(balance, Amount::ZERO, RESERVE)
 }
 
 /// What of `held` ends, and has nowhere to go.
@@ -123,10 +118,7 @@ fn judge(
     }
     let msat = left.iter().map(|own| own.balance.0);
     let balance = Amount::from_sat(msat.fold(0, u64::saturating_add).div_ceil(1000));
-    let needed = match balance {
-        Amount::ZERO => Amount::ZERO,
-        balance => needed(balance),
-    };
+    let needed = needed(balance);
     if capacity < needed {
         return Err(Declined::TooSmall {
             offered: capacity,

@@ -1,5 +1,7 @@
 //! Moves against a node and a coordinator that do as the test says, on a real store: through crashes, refusals, reorgs.
 
+// The same chain as for sessions.
+#[path = "../../tests/session/chain.rs"]
 mod chain;
 mod world;
 

@@ -38,7 +38,7 @@ impl ChainSource for StandingChain {
         nothing()
     }
     async fn fee_rate(&self, _target_blocks: u16) -> Result<FeeRate> {
-        nothing()
+        Ok(FeeRate::from_sat_per_vb_u32(2))
     }
     async fn broadcast(&self, _transaction: &Transaction) -> Result<Txid> {
         nothing()

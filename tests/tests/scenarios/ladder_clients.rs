@@ -283,3 +283,35 @@ fn moves_in_small_parts_while_the_coordinator_stops() -> Result<()> {
     );
     over(&mut ladder, &first)
 }
+
+/// What the month costs is in the invitation, is told before, and is taken once, however many parts there are.
+#[test]
+fn the_month_is_announced_and_paid_once() -> Result<()> {
+    const FEE: u64 = 120;
+    // Of a capacity of 200,000 sat.
+    const SHARE: u64 = 80;
+    let mut ladder = Ladder::prepare(&scenarios::world::World::directory("ladder_fee")?, SHORT)?;
+    ladder
+        .world
+        .coordinator
+        .configure("policy.fee_sat", FEE as i64)?;
+    ladder.world.coordinator.configure("policy.fee_ppm", 400)?;
+    ladder.begin(scenarios::world::COORDINATOR_COINS)?;
+    ladder.world.add_clients(2)?;
+    ladder.fee_coins(&[0, 1], FEE_COIN)?;
+    let first = ladder.cohort(&[0, 1])?;
+    ladder.world.coordinator_pays(&[0, 1], BALANCE)?;
+    all_hand_over(&mut ladder, &first, &[0, 1])?;
+    let life = &ladder.tally.factories[&first];
+    ensure!(life.parts > 2, "{life:?}");
+    ensure!(life.fee_msat == 2 * (FEE + SHARE) * 1_000, "{life:?}");
+    for index in [0, 1] {
+        let left = (BALANCE - FEE - SHARE) * 1_000;
+        ladder.world.lightning_becomes(index, left)?;
+        let client = ladder.world.client(index)?;
+        let told = client.wait_for("notice")?;
+        let cost = told.text("cost");
+        ensure!(cost.contains("200 sat"), "{cost}");
+    }
+    over(&mut ladder, &first)
+}

@@ -397,18 +397,29 @@ fn fits(
 /// (attacks.md A20).
 #[must_use]
 pub fn needed_capacity(params: &ChooseParams, balance: Amount) -> Amount {
+    let reserve = (params.reserve_ppm, params.least_reserve);
+    capacity_for(balance, params.exit_fee, reserve)
+}
+
+/// The same with a part of at least `exit_fee`, and a reserve of so many parts per million but at least an amount.
+#[must_use]
+pub fn capacity_for(
+    balance: Amount,
+    exit_fee: Amount,
+    (reserve_ppm, least_reserve): (u32, Amount),
+) -> Amount {
     if balance == Amount::ZERO {
         return Amount::ZERO;
     }
-    let part = largest_part(balance, params.exit_fee, false);
+    let part = largest_part(balance, exit_fee, false);
     let held = balance.to_sat().saturating_add(part.to_sat());
     // The least c with c - max(least_reserve, c * ppm) >= held.
-    let rest = MILLION.saturating_sub(params.reserve_ppm.into()).max(1);
+    let rest = MILLION.saturating_sub(reserve_ppm.into()).max(1);
     let by_share = u128::from(held)
         .saturating_mul(MILLION.into())
         .div_ceil(rest.into());
     let by_share = u64::try_from(by_share).unwrap_or(u64::MAX);
-    let by_least = held.saturating_add(params.least_reserve.to_sat());
+    let by_least = held.saturating_add(least_reserve.to_sat());
     Amount::from_sat(by_share.max(by_least)).min(Amount::MAX_MONEY)
 }
 
