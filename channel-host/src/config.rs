@@ -16,6 +16,7 @@ use crate::coins::FeeCoins;
 use crate::event::EventSink;
 use crate::leaf::Side;
 use crate::leaf_keys::LeafKeys;
+use crate::lsps0::LspsService;
 use crate::pay::leaf_delta;
 
 /// What the coordinator takes for a forward.
@@ -62,6 +63,8 @@ pub struct NodeConfig {
     pub coins: Arc<dyn FeeCoins>,
     /// Who takes in what happens.
     pub events: Arc<dyn EventSink>,
+    /// Who answers questions by LSPS0 (bLIP-50), if anybody.
+    pub lsps: Option<Arc<dyn LspsService>>,
 }
 
 impl fmt::Debug for NodeConfig {

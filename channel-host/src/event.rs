@@ -157,6 +157,11 @@ pub enum NodeEvent {
         /// Why.
         reason: ForwardRefusal,
     },
+    /// A payment through us waits for a short while for this client, who is away.
+    ReceiverAway {
+        /// Who.
+        client: PublicKey,
+    },
     /// A part of a move is over: the client has it in its new channel, the coordinator has what it paid out.
     PartMoved {
         /// Its hash.

@@ -9,6 +9,7 @@ use bitcoin::secp256k1::{All, PublicKey, Scalar, Secp256k1, SecretKey, ecdsa};
 use bitcoin::{Amount, Network, Script, ScriptBuf, Transaction};
 use lightning::ln::script::ShutdownScript;
 use lightning::sign::{InMemorySigner, KeysManager, SignerProvider};
+use lightning::util::message_signing;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::ids::{is_leaf, keys_id};
@@ -19,6 +20,11 @@ const CHANNEL_MASTER: ChildNumber = ChildNumber::Hardened { index: 3 };
 
 /// Keeps starting times apart from [`crate::ids::LEAF_MARK`], which has bits above these.
 const STARTING_TIME_BITS: u64 = u64::MAX >> 8;
+
+/// Whether the node with this id signed the text ([`LeafKeys::sign`]): zbase32 of a recoverable signature.
+pub fn is_signed_by(text: &str, signature: &str, node: &PublicKey) -> bool {
+    message_signing::verify(text.as_bytes(), signature, node)
+}
 
 /// The channel keys of one seed: for leaves a pure function of seed and channel id, for ordinary channels LDK's own.
 ///
@@ -53,6 +59,17 @@ impl LeafKeys {
     /// LDK's own manager, for whatever else LDK wants of it (entropy, node signing, sweeping).
     pub fn keys_manager(&self) -> &Arc<KeysManager> {
         &self.keys_manager
+    }
+
+    /// The id of the node that has these keys.
+    pub fn node_id(&self) -> PublicKey {
+        PublicKey::from_secret_key(&self.secp, &self.keys_manager.get_node_secret_key())
+    }
+
+    /// Signs a text with the node's key, as Lightning nodes do, for [`is_signed_by`].
+    pub fn sign(&self, text: &str) -> String {
+        let secret = self.keys_manager.get_node_secret_key();
+        message_signing::sign(text.as_bytes(), &secret)
     }
 
     /// Our funding key of a leaf's channel; `leaf` is our own channel id of it (see the crate's documentation).

@@ -19,7 +19,8 @@
 //! * leaves ([`Leaf`]): opened by the coordinator, expected by the client, compared with what was verified, gated until their factory is
 //!   confirmed, sent to the chain when the rules of factories say so ([`claim_verdict`]), told from other spends at their end;
 //! * payments in, out and through, and ordinary channels;
-//! * moves of a balance from one leaf to another, in parts ([`MovePart`]).
+//! * moves of a balance from one leaf to another, in parts ([`MovePart`]);
+//! * questions and answers by LSPS0 ([`LspsService`]).
 //!
 //! [`Host`] keeps a node running.
 //!
@@ -32,6 +33,7 @@ mod host;
 mod ids;
 mod leaf;
 mod leaf_keys;
+mod lsps0;
 mod moves;
 mod node;
 mod pay;
@@ -46,7 +48,8 @@ pub use event::{EventSink, ExitReason, Msat, NodeEvent, NotTakenIn, PaymentHash}
 pub use host::{Host, HostState};
 pub use ids::{is_leaf, lsp_channel_id};
 pub use leaf::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKind, Stage};
-pub use leaf_keys::LeafKeys;
+pub use leaf_keys::{LeafKeys, is_signed_by};
+pub use lsps0::{AskError, LspsService, RpcError, read_params};
 pub use moves::{MovePart, PartState, PartView};
 pub use node::{ChannelView, LeafBalance, Node, PaymentState, PaymentView, Settlement};
 pub use pay::{

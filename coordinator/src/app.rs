@@ -32,6 +32,7 @@ use crate::server::{self, Front};
 use crate::sessions::Sessions;
 use crate::store::{Store, StoreError, clients, owner};
 use crate::trees::Trees;
+use crate::webhooks::{self, Webhooks};
 use crate::{admin, chain_task};
 
 /// Clients that may wait to be written down as seen.
@@ -206,6 +207,7 @@ impl Coordinator {
             trees: Trees::default(),
             lightning: Lightning::default(),
             ladder: LadderState::default(),
+            webhooks: Webhooks::default(),
         });
         // Before it can be named to clients; a Bitcoin node that is away is waited for.
         lightning::start(&ctx, data.channels()).await?;
@@ -292,6 +294,8 @@ impl Coordinator {
         self.spawn("lightning", lightning::run(ctx, self.shutdown.subscribe()));
         let ctx = Arc::clone(&self.ctx);
         self.spawn("ladder", ladder::run(ctx, self.shutdown.subscribe()));
+        let ctx = Arc::clone(&self.ctx);
+        self.spawn("webhooks", webhooks::run(ctx, self.shutdown.subscribe()));
         let (listen, connection) = (self.listen.to_string(), self.connection.to_string());
         let ctx = Arc::clone(&self.ctx);
         let mut stop = self.shutdown.subscribe();

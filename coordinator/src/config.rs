@@ -57,6 +57,8 @@ pub struct Config {
     pub lightning: LightningConfig,
     /// The ladder.
     pub ladder: LadderConfig,
+    /// How clients that are away are woken.
+    pub webhooks: WebhooksConfig,
 }
 
 /// See `kdf` in the default file.
@@ -225,6 +227,22 @@ pub struct LadderConfig {
     pub bury_depth: u32,
     /// Blocks before the dying days of the first notice.
     pub early_notice: u32,
+}
+
+/// See `[webhooks]` in the default file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhooksConfig {
+    /// Webhooks of one client.
+    pub max_per_client: usize,
+    /// Seconds for one try.
+    pub timeout_seconds: u64,
+    /// Seconds after which a notification nobody takes is dropped.
+    pub give_up_seconds: u64,
+    /// Certificates trusted instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Whether notifications may go to addresses that are not public.
+    pub allow_private: bool,
 }
 
 /// See `[factory]` in the default file.
@@ -476,6 +494,11 @@ impl Config {
                 "must be at least chain.fallback_feerate",
             ));
         }
+        positive(
+            "webhooks.max_per_client",
+            self.webhooks.max_per_client as u64,
+        )?;
+        positive("webhooks.timeout_seconds", self.webhooks.timeout_seconds)?;
         let factory = self.factory_params(&BTreeMap::new())?;
         if self.ladder.enabled {
             self.ladder_params()

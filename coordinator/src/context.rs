@@ -16,6 +16,7 @@ use crate::lightning::Lightning;
 use crate::sessions::Sessions;
 use crate::store::Store;
 use crate::trees::Trees;
+use crate::webhooks::Webhooks;
 
 /// Whether the Bitcoin node serves us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub struct Context {
     pub lightning: Lightning,
     /// The ladder.
     pub ladder: LadderState,
+    /// How clients that are away are woken.
+    pub webhooks: Webhooks,
 }
 
 impl Context {

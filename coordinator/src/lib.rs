@@ -15,6 +15,7 @@ pub mod funding;
 pub mod keys;
 pub mod ladder;
 pub mod lightning;
+pub mod lsps;
 pub mod notify;
 pub mod params;
 pub mod reclaim;
@@ -23,6 +24,7 @@ pub mod server;
 pub mod sessions;
 pub mod store;
 pub mod trees;
+pub mod webhooks;
 
 #[cfg(test)]
 mod testing;

@@ -39,6 +39,7 @@ use crate::store::ceremonies::{self, Wish};
 use crate::store::factories::{self, NewFactory};
 use crate::store::{Store, attempts};
 use crate::trees::Trees;
+use crate::webhooks::Webhooks;
 
 /// A chain in memory. Scripts and locks are not judged.
 #[derive(Debug, Default)]
@@ -474,6 +475,7 @@ async fn context(
         trees: Trees::default(),
         lightning: Lightning::default(),
         ladder: LadderState::default(),
+        webhooks: Webhooks::default(),
     };
     (Arc::new(ctx), reader)
 }

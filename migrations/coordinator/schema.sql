@@ -198,7 +198,29 @@ CREATE TABLE used (
     attempt INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE TABLE wake (
+    client BLOB NOT NULL,
+    app_name TEXT NOT NULL,
+    cause TEXT NOT NULL,
+    body TEXT NOT NULL, -- the notification, JSON
+    asked_at INTEGER NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0,
+    next_at INTEGER, -- none when it is over
+    PRIMARY KEY (client, app_name, cause),
+    FOREIGN KEY (client, app_name) REFERENCES webhook (client, app_name) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX wake_next ON wake (next_at);
+
 CREATE TABLE wallet_change (
     id INTEGER PRIMARY KEY,
     change BLOB NOT NULL
 ) STRICT;
+
+CREATE TABLE webhook (
+    client BLOB NOT NULL,
+    app_name TEXT NOT NULL,
+    url TEXT NOT NULL, -- may hold a secret of the client's: not for logs
+    set_at INTEGER NOT NULL, -- Unix time, as all times of these two tables
+    PRIMARY KEY (client, app_name)
+) STRICT, WITHOUT ROWID;

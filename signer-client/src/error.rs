@@ -2,7 +2,7 @@
 
 use chain::ChainError;
 use chain::wallet::WalletError;
-use channel_host::NodeError;
+use channel_host::{AskError, NodeError};
 use factory_tree::ids::FactoryId;
 use factory_tree::kit::KitError;
 use keystore::{PassphraseError, SeedError};
@@ -46,6 +46,9 @@ pub enum Error {
     /// There is no Lightning node now.
     #[error("this wallet's Lightning node does not run: {0}")]
     NoLightning(String),
+    /// The coordinator did not answer as asked (LSPS0).
+    #[error("the coordinator: {0}")]
+    Asked(#[from] AskError),
     /// Nothing was paid, or no invoice made.
     #[error("{0}")]
     PaymentRefused(String),
@@ -119,8 +122,10 @@ impl Error {
             | Self::Unreachable { .. }
             | Self::NoLightning(_)
             | Self::Lightning(NodeError::Unreachable { .. })
+            | Self::Asked(AskError::Away(_) | AskError::Silent(_))
             | Self::Disconnected(_) => 3,
             Self::Refused(_)
+            | Self::Asked(AskError::Refused(_))
             | Self::PaymentRefused(_)
             | Self::Lightning(NodeError::Refused(_))
             | Self::NothingToLeave { .. }

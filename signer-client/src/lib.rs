@@ -25,6 +25,7 @@ mod misbehave;
 mod shared_chain;
 pub mod store;
 mod watch;
+pub mod webhooks;
 
 pub use channel_host::{Msat, PaymentHash};
 pub use client::{

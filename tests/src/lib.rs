@@ -17,4 +17,5 @@ pub mod service;
 pub mod wallets;
 pub mod watchdog;
 pub mod watcher;
+pub mod webhook;
 pub mod world;

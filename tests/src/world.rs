@@ -471,7 +471,8 @@ fn address_of(answer: &Value) -> Result<ScriptBuf> {
     Ok(address.require_network(Network::Regtest)?.script_pubkey())
 }
 
-fn path_text(path: &Path) -> Result<String> {
+/// A path as configuration files have it.
+pub fn path_text(path: &Path) -> Result<String> {
     let text = path
         .to_str()
         .context("a path of this machine is not text")?;

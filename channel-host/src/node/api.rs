@@ -13,6 +13,7 @@ use super::{ChannelView, LeafBalance, Node, Settlement};
 use crate::error::NodeError;
 use crate::event::{Msat, PaymentHash};
 use crate::leaf::{KnownSpend, Leaf, LeafId, LeafView};
+use crate::lsps0::AskError;
 use crate::moves::{MovePart, PartView};
 use crate::pay::{InterceptHint, InvoiceRequest};
 
@@ -314,6 +315,21 @@ impl Node {
     /// [`NodeError::UnknownChannel`]; [`NodeError::NotOver`] for the forced close of a leaf, which is [`Node::force_close`].
     pub fn close_channel(&self, channel: [u8; 32], force: bool) -> Result<(), NodeError> {
         self.core.close_channel(channel, force)
+    }
+
+    // ---- questions -------------------------------------------------------------------------------------------
+
+    /// Asks a connected peer by LSPS0 (bLIP-50).
+    ///
+    /// # Errors
+    /// [`AskError`].
+    pub async fn ask(
+        &self,
+        peer: PublicKey,
+        method: &str,
+        params: &serde_json::Value,
+    ) -> Result<serde_json::Value, AskError> {
+        self.core.ask(peer, method, params).await
     }
 
     // ---- the end ---------------------------------------------------------------------------------------------

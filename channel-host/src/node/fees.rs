@@ -41,9 +41,9 @@ impl FeeEstimator for FeeCache {
             // What a peer may ask at the most: generous, so that one with a nervous estimate is no enemy.
             ConfirmationTarget::MaximumFeeEstimate => read(urgent).saturating_mul(10).max(25_000),
             ConfirmationTarget::UrgentOnChainSweep => read(urgent),
-            ConfirmationTarget::NonAnchorChannelFee | ConfirmationTarget::OutputSpendingFee => {
-                read(soon)
-            }
+            ConfirmationTarget::NonAnchorChannelFee => read(soon),
+            // LDK counts a sweep some weight units short (4,850 sat where the node wanted 4,880): at the node's least feerate it would never relay.
+            ConfirmationTarget::OutputSpendingFee => read(soon).saturating_add(read(soon) / 50),
             ConfirmationTarget::AnchorChannelFee | ConfirmationTarget::ChannelCloseMinimum => {
                 read(slow)
             }

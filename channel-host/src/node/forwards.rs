@@ -25,7 +25,11 @@ pub(super) struct Waiting {
 impl Core {
     pub(super) async fn forward_or_wait(&self, id: InterceptId, htlc: Intercepted) {
         let until = Instant::now() + PATIENCE;
+        let (hash, client) = (htlc.hash, self.scids.client(htlc.scid));
         self.try_forward(Waiting { id, htlc, until }).await;
+        if let Some(client) = client.filter(|_| self.waits(hash)) {
+            self.tell(NodeEvent::ReceiverAway { client }).await;
+        }
     }
 
     /// Looks again at those that wait.

@@ -13,6 +13,7 @@ mod gossip;
 mod handle;
 mod leaves;
 mod log;
+mod lsps;
 mod moves;
 mod part_exits;
 mod parts;
@@ -48,6 +49,7 @@ use crate::coins::CoinSource;
 use crate::config::NodeConfig;
 use crate::leaf::{Book, LeafId};
 use crate::leaf_keys::LeafKeys;
+use crate::lsps0::Lsps0;
 use crate::moves::PartBook;
 use crate::pay::LeafRouter;
 use crate::store::Store;
@@ -95,7 +97,7 @@ type Peers = PeerManager<
     Arc<gossip::Hearsay>,
     Arc<IgnoringMessageHandler>,
     Log,
-    Arc<IgnoringMessageHandler>,
+    Arc<Lsps0>,
     Arc<KeysManager>,
     Arc<Monitors>,
 >;
@@ -130,6 +132,7 @@ struct Core {
     monitor_store: Arc<MonitorStore>,
     manager: Arc<Manager>,
     peers: Arc<Peers>,
+    lsps: Arc<Lsps0>,
     peer_book: PeerBook,
     scids: ScidBook,
     bumper: Bumper,

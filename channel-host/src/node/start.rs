@@ -30,6 +30,7 @@ use super::log::TracingLog;
 use super::parts::fail_unsent;
 use super::*;
 use crate::error::NodeError;
+use crate::lsps0::Questions;
 use crate::store::{Change, EntryKey};
 
 /// Updates a monitor may have on the disk beside it before it is written whole.
@@ -64,10 +65,11 @@ impl Node {
             }
         };
         let listen = listener.as_ref().and_then(|open| open.local_addr().ok());
-        let (core, follower, packages) = load(config).await?;
+        let (core, follower, packages, questions) = load(config).await?;
         let (stop, stopped) = watch::channel(false);
         let submitter = submit_all(Arc::clone(&core.config.chain), packages);
-        let mut helpers = vec![tokio::spawn(submitter)];
+        let serving = Arc::clone(&core).serve(questions);
+        let mut helpers = vec![tokio::spawn(submitter), tokio::spawn(serving)];
         let (drives, driven) = watch::channel(());
         let driving = Arc::clone(&core).drive(follower, stopped);
         let driver = tokio::spawn(async move {
@@ -126,6 +128,7 @@ async fn load(
         Arc<Core>,
         Follower,
         tokio::sync::mpsc::UnboundedReceiver<Vec<bitcoin::Transaction>>,
+        Questions,
     ),
     NodeError,
 > {
@@ -323,11 +326,13 @@ async fn load(
     let side = config.side;
     let gossip = Hearsay::new(gossip, Arc::clone(&graph), Arc::clone(&manager), side);
     let ignore = Arc::new(IgnoringMessageHandler {});
+    let (lsps, questions) = Lsps0::new(config.lsps.clone());
+    let lsps = Arc::new(lsps);
     let handler = MessageHandler {
         chan_handler: Arc::clone(&manager),
         route_handler: Arc::new(gossip),
-        onion_message_handler: Arc::clone(&ignore),
-        custom_message_handler: ignore,
+        onion_message_handler: ignore,
+        custom_message_handler: Arc::clone(&lsps),
         send_only_message_handler: Arc::clone(&monitors),
     };
     let now = SystemTime::now()
@@ -368,6 +373,7 @@ async fn load(
         monitor_store,
         manager,
         peers,
+        lsps,
         bumper,
         sweeper,
         sweep_target,
@@ -379,5 +385,5 @@ async fn load(
         stopping: AtomicBool::new(false),
     };
     core.lost = core.settle_leaves().await?;
-    Ok((Arc::new(core), follower, packages))
+    Ok((Arc::new(core), follower, packages, questions))
 }

@@ -199,6 +199,22 @@ pub enum Event {
     },
     /// Everything of a factory is spent and buried.
     FactoryForgotten { factory: FactoryId },
+    /// A client's webhook took a notification.
+    WebhookDelivered {
+        client: ClientId,
+        app_name: String,
+        cause: String,
+    },
+    /// A client's webhook did not take a notification; it is tried again unless it is given up.
+    WebhookFailed {
+        client: ClientId,
+        app_name: String,
+        cause: String,
+        problem: String,
+        given_up: bool,
+    },
+    /// No webhook is told anything before the next start.
+    WebhooksDown { problem: String },
     /// The Lightning node runs; clients and peers connect to this address.
     LightningReady { node_id: String, address: String },
     /// The Lightning node does not run; it is tried again.
@@ -334,6 +350,8 @@ impl Event {
                 | Self::Acked { .. }
                 | Self::ChannelOpened { .. }
                 | Self::PaymentForwarded { .. }
+                | Self::WebhookDelivered { .. }
+                | Self::WebhookFailed { .. }
                 | Self::ForwardRefused { .. }
                 | Self::BlockConnected { .. }
         )

@@ -15,6 +15,7 @@ use super::view::Seen;
 use crate::context::Context;
 use crate::event::Event;
 use crate::store::{ladder, leaves};
+use crate::webhooks;
 
 /// Why a path is published, in events.
 const ENDS: &str = "its factory ends";
@@ -129,7 +130,7 @@ async fn close(ctx: &Context, seen: &Seen, factory: FactoryId, client: ClientId)
     }
 }
 
-/// Who is away is told when it comes: the notice stays due.
+/// Who is away is woken, and told when it comes: the notice stays due.
 async fn warn(
     ctx: &Context,
     seen: &Seen,
@@ -142,7 +143,8 @@ async fn warn(
         return Ok(());
     };
     if !ctx.sessions.is_connected(&client) {
-        return Ok(());
+        let cause = format!("{level:?} {factory}");
+        return Ok(webhooks::wake_for_factory(ctx, client, &cause).await?);
     }
     let terms = Terms {
         fee: ctx.config.policy.fee_for(member.capacity),

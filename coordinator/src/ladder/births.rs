@@ -22,6 +22,7 @@ use crate::context::Context;
 use crate::event::Event;
 use crate::store::ceremonies::{self, Wish};
 use crate::store::clients::{self, ClientRow};
+use crate::webhooks;
 
 /// A level of a path and the child that pays for it, on the large side.
 const LEVEL_VBYTES: u64 = 500;
@@ -86,8 +87,14 @@ pub(super) async fn look(
     }
     let plan = plan(ctx, seen, list, height).await?;
     let slip = Blocks(ctx.config.ladder.birth_slip);
-    let all_there =
-        plan.leaving.iter().all(|leaving| is_there(ctx, leaving)) && !plan.leaving.is_empty();
+    let (there, away): (Vec<&Leaving>, Vec<&Leaving>) = plan
+        .leaving
+        .iter()
+        .partition(|leaving| is_there(ctx, leaving));
+    for leaving in &away {
+        webhooks::wake_for_factory(ctx, leaving.client, &format!("birth {rung}")).await?;
+    }
+    let all_there = away.is_empty() && !there.is_empty();
     if !all_there && Height(height) < planned.plus(slip) {
         // Looked at again when somebody comes.
         ctx.ladder.forget(&format!("birth {rung} {height}"));

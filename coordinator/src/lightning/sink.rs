@@ -4,12 +4,14 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use channel_host::{EventSink, ExitReason, LeafId, NodeEvent, NotTakenIn, SpendKind};
+use factory_tree::ids::ClientId;
 
 use super::{count, route};
 use crate::context::Context;
 use crate::event::Event;
 use crate::store::leaves::{self, LeafRow};
 use crate::store::{self, ladder, payments};
+use crate::webhooks;
 
 /// Takes the node's events in. The node is part of the context, so this does not keep it alive.
 #[derive(Debug)]
@@ -74,6 +76,9 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
         NodeEvent::LeafOpened { leaf } => {
             count(&ctx.lightning.news);
             tell_route(ctx, leaf).await?;
+        }
+        NodeEvent::ReceiverAway { client } => {
+            webhooks::wake_for_payment(ctx, ClientId(client.serialize())).await?;
         }
         NodeEvent::LeafRefused { leaf, reason } => {
             let reason = reason.to_string();

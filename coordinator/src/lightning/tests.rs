@@ -46,6 +46,7 @@ impl Wallet {
             chain: Arc::clone(&world.ctx.source),
             coins: Arc::new(WalletCoins::new(Arc::clone(&world.ctx.wallet))),
             events: Arc::new(events),
+            lsps: None,
         };
         Self {
             node: Node::start(config).await.unwrap(),

@@ -22,7 +22,7 @@ use super::pace::Pace;
 use crate::ceremony::Mail;
 use crate::event::Event;
 use crate::sessions::{Interest, Outgoing};
-use crate::{ladder, lightning};
+use crate::{ladder, lightning, webhooks};
 
 /// Starts a session's task and returns what it will send.
 ///
@@ -104,6 +104,9 @@ async fn run(
     if handle.replaced {
         // As if the older stream had been seen to close: the client may have been restarted since.
         front.ctx.ceremonies.gone(client).await;
+    }
+    if let Err(error) = webhooks::came(&front.ctx, client).await {
+        tracing::warn!(%error, %client, "a client that is here may be woken once more");
     }
     lightning::greet(&front.ctx, client).await;
     front.ctx.ceremonies.connected(client).await;

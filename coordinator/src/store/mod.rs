@@ -17,6 +17,7 @@ pub mod owner;
 pub mod payments;
 pub mod sweeps;
 mod wallet;
+pub mod webhooks;
 
 use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};

@@ -72,6 +72,9 @@ pub(super) enum Command {
         #[arg(long, default_value_t = 20, value_name = "N")]
         limit: u32,
     },
+    /// Have this wallet woken while it is away: the coordinator posts to an https URL (LSPS5).
+    #[command(subcommand)]
+    Webhook(Webhook),
     /// Print a fresh address of the on-chain wallet, for fee coins.
     Address,
     /// Show what this wallet has, to the satoshi.
@@ -81,6 +84,24 @@ pub(super) enum Command {
         /// In sat/vB; left out: by the node's estimate.
         #[arg(long, value_name = "SAT_PER_VB", value_parser = clap::value_parser!(u64).range(1..=10_000))]
         feerate: Option<u64>,
+    },
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Webhook {
+    /// Set one, or move the one of this name. It is sent a first notification.
+    Set {
+        /// A name for it, of at most 64 bytes.
+        name: String,
+        /// Where it is: https, of at most 1024 bytes.
+        url: String,
+    },
+    /// List the names of those that are set.
+    List,
+    /// Remove one.
+    Remove {
+        /// Its name.
+        name: String,
     },
 }
 

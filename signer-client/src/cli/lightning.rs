@@ -8,13 +8,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::CliError;
-use super::args::{Invoice, Keysend, Pay, Wait};
+use super::args::{Invoice, Keysend, Pay, Wait, Webhook};
 use super::context::{Context, Holder};
 use super::follow::{self, Progress};
 use super::table::{Table, grouped, short, with_msat as sat};
 use crate::error::Error;
 use crate::lightning::{ChannelView, stored};
 use crate::store::{Direction, Payment, PaymentState, Request, SharedStore};
+use crate::webhooks::{WebhookSet, Webhooks};
 
 /// Between two looks at a payment.
 const LOOK: Duration = Duration::from_millis(50);
@@ -129,6 +130,49 @@ struct Shown {
     #[serde(flatten)]
     channel: ChannelView,
     commitment_tx: Option<String>,
+}
+
+pub(super) async fn webhook(context: &Context, command: Webhook) -> Result<(), CliError> {
+    match command {
+        Webhook::Set { name, url } => {
+            let request = Request::SetWebhook {
+                app_name: name.clone(),
+                url,
+            };
+            let answer = ask(context, "webhook", request).await?;
+            let set: WebhookSet = serde_json::from_value(answer).map_err(std::io::Error::other)?;
+            let what = if set.no_change {
+                "is set already"
+            } else {
+                "is set, and sent a first notification"
+            };
+            let text = format!(
+                "Webhook {name:?} {what} ({} of {}).",
+                set.num_webhooks, set.max_webhooks
+            );
+            context.print(&set, &text)
+        }
+        Webhook::List => {
+            let answer = ask(context, "webhook", Request::Webhooks).await?;
+            let all: Webhooks = serde_json::from_value(answer).map_err(std::io::Error::other)?;
+            let text = if all.app_names.is_empty() {
+                "No webhooks.".to_owned()
+            } else {
+                all.app_names.join("\n")
+            };
+            context.print(&all, &text)
+        }
+        Webhook::Remove { name } => {
+            let request = Request::RemoveWebhook {
+                app_name: name.clone(),
+            };
+            ask(context, "webhook", request).await?;
+            context.print(
+                &json!({ "removed": name }),
+                &format!("Webhook {name:?} is removed."),
+            )
+        }
+    }
 }
 
 pub(super) async fn channels(context: &Context) -> Result<(), CliError> {

@@ -140,6 +140,7 @@ async fn execute(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Keysend(options) => lightning::keysend(context, options).await,
         Command::Channels => lightning::channels(context).await,
         Command::Payments { limit } => lightning::payments(context, limit).await,
+        Command::Webhook(command) => lightning::webhook(context, command).await,
         Command::Address => show::address(context).await,
         Command::Balance => show::balance(context).await,
         Command::Sweep { feerate } => show::sweep(context, feerate).await,

@@ -109,6 +109,14 @@ async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::V
             json!(client.keysend(to, Msat(amount_msat)).await?)
         }
         Request::Channels => json!(client.channels().await?),
+        Request::SetWebhook { app_name, url } => {
+            json!(client.set_webhook(&app_name, &url).await?)
+        }
+        Request::Webhooks => json!(client.webhooks().await?),
+        Request::RemoveWebhook { app_name } => {
+            client.remove_webhook(&app_name).await?;
+            json!(null)
+        }
         Request::Wake => {
             client.inner.wake_chain.notify_one();
             client.inner.wake_connection.notify_one();

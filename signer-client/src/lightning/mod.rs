@@ -180,6 +180,8 @@ fn node_config(client: &Arc<Inner>) -> NodeConfig {
         chain: Arc::clone(&client.chain),
         coins: Arc::new(coins::Coins::new(client)),
         events,
+        // A wallet asks, and answers nothing.
+        lsps: None,
     }
 }
 

@@ -76,6 +76,20 @@ pub enum Request {
     },
     /// The channels.
     Channels,
+    /// Set a webhook.
+    SetWebhook {
+        /// Its name.
+        app_name: String,
+        /// Where it is.
+        url: String,
+    },
+    /// The webhooks.
+    Webhooks,
+    /// Remove a webhook.
+    RemoveWebhook {
+        /// Its name.
+        app_name: String,
+    },
     /// Look at interest and exits again: they changed.
     Wake,
 }

@@ -24,7 +24,15 @@ fn town_with(
     clients: usize,
     more: impl FnOnce(&mut Ladder) -> Result<()>,
 ) -> Result<(Ladder, String)> {
-    let mut ladder = Ladder::start(name, SHORT)?;
+    town_in(Ladder::start(name, SHORT)?, clients, more)
+}
+
+/// The same in a ladder that stands.
+pub(crate) fn town_in(
+    mut ladder: Ladder,
+    clients: usize,
+    more: impl FnOnce(&mut Ladder) -> Result<()>,
+) -> Result<(Ladder, String)> {
     ladder.world.add_clients(clients)?;
     more(&mut ladder)?;
     let everybody: Vec<usize> = (0..ladder.world.clients.len()).collect();

@@ -22,4 +22,5 @@ mod reclaim;
 mod reorg;
 mod silence;
 mod timeouts;
+mod webhooks;
 mod wire;

@@ -89,6 +89,7 @@ impl Member {
             chain: Arc::new(chain),
             coins: Arc::clone(&self.coins),
             events: Arc::new(sender),
+            lsps: None,
         })
         .await?;
         self.address = node.listen_address();

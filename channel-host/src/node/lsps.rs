@@ -1,0 +1,46 @@
+//! Questions by LSPS0, ours and the peers'.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitcoin::secp256k1::PublicKey;
+use serde_json::Value;
+
+use super::Core;
+use crate::lsps0::{AskError, Questions};
+
+/// How long an answer is waited for.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+impl Core {
+    /// Answers questions, one after another.
+    pub(super) async fn serve(self: Arc<Self>, mut questions: Questions) {
+        loop {
+            self.lsps.serve_one(&mut questions).await;
+            self.peers.process_events();
+        }
+    }
+
+    pub(super) async fn ask(
+        &self,
+        peer: PublicKey,
+        method: &str,
+        params: &Value,
+    ) -> Result<Value, AskError> {
+        if !self.is_connected(&peer) {
+            return Err(AskError::Away(peer));
+        }
+        // bLIP-50 asks for 80 random bits at least.
+        let id = format!("{:032x}", rand::random::<u128>());
+        let answer = self.lsps.ask(peer, &id, method, params);
+        self.peers.process_events();
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok(outcome)) => outcome.map_err(AskError::Refused),
+            Ok(Err(_)) => Err(AskError::Away(peer)),
+            Err(_) => {
+                self.lsps.give_up(peer, &id);
+                Err(AskError::Silent(peer))
+            }
+        }
+    }
+}

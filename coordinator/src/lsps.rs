@@ -1,0 +1,79 @@
+//! What Lightning peers ask by LSPS0 (bLIP-50), answered here; LSPS5 so far.
+
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+use bitcoin::secp256k1::PublicKey;
+use channel_host::{LspsService, RpcError};
+use factory_tree::ids::ClientId;
+use serde_json::{Map, Value};
+
+use crate::context::Context;
+use crate::event::Event;
+use crate::store::StoreError;
+use crate::webhooks;
+
+/// Answers. The node is part of the context, so this does not keep it alive.
+#[derive(Debug)]
+pub struct Lsps(Weak<Context>);
+
+impl Lsps {
+    /// For the node of `ctx`.
+    #[must_use]
+    pub fn new(ctx: &Arc<Context>) -> Self {
+        Self(Arc::downgrade(ctx))
+    }
+}
+
+/// Why a question is not answered as asked.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The peer's doing.
+    Rpc(RpcError),
+    /// Ours.
+    Store(StoreError),
+}
+
+impl From<RpcError> for Refusal {
+    fn from(error: RpcError) -> Self {
+        Self::Rpc(error)
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+#[async_trait]
+impl LspsService for Lsps {
+    fn protocols(&self) -> Vec<u16> {
+        vec![5]
+    }
+
+    async fn answer(
+        &self,
+        peer: PublicKey,
+        method: &str,
+        params: Map<String, Value>,
+    ) -> Result<Value, RpcError> {
+        let ctx = self.0.upgrade().ok_or_else(RpcError::internal)?;
+        let client = ClientId(peer.serialize());
+        let answered = match method {
+            "lsps5.set_webhook" => webhooks::set(&ctx, client, params).await,
+            "lsps5.list_webhooks" => webhooks::list(&ctx, client, params).await,
+            "lsps5.remove_webhook" => webhooks::remove(&ctx, client, params).await,
+            _ => return Err(RpcError::unknown_method()),
+        };
+        answered.map_err(|refusal| match refusal {
+            Refusal::Rpc(error) => error,
+            Refusal::Store(error) => {
+                ctx.events.emit(Event::StoreFailed {
+                    problem: error.to_string(),
+                });
+                RpcError::internal()
+            }
+        })
+    }
+}

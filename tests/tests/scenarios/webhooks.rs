@@ -1,0 +1,134 @@
+//! Wallets that sleep, and are woken: LSPS5 over a real HTTPS server.
+
+use std::time::SystemTime;
+
+use anyhow::{Result, anyhow, ensure};
+use bitcoin::secp256k1::PublicKey;
+use lightning_liquidity::lsps0::ser::LSPSDateTime;
+use lightning_liquidity::lsps5::validator::LSPS5Validator;
+use scenarios::ladder::Ladder;
+use scenarios::outside::Outside;
+use scenarios::service::Service;
+use scenarios::webhook::{Posted, Webhook};
+use scenarios::world::{COORDINATOR_COINS, World, number, path_text};
+use signer_client::webhooks::read_notification;
+
+use crate::ladder_births::SHORT;
+use crate::ladder_clients::{all_hand_over, all_have, stop_births, town_in};
+
+/// The coordinator trusts the server, and may reach it though it is on loopback.
+fn trusts(coordinator: &Service, webhook: &Webhook) -> Result<()> {
+    coordinator.configure("webhooks.ca_file", path_text(webhook.ca_file())?)?;
+    coordinator.configure("webhooks.allow_private", true)
+}
+
+/// Our own judgement and that of a library that is not ours.
+fn is_genuine(world: &World, posted: &Posted, method: &str) -> Result<()> {
+    let (coordinator, _) = world.lightning()?;
+    let Posted {
+        timestamp,
+        signature,
+        body,
+        ..
+    } = posted;
+    let read = read_notification(&coordinator, timestamp, signature, body, SystemTime::now())?;
+    ensure!(read.method == method, "{read:?}");
+    theirs(coordinator, posted)
+}
+
+fn theirs(coordinator: PublicKey, posted: &Posted) -> Result<()> {
+    let time: LSPSDateTime = posted.timestamp.parse().map_err(|()| anyhow!("no time"))?;
+    let notification = serde_json::from_str(&posted.body)?;
+    let validated =
+        LSPS5Validator::new().validate(coordinator, &time, &posted.signature, &notification);
+    ensure!(validated.is_ok(), "{validated:?}: {posted:?}");
+    Ok(())
+}
+
+/// A wallet sleeps into the dying days. Its webhook is away at first, the coordinator dies in between: it is woken all the same, and moves.
+#[test]
+fn a_sleeping_wallet_is_woken_and_moves() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let webhook = Webhook::start(directory.path())?;
+    let mut ladder = Ladder::prepare(&World::directory("webhook_wakes")?, SHORT)?;
+    trusts(&ladder.world.coordinator, &webhook)?;
+    ladder.begin(COORDINATOR_COINS)?;
+    ladder.world.add_clients(1)?;
+    let early = ladder.world.client(0)?;
+    early.wait_for("lightning_connected")?;
+    let refused = early.command(&["webhook", "set", "push", &webhook.url("early")])?;
+    refused.refused(4, &["webhooks are for clients of a factory"])?;
+    let (mut ladder, first) = town_in(ladder, 2, |_| Ok(()))?;
+    let sleeper = ladder.world.client(2)?;
+    let set = sleeper.json(&["webhook", "set", "push", &webhook.url("token")])?;
+    ensure!(number(&set, "num_webhooks")? == 1, "{set}");
+    let greeting = webhook.wait(0, "lsps5.webhook_registered")?;
+    is_genuine(&ladder.world, &greeting, "lsps5.webhook_registered")?;
+    ensure!(greeting.path == "/token", "{greeting:?}");
+    let list = sleeper.json(&["webhook", "list"])?;
+    ensure!(list["app_names"] == serde_json::json!(["push"]), "{list}");
+    sleeper.json(&["webhook", "set", "other", &webhook.url("other")])?;
+    sleeper.json(&["webhook", "remove", "other"])?;
+    let gone = sleeper.command(&["webhook", "remove", "other"])?;
+    gone.refused(4, &["there is no webhook of this app_name"])?;
+    let plain = sleeper.command(&["webhook", "set", "push", "http://127.0.0.1/"])?;
+    plain.refused(4, &["not an https URL"])?;
+    ladder.world.client_mut(2)?.terminate()?;
+
+    webhook.answers(503);
+    let export = ladder.export(&first)?.clone();
+    let dying = ladder.end(&export) - ladder.numbers.factory.dying;
+    let mark = ladder.world.coordinator.mark()?;
+    ladder.live_until(dying)?;
+    let failed = ladder
+        .world
+        .coordinator
+        .wait_after(mark, "webhook_failed", |event| {
+            event.is("webhook_failed") && event.text("problem").contains("503")
+        })?;
+    ensure!(!failed.to_string().contains("token"), "{failed:?}");
+    ladder.kill_coordinator()?;
+    let mark = webhook.posted().len();
+    webhook.answers(200);
+    ladder.coordinator_returns(&[])?;
+    let woken = webhook.wait(mark, "lsps5.liquidity_management_request")?;
+    is_genuine(&ladder.world, &woken, "lsps5.liquidity_management_request")?;
+
+    ladder.world.client_mut(2)?.start()?;
+    ladder.world.client(2)?.wait_for("connected")?;
+    all_hand_over(&mut ladder, &first, &[0, 1, 2])?;
+    all_have(&ladder, &[0, 1, 2])?;
+    ensure!(
+        ladder.tally.factories[&first].published.is_empty(),
+        "a path was published"
+    );
+    stop_births(&mut ladder)
+}
+
+/// A payment finds its receiver asleep, and waits while it is woken.
+#[test]
+fn a_payment_wakes_its_receiver() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let webhook = Webhook::start(directory.path())?;
+    let mut world = World::start_with("webhook_payment", |coordinator| {
+        trusts(coordinator, &webhook)
+    })?;
+    world.add_clients(2)?;
+    world.join(&[0, 1])?;
+    let created = world.create(&[])?;
+    world.usable_for(&created, &[0, 1])?;
+    let outside = Outside::start(&mut world)?;
+    let invoice = world.invoice(0, 30_000)?;
+    let url = webhook.url("token");
+    world.client(0)?.json(&["webhook", "set", "push", &url])?;
+    webhook.wait(0, "lsps5.webhook_registered")?;
+    world.client_mut(0)?.terminate()?;
+
+    let ours = outside.send(&invoice)?;
+    let woken = webhook.wait(1, "lsps5.payment_incoming")?;
+    is_genuine(&world, &woken, "lsps5.payment_incoming")?;
+    world.client_mut(0)?.start()?;
+    let outcome = outside.outcome(ours)?;
+    ensure!(outcome.is_ok(), "{outcome:?}");
+    world.lightning_becomes(0, 30_000_000)
+}
