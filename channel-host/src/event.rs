@@ -162,6 +162,13 @@ pub enum NodeEvent {
         /// Who.
         client: PublicKey,
     },
+    /// A payment over the leaf of this client, who is away, is not resolved; at that height its leaf goes to the chain for it.
+    ExpirySoon {
+        /// Who.
+        client: PublicKey,
+        /// When.
+        exits_at: u32,
+    },
     /// A part of a move is over: the client has it in its new channel, the coordinator has what it paid out.
     PartMoved {
         /// Its hash.

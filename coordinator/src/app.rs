@@ -32,7 +32,7 @@ use crate::server::{self, Front};
 use crate::sessions::Sessions;
 use crate::store::{Store, StoreError, clients, owner};
 use crate::trees::Trees;
-use crate::webhooks::{self, Webhooks};
+use crate::webhooks::{self, HttpError, Poster, Webhooks};
 use crate::{admin, chain_task};
 
 /// Clients that may wait to be written down as seen.
@@ -92,6 +92,9 @@ pub enum StartError {
         /// The system's words.
         source: io::Error,
     },
+    /// What wakes clients.
+    #[error(transparent)]
+    Webhooks(#[from] HttpError),
     /// Reflection's descriptors.
     #[error("the service cannot describe itself: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -170,6 +173,10 @@ impl Coordinator {
         mut stop: watch::Receiver<bool>,
     ) -> Result<Self, StartError> {
         let lock = data.lock()?;
+        let poster = match Poster::new(&config.webhooks) {
+            Err(error @ HttpError::CaFile { .. }) => return Err(error.into()),
+            poster => poster,
+        };
         if config.network == Network::Bitcoin && seed.kdf_cost() == KdfCost::Light {
             return Err(StartError::LightSeed);
         }
@@ -224,7 +231,7 @@ impl Coordinator {
         ceremony::resume_all(&coordinator.ctx, &coordinator.shutdown.subscribe()).await?;
         coordinator.serve_clients(listener, identity.as_ref())?;
         coordinator.serve_operator(admin_listener, data);
-        coordinator.follow_chain();
+        coordinator.follow_chain(poster);
         Ok(coordinator)
     }
 
@@ -287,15 +294,23 @@ impl Coordinator {
         self.spawn("operator's server", served);
     }
 
-    fn follow_chain(&mut self) {
+    fn follow_chain(&mut self, poster: Result<Poster, HttpError>) {
         let ctx = Arc::clone(&self.ctx);
         self.spawn("chain", chain_task::run(ctx, self.shutdown.subscribe()));
         let ctx = Arc::clone(&self.ctx);
         self.spawn("lightning", lightning::run(ctx, self.shutdown.subscribe()));
         let ctx = Arc::clone(&self.ctx);
         self.spawn("ladder", ladder::run(ctx, self.shutdown.subscribe()));
-        let ctx = Arc::clone(&self.ctx);
-        self.spawn("webhooks", webhooks::run(ctx, self.shutdown.subscribe()));
+        match poster {
+            Ok(poster) => {
+                let ctx = Arc::clone(&self.ctx);
+                let running = webhooks::run(ctx, poster, self.shutdown.subscribe());
+                self.spawn("webhooks", running);
+            }
+            Err(error) => self.ctx.events.emit(Event::WebhooksDown {
+                problem: error.to_string(),
+            }),
+        }
         let (listen, connection) = (self.listen.to_string(), self.connection.to_string());
         let ctx = Arc::clone(&self.ctx);
         let mut stop = self.shutdown.subscribe();

@@ -219,20 +219,21 @@ CREATE TABLE webhook (
     client BLOB NOT NULL,
     app_name TEXT NOT NULL,
     url TEXT NOT NULL, -- may hold a secret of the client's: not for logs
-    set_at INTEGER NOT NULL, -- Unix time, as all times of these two tables
     PRIMARY KEY (client, app_name)
 ) STRICT, WITHOUT ROWID;
 
--- What a webhook is told until its client comes; one per cause.
+-- What a webhook is told while its client is away; one per cause. Times are Unix times.
 CREATE TABLE wake (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
     client BLOB NOT NULL,
     app_name TEXT NOT NULL,
     cause TEXT NOT NULL,
     body TEXT NOT NULL, -- the notification, JSON
     asked_at INTEGER NOT NULL,
+    until INTEGER NOT NULL, -- not sent any more after this
     tries INTEGER NOT NULL DEFAULT 0,
     next_at INTEGER, -- none when it is over
-    PRIMARY KEY (client, app_name, cause),
+    UNIQUE (client, app_name, cause),
     FOREIGN KEY (client, app_name) REFERENCES webhook (client, app_name) ON DELETE CASCADE
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE INDEX wake_next ON wake (next_at);

@@ -178,6 +178,8 @@ CREATE TABLE pin (
 
 CREATE INDEX pin_ceremony ON pin (ceremony);
 
+CREATE TABLE sqlite_sequence(name,seq);
+
 CREATE TABLE sweep (
     number INTEGER PRIMARY KEY,
     txid BLOB NOT NULL UNIQUE,
@@ -199,16 +201,18 @@ CREATE TABLE used (
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE wake (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
     client BLOB NOT NULL,
     app_name TEXT NOT NULL,
     cause TEXT NOT NULL,
     body TEXT NOT NULL, -- the notification, JSON
     asked_at INTEGER NOT NULL,
+    until INTEGER NOT NULL, -- not sent any more after this
     tries INTEGER NOT NULL DEFAULT 0,
     next_at INTEGER, -- none when it is over
-    PRIMARY KEY (client, app_name, cause),
+    UNIQUE (client, app_name, cause),
     FOREIGN KEY (client, app_name) REFERENCES webhook (client, app_name) ON DELETE CASCADE
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE INDEX wake_next ON wake (next_at);
 
@@ -221,6 +225,5 @@ CREATE TABLE webhook (
     client BLOB NOT NULL,
     app_name TEXT NOT NULL,
     url TEXT NOT NULL, -- may hold a secret of the client's: not for logs
-    set_at INTEGER NOT NULL, -- Unix time, as all times of these two tables
     PRIMARY KEY (client, app_name)
 ) STRICT, WITHOUT ROWID;

@@ -36,7 +36,14 @@ struct Raw {
 /// Reads a message; an error is what to answer, and to which id.
 pub(super) fn read(bytes: &[u8]) -> Result<Incoming, (Value, RpcError)> {
     let no_json = |_| (Value::Null, RpcError::new(-32_700, "parse error"));
-    let raw: Raw = serde_json::from_slice(bytes).map_err(no_json)?;
+    let invalid = |what: &str| RpcError::new(-32_600, format!("invalid request: {what}"));
+    let value: Value = serde_json::from_slice(bytes).map_err(no_json)?;
+    // A struct would be read from an array, too.
+    if !value.is_object() {
+        return Err((Value::Null, invalid("it is not an object")));
+    }
+    let misread = |_| (Value::Null, invalid("a member is of the wrong kind"));
+    let raw: Raw = serde_json::from_value(value).map_err(misread)?;
     let Some(method) = raw.method else {
         let outcome = raw.error.map_or(Ok(raw.result.unwrap_or_default()), Err);
         return Ok(match raw.id {
@@ -44,7 +51,6 @@ pub(super) fn read(bytes: &[u8]) -> Result<Incoming, (Value, RpcError)> {
             _ => Incoming::Remark,
         });
     };
-    let invalid = |what: &str| RpcError::new(-32_600, format!("invalid request: {what}"));
     let id = match raw.id {
         Some(Value::String(id)) => id,
         // JSON-RPC's notifications have no id, and are never answered.

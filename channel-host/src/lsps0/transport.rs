@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
 use lightning::io;
@@ -20,9 +21,13 @@ use super::{LspsService, RpcError};
 const MESSAGE_TYPE: u16 = 37_913;
 /// bLIP-50's `option_supports_lsps`, the odd bit.
 const FEATURE: usize = 729;
-/// Questions that wait for an answer: of one peer, and of all.
+/// Questions that wait for an answer: of one peer, and of all. What is above is not answered: clients ask again.
 const PER_PEER: usize = 8;
-const WAITING: usize = 1_024;
+const WAITING: usize = 128;
+/// The longest message that is read. JSON takes a hundred times its length in memory, and no question of LSPS1, 2 or 5 is as long.
+const LONGEST: usize = 8 * 1024;
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A message as it travels.
 #[derive(Debug, PartialEq, Eq)]
@@ -119,14 +124,16 @@ impl Lsps0 {
             // The sender is ours.
             return std::future::pending().await;
         };
-        let outcome = self.outcome(&question).await;
-        self.answer(question.peer, &question.id.into(), &outcome);
-        self.done(question.peer);
+        let (peer, id) = (question.peer, question.id.clone());
+        let outcome = tokio::time::timeout(PATIENCE, self.outcome(question)).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(RpcError::internal()));
+        self.answer(peer, &id.into(), &outcome);
+        self.done(peer);
     }
 
-    async fn outcome(&self, question: &Question) -> Outcome {
+    async fn outcome(&self, question: Question) -> Outcome {
         let service = self.service.as_ref().ok_or(RpcError::unknown_method())?;
-        match question.method.as_str() {
+        match question.method.clone().as_str() {
             "lsps0.list_protocols" => {
                 let names: Vec<String> = question.params.keys().cloned().collect();
                 if !names.is_empty() {
@@ -135,8 +142,8 @@ impl Lsps0 {
                 Ok(json!({ "protocols": service.protocols() }))
             }
             method => {
-                let params = question.params.clone();
-                service.answer(question.peer, method, params).await
+                let Question { peer, params, .. } = question;
+                service.answer(peer, method, params).await
             }
         }
     }
@@ -153,7 +160,7 @@ impl Lsps0 {
     }
 
     fn asked(&self, question: Question) {
-        let (peer, id) = (question.peer, Value::from(question.id.clone()));
+        let peer = question.peer;
         let has_room = {
             let mut state = self.state();
             let waiting = state.waiting.entry(peer).or_default();
@@ -161,14 +168,9 @@ impl Lsps0 {
             *waiting += usize::from(has_room);
             has_room
         };
-        if has_room && self.inbox.try_send(question).is_ok() {
-            return;
-        }
-        if has_room {
+        if has_room && self.inbox.try_send(question).is_err() {
             self.done(peer);
         }
-        let busy = "too many questions at once; ask again when the others are answered";
-        self.answer(peer, &id, &Err(RpcError::new(-32_603, busy)));
     }
 }
 
@@ -197,6 +199,11 @@ impl CustomMessageHandler for Lsps0 {
         message: RawMessage,
         peer: PublicKey,
     ) -> Result<(), LightningError> {
+        if message.0.len() > LONGEST {
+            let too_long = RpcError::new(-32_600, format!("longer than {LONGEST} bytes"));
+            self.answer(peer, &Value::Null, &Err(too_long));
+            return Ok(());
+        }
         match message::read(&message.0) {
             Ok(Incoming::Question { id, method, params }) => self.asked(Question {
                 peer,

@@ -20,6 +20,8 @@ use crate::leaf::{HtlcView, LeafId, Record, Side, Stage, exit_due};
 use crate::pay::required_delta;
 use crate::store::{Change, EntryKey};
 
+/// Blocks before a leaf has to go to the chain in which its client is woken, who may yet resolve what is pending (bLIP-55: 24).
+const WAKE_BEFORE: u32 = 24;
 /// Blocks after the leaf's within which a closing transaction has to confirm.
 const CLOSING_PATIENCE: u32 = 6;
 
@@ -60,12 +62,19 @@ impl Core {
         let mut exiting = leaf.exiting;
         if !exiting && leaf.factory_confirmed {
             let height = self.book.height();
-            let due = self
-                .pending(leaf, channel, all)
-                .into_iter()
-                .find_map(|htlc| exit_due(height, leaf.exit_delay, htlc));
-            if let Some(reason) = due {
+            let pending = self.pending(leaf, channel, all);
+            let due_at = |height: u32| {
+                let mut all = pending.iter();
+                all.find_map(|htlc| exit_due(height, leaf.exit_delay, *htlc))
+            };
+            if let Some(reason) = due_at(height) {
                 exiting = self.begin_exit(leaf.id, reason).await?;
+            } else if leaf.side == Side::Lsp && !self.is_connected(&leaf.peer) {
+                let mut soon = (height..height.saturating_add(WAKE_BEFORE)).skip(1);
+                if let Some(exits_at) = soon.find(|height| due_at(*height).is_some()) {
+                    let client = leaf.peer;
+                    self.tell(NodeEvent::ExpirySoon { client, exits_at }).await;
+                }
             }
         }
         if exiting && leaf.confirmed_at.is_some() {

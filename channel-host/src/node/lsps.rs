@@ -7,10 +7,23 @@ use bitcoin::secp256k1::PublicKey;
 use serde_json::Value;
 
 use super::Core;
-use crate::lsps0::{AskError, Questions};
+use crate::lsps0::{AskError, Lsps0, Questions};
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A question of ours, waited for until this is dropped.
+struct Asked<'a> {
+    lsps: &'a Lsps0,
+    peer: PublicKey,
+    id: String,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.lsps.give_up(self.peer, &self.id);
+    }
+}
 
 impl Core {
     /// Answers questions, one after another.
@@ -33,14 +46,17 @@ impl Core {
         // bLIP-50 asks for 80 random bits at least.
         let id = format!("{:032x}", rand::random::<u128>());
         let answer = self.lsps.ask(peer, &id, method, params);
+        // Whoever asked may stop waiting.
+        let _asked = Asked {
+            lsps: &self.lsps,
+            peer,
+            id,
+        };
         self.peers.process_events();
         match tokio::time::timeout(PATIENCE, answer).await {
             Ok(Ok(outcome)) => outcome.map_err(AskError::Refused),
             Ok(Err(_)) => Err(AskError::Away(peer)),
-            Err(_) => {
-                self.lsps.give_up(peer, &id);
-                Err(AskError::Silent(peer))
-            }
+            Err(_) => Err(AskError::Silent(peer)),
         }
     }
 }

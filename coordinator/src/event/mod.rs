@@ -351,7 +351,10 @@ impl Event {
                 | Self::ChannelOpened { .. }
                 | Self::PaymentForwarded { .. }
                 | Self::WebhookDelivered { .. }
-                | Self::WebhookFailed { .. }
+                | Self::WebhookFailed {
+                    given_up: false,
+                    ..
+                }
                 | Self::ForwardRefused { .. }
                 | Self::BlockConnected { .. }
         )
@@ -361,6 +364,8 @@ impl Event {
         matches!(
             self,
             Self::AuthRefused { .. }
+                | Self::WebhooksDown { .. }
+                | Self::WebhookFailed { given_up: true, .. }
                 | Self::MessageRefused { .. }
                 | Self::ClientLeftOut { .. }
                 | Self::Blamed { .. }

@@ -15,7 +15,7 @@ use super::view::Seen;
 use crate::context::Context;
 use crate::event::Event;
 use crate::store::{ladder, leaves};
-use crate::webhooks;
+use crate::webhooks::{self, Why};
 
 /// Why a path is published, in events.
 const ENDS: &str = "its factory ends";
@@ -53,7 +53,10 @@ pub(super) async fn act(
         Due::Forget { factory } => {
             let id = *factory;
             ctx.store
-                .write(async |tx| ladder::forget(tx, id).await)
+                .write(async |tx| {
+                    webhooks::forget(tx, id).await?;
+                    ladder::forget(tx, id).await
+                })
                 .await?;
             ctx.events.emit(Event::FactoryForgotten { factory: id });
             Ok(())
@@ -143,8 +146,10 @@ async fn warn(
         return Ok(());
     };
     if !ctx.sessions.is_connected(&client) {
-        let cause = format!("{level:?} {factory}");
-        return Ok(webhooks::wake_for_factory(ctx, client, &cause).await?);
+        if level == Warning::Early {
+            ctx.webhooks.wake(client, Why::EndsSoon(factory));
+        }
+        return Ok(());
     }
     let terms = Terms {
         fee: ctx.config.policy.fee_for(member.capacity),

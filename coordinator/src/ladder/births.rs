@@ -22,7 +22,7 @@ use crate::context::Context;
 use crate::event::Event;
 use crate::store::ceremonies::{self, Wish};
 use crate::store::clients::{self, ClientRow};
-use crate::webhooks;
+use crate::webhooks::Why;
 
 /// A level of a path and the child that pays for it, on the large side.
 const LEVEL_VBYTES: u64 = 500;
@@ -87,14 +87,10 @@ pub(super) async fn look(
     }
     let plan = plan(ctx, seen, list, height).await?;
     let slip = Blocks(ctx.config.ladder.birth_slip);
-    let (there, away): (Vec<&Leaving>, Vec<&Leaving>) = plan
-        .leaving
-        .iter()
-        .partition(|leaving| is_there(ctx, leaving));
-    for leaving in &away {
-        webhooks::wake_for_factory(ctx, leaving.client, &format!("birth {rung}")).await?;
+    for client in plan.away(ctx) {
+        ctx.webhooks.wake(client, Why::Birth);
     }
-    let all_there = away.is_empty() && !there.is_empty();
+    let all_there = plan.away(ctx).next().is_none() && !plan.leaving.is_empty();
     if !all_there && Height(height) < planned.plus(slip) {
         // Looked at again when somebody comes.
         ctx.ladder.forget(&format!("birth {rung} {height}"));

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use factory_tree::ids::FactoryId;
-use factory_tree::ladder::{Due, due};
+use factory_tree::ladder::{Due, Stage, due};
 use factory_tree::units::Height;
 use tokio::sync::watch;
 
@@ -19,6 +19,7 @@ use crate::ceremony::CreateError;
 use crate::context::Context;
 use crate::store::StoreError;
 use crate::trees::TreesError;
+use crate::webhooks::Why;
 
 pub use moves::{hand_over, move_part};
 pub use show::{forecast, preview, show};
@@ -129,10 +130,29 @@ async fn look(ctx: &Arc<Context>, shutdown: &watch::Receiver<bool>) -> Result<()
             tracing::warn!(%error, due = ?one, "not done now");
         }
     }
+    wake(ctx, &seen, height);
     if ctx.config.ladder.enabled && !blind {
         births::look(ctx, &seen, &list, height, shutdown).await?;
     }
     Ok(())
+}
+
+/// Who has not left a factory that ends, and is away, is woken, whatever it was told when it was here last.
+fn wake(ctx: &Context, seen: &view::Seen, height: u32) {
+    let spacing = ctx.config.ladder.spacing;
+    for facts in &seen.ladder.factories {
+        let stage = Stage::of(facts, Height(height), spacing);
+        if !matches!(stage, Stage::Dying { .. } | Stage::Closing) {
+            continue;
+        }
+        let inside = facts
+            .members
+            .iter()
+            .filter(|member| member.progress.is_inside());
+        for member in inside.filter(|member| !ctx.sessions.is_connected(&member.client)) {
+            ctx.webhooks.wake(member.client, Why::Ends(facts.id));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::context::Context;
 use crate::event::Event;
 use crate::store::leaves::{self, LeafRow};
 use crate::store::{self, ladder, payments};
-use crate::webhooks;
+use crate::webhooks::Why;
 
 /// Takes the node's events in. The node is part of the context, so this does not keep it alive.
 #[derive(Debug)]
@@ -78,7 +78,12 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
             tell_route(ctx, leaf).await?;
         }
         NodeEvent::ReceiverAway { client } => {
-            webhooks::wake_for_payment(ctx, ClientId(client.serialize())).await?;
+            ctx.webhooks
+                .wake(ClientId(client.serialize()), Why::Payment);
+        }
+        NodeEvent::ExpirySoon { client, exits_at } => {
+            let client = ClientId(client.serialize());
+            ctx.webhooks.wake(client, Why::Expiry(exits_at));
         }
         NodeEvent::LeafRefused { leaf, reason } => {
             let reason = reason.to_string();

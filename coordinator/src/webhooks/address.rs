@@ -42,8 +42,11 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         && !(a == 0x3fff && b < 0x1000)
 }
 
-/// Whether a URL may lead to a public address; a name is judged when it is looked up.
+/// Whether a URL may lead to a public address, at HTTPS's own port; a name is judged when it is looked up.
 pub(super) fn may_be_public(url: &Url) -> bool {
+    if url.port_or_known_default() != Some(443) {
+        return false;
+    }
     match url.host_str() {
         None => false,
         Some(host) => {
@@ -114,7 +117,8 @@ mod tests {
     fn urls_are_judged_as_they_are_called() {
         let may = |text: &str| may_be_public(&Url::parse(text).unwrap());
         assert!(may("https://push.example/x"));
-        assert!(may("https://1.1.1.1:8443/"));
+        assert!(may("https://1.1.1.1:443/"));
+        assert!(!may("https://1.1.1.1:8332/"));
         // All of these are 127.0.0.1 to a URL parser.
         for text in [
             "https://127.1/",

@@ -4,47 +4,74 @@
 //! They are queued in the database, one per webhook and cause, sent until somebody takes them or the client comes ([`send`]).
 
 mod address;
+mod pace;
 mod send;
+mod why;
 
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use channel_host::{RpcError, read_params};
-use factory_tree::ids::ClientId;
+use factory_tree::ids::{ClientId, FactoryId};
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
+use self::pace::Pace;
 use crate::context::Context;
 use crate::lsps::Refusal;
-use crate::store::webhooks::{self as rows, WebhookRow};
-use crate::store::{Result, StoreError};
+use crate::store::webhooks::{self as rows, Wake, WebhookRow};
+use crate::store::{Conn, Result};
 
-pub use send::run;
+pub use send::{HttpError, Poster, run};
+pub use why::Why;
 
 /// bLIP-55's bounds, in bytes.
 const MAX_APP_NAME: usize = 64;
 const MAX_URL: usize = 1024;
 /// The cause of the notification that greets a new webhook: it is sent though its client is there.
 const REGISTERED: &str = "registered";
-/// A payment that waits for its receiver is news so many seconds after the last one.
-const PAYMENTS_EVERY: u64 = 60;
-/// What has to be done within days is said once a day.
-const DAILY: u64 = 86_400;
+/// Changes of a client's webhooks per minute: each is a write, and a call wherever it likes.
+const CHANGES: u32 = 10;
 
-/// What the sender is told: that there is something to send.
+/// Who is to be woken, until the sender has taken it in, and who changes webhooks how often.
 #[derive(Debug)]
-pub struct Webhooks(watch::Sender<u64>);
+pub struct Webhooks {
+    asked: Mutex<HashSet<(ClientId, Why)>>,
+    changes: Pace,
+    news: watch::Sender<u64>,
+}
 
 impl Default for Webhooks {
     fn default() -> Self {
-        Self(watch::Sender::new(0))
+        Self {
+            asked: Mutex::default(),
+            changes: Pace::new(CHANGES),
+            news: watch::Sender::new(0),
+        }
     }
 }
 
 impl Webhooks {
+    /// A client that is away should come. Costs nothing: the sender writes it down, if there is a webhook and it was not told lately.
+    pub fn wake(&self, client: ClientId, why: Why) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = asked.insert((client, why));
+        drop(asked);
+        if is_new {
+            self.look_again();
+        }
+    }
+
     fn look_again(&self) {
-        self.0.send_modify(|count| *count = count.wrapping_add(1));
+        self.news
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    fn take(&self) -> HashSet<(ClientId, Why)> {
+        std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -81,35 +108,53 @@ pub async fn set(
         app_name: asked.app_name,
     };
     let max = ctx.config.webhooks.max_per_client;
-    let (now, greeting) = (now(), notification("lsps5.webhook_registered", &json!({})));
-    let done = ctx.store.write(async |tx| {
-        if !rows::is_known(tx, client).await? {
-            return Ok(Err(RpcError::new(1003, NO_PRIOR_ACTIVITY)));
+    let now = now();
+    let answer = |count: usize, no_change: bool| json!({ "num_webhooks": count, "max_webhooks": max, "no_change": no_change });
+    // Read first: strangers, and those who ask for what is there, do not get hold of the one writer.
+    let found = ctx
+        .store
+        .read(async |tx| {
+            let known = rows::is_known(tx, client).await?;
+            Ok((known, rows::of(tx, client).await?))
+        })
+        .await?;
+    let (true, known) = found else {
+        return Err(RpcError::new(1003, NO_PRIOR_ACTIVITY).into());
+    };
+    if known.contains(&row) {
+        return Ok(answer(known.len(), true));
+    }
+    pace(ctx, client)?;
+    let greeting = Wake {
+        cause: REGISTERED.to_owned(),
+        body: notification("lsps5.webhook_registered", &json!({})),
+        again_after: 0,
+        lasts: ctx.config.webhooks.give_up_seconds,
+    };
+    let count = ctx.store.write(async |tx| {
+        let mut others = rows::of(tx, client).await?;
+        others.retain(|known| known.app_name != row.app_name);
+        if others.len() >= max {
+            return Ok(None);
         }
-        let known = rows::of(tx, client).await?;
-        let count = known.len();
-        let same_name = known.iter().find(|known| known.app_name == row.app_name);
-        match same_name {
-            Some(known) if *known == row => return Ok(Ok((count, true))),
-            None if count >= max => {
-                let text = format!("{max} webhooks are the most; remove one first");
-                return Ok(Err(RpcError::new(503, text)));
-            }
-            _ => {}
-        }
-        let count = count + usize::from(same_name.is_none());
-        rows::set(tx, client, &row, now).await?;
-        let wake = rows::Wake {
-            cause: REGISTERED,
-            body: &greeting,
-            again_after: 0,
-        };
-        rows::ask(tx, client, &row.app_name, wake, now).await?;
-        Ok(Ok((count, false)))
+        rows::set(tx, client, &row).await?;
+        rows::ask(tx, client, &row.app_name, &greeting, now).await?;
+        Ok(Some(others.len().saturating_add(1)))
     });
-    let (count, no_change) = done.await??;
+    let count = count.await?.ok_or_else(|| {
+        RpcError::new(
+            503,
+            format!("{max} webhooks are the most; remove one first"),
+        )
+    })?;
     ctx.webhooks.look_again();
-    Ok(json!({ "num_webhooks": count, "max_webhooks": max, "no_change": no_change }))
+    Ok(answer(count, false))
+}
+
+fn pace(ctx: &Context, client: ClientId) -> Result<(), RpcError> {
+    let slow_down = || RpcError::new(1002, "too many changes of webhooks; wait a minute");
+    let takes = ctx.webhooks.changes.takes(client, now());
+    takes.then_some(()).ok_or_else(slow_down)
 }
 
 const NO_PRIOR_ACTIVITY: &str =
@@ -119,6 +164,9 @@ fn url(ctx: &Context, asked: &Set) -> Result<Url, RpcError> {
     if asked.app_name.len() > MAX_APP_NAME {
         let text = format!("app_name is longer than {MAX_APP_NAME} bytes");
         return Err(RpcError::new(500, text));
+    }
+    if asked.app_name.chars().any(char::is_control) {
+        return Err(RpcError::invalid_params("app_name has control characters"));
     }
     if asked.webhook.len() > MAX_URL {
         let text = format!("webhook is longer than {MAX_URL} bytes");
@@ -130,7 +178,10 @@ fn url(ctx: &Context, asked: &Set) -> Result<Url, RpcError> {
         return Err(RpcError::new(502, "webhook is not an https URL"));
     }
     if !ctx.config.webhooks.allow_private && !address::may_be_public(&url) {
-        return Err(RpcError::new(501, "webhook is not at a public address"));
+        return Err(RpcError::new(
+            501,
+            "webhook is not at port 443 of a public address",
+        ));
     }
     Ok(url)
 }
@@ -171,67 +222,57 @@ pub async fn remove(
     params: Map<String, Value>,
 ) -> Result<Value, Refusal> {
     let Remove { app_name } = read_params(params, &["app_name"])?;
-    let removed = ctx
+    let known = ctx
         .store
+        .read(async |tx| rows::of(tx, client).await)
+        .await?;
+    if !known.iter().any(|known| known.app_name == app_name) {
+        return Err(RpcError::new(1010, "there is no webhook of this app_name").into());
+    }
+    pace(ctx, client)?;
+    ctx.store
         .write(async |tx| rows::remove(tx, client, &app_name).await)
         .await?;
-    if removed {
-        Ok(json!({}))
-    } else {
-        Err(RpcError::new(1010, "there is no webhook of this app_name").into())
-    }
+    Ok(json!({}))
 }
 
 // ---- waking --------------------------------------------------------------------------------------------------------
 
-/// Wakes a client for what has to be signed or moved in these days (`lsps5.liquidity_management_request`), once a day and cause.
-///
-/// # Errors
-/// Those of the database.
-pub async fn wake_for_factory(ctx: &Context, client: ClientId, cause: &str) -> Result<()> {
-    let body = notification("lsps5.liquidity_management_request", &json!({}));
-    wake(ctx, client, cause, &body, DAILY).await
-}
-
-/// Wakes a client for whom a payment waits (`lsps5.payment_incoming`).
-///
-/// # Errors
-/// Those of the database.
-pub async fn wake_for_payment(ctx: &Context, client: ClientId) -> Result<()> {
-    let body = notification("lsps5.payment_incoming", &json!({}));
-    wake(ctx, client, "payment", &body, PAYMENTS_EVERY).await
-}
-
-async fn wake(
-    ctx: &Context,
-    client: ClientId,
-    cause: &str,
-    body: &str,
-    again_after: u64,
-) -> Result<()> {
+/// Queues what was asked for since the last time.
+async fn queue(ctx: &Context) -> Result<()> {
+    let asked = ctx.webhooks.take();
+    let longest = ctx.config.webhooks.give_up_seconds;
     let now = now();
-    let wake = rows::Wake {
-        cause,
-        body,
-        again_after,
-    };
+    let away = asked.into_iter();
+    let away: Vec<(ClientId, Wake)> = away
+        .filter(|(client, _)| !ctx.sessions.is_connected(client))
+        .map(|(client, why)| (client, why.wake(longest)))
+        .collect();
+    if away.is_empty() {
+        return Ok(());
+    }
     // Most of the time there is nothing to write.
-    let wanted = ctx
+    let untold = ctx
         .store
-        .read(async |tx| rows::unasked(tx, client, wake, now).await)
+        .read(async |tx| {
+            let mut untold = Vec::new();
+            for (client, wake) in &away {
+                let names = rows::untold(tx, *client, wake, now).await?;
+                untold.extend(names.into_iter().map(|name| (*client, name, wake)));
+            }
+            Ok(untold)
+        })
         .await?;
-    if wanted.is_empty() {
+    if untold.is_empty() {
         return Ok(());
     }
     let asked = ctx.store.write(async |tx| {
-        for app_name in &wanted {
-            rows::ask(tx, client, app_name, wake, now).await?;
+        for (client, app_name, wake) in &untold {
+            rows::ask(tx, *client, app_name, wake, now).await?;
         }
-        Ok::<(), StoreError>(())
+        Ok(())
     });
-    asked.await?;
-    ctx.webhooks.look_again();
-    Ok(())
+    asked.await
 }
 
 /// A client came: what it was to be woken for it sees by itself.
@@ -239,14 +280,25 @@ async fn wake(
 /// # Errors
 /// Those of the database.
 pub async fn came(ctx: &Context, client: ClientId) -> Result<()> {
-    let has = ctx
+    let is_waited_for = ctx
         .store
-        .read(async |tx| rows::has_wakes(tx, client).await)
+        .read(async |tx| rows::is_waited_for(tx, client, REGISTERED).await)
         .await?;
-    if has {
+    if is_waited_for {
         ctx.store
             .write(async |tx| rows::came(tx, client, REGISTERED).await)
             .await?;
+    }
+    Ok(())
+}
+
+/// A factory is over: nobody is woken for it any more.
+///
+/// # Errors
+/// Those of the database.
+pub async fn forget(tx: &mut Conn, factory: FactoryId) -> Result<()> {
+    for why in [Why::EndsSoon(factory), Why::Ends(factory)] {
+        rows::forget(tx, &why.cause()).await?;
     }
     Ok(())
 }

@@ -1,25 +1,26 @@
 //! Sends what is queued: signed at the moment, posted, tried again with growing pauses.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use chrono::{DateTime, SubsecRound, Utc};
 use factory_tree::ids::ClientId;
-use futures::StreamExt;
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Url};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::address::{self, PublicOnly};
-use super::now;
+use super::pace::Pace;
+use super::{now, queue};
+use crate::config::WebhooksConfig;
 use crate::context::Context;
 use crate::event::Event;
 use crate::store::webhooks::{self as rows, WakeRow};
 
-/// Taken up at once, and sent at once.
-const BATCH: u32 = 64;
-const AT_ONCE: usize = 16;
+/// Sent at once, to as many clients.
+const AT_ONCE: usize = 32;
 /// Notifications per client and minute: whoever sets a webhook chooses where we knock.
 const PER_MINUTE: u32 = 20;
 /// Seconds before the second try, doubled for each further one.
@@ -27,174 +28,215 @@ const PAUSE: u64 = 5;
 const LONGEST_PAUSE: u64 = 3_600;
 /// Without news the queue is looked at so often: a clock that was set back would let it sleep too long.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Before the database is tried again.
+const RECOVERY: Duration = Duration::from_secs(5);
 
-/// What was sent in this minute.
-#[derive(Debug, Default)]
-struct Pace(Mutex<(u64, HashMap<ClientId, u32>)>);
-
-impl Pace {
-    /// Whether one more may be sent to this client.
-    fn takes(&self, client: ClientId, now: u64) -> bool {
-        let mut sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let minute = now / 60;
-        if sent.0 != minute {
-            *sent = (minute, HashMap::new());
-        }
-        let count = sent.1.entry(client).or_default();
-        *count = count.saturating_add(1);
-        *count <= PER_MINUTE
-    }
-}
-
-/// Why nothing can be sent at all.
+/// Why nothing can be sent.
 #[derive(Debug, thiserror::Error)]
-enum ClientError {
-    #[error("webhooks.ca_file {path} cannot be read: {cause}")]
-    CaFile { path: String, cause: String },
-    #[error("no HTTPS client: {0}")]
-    Build(#[from] reqwest::Error),
+pub enum HttpError {
+    /// The configured certificates.
+    #[error("webhooks.ca_file = {path}: {cause}")]
+    CaFile {
+        /// Where they should be.
+        path: String,
+        /// What is wrong with them.
+        cause: String,
+    },
+    /// The client, for example where a system has no certificates at all.
+    #[error("no HTTPS client: {}; webhooks.ca_file can name the certificates to trust", words(.0))]
+    Client(reqwest::Error),
 }
 
-fn http_client(ctx: &Context) -> Result<Client, ClientError> {
-    let config = &ctx.config.webhooks;
-    // Another part of the process may have chosen it already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = Client::builder()
-        .timeout(Duration::from_secs(config.timeout_seconds))
-        .redirect(Policy::none())
-        .no_proxy()
-        .https_only(true)
-        .user_agent(concat!(
-            "superscalar-coordinator/",
-            env!("CARGO_PKG_VERSION")
-        ));
-    if !config.allow_private {
-        builder = builder.dns_resolver(PublicOnly);
+/// What posts notifications.
+#[derive(Clone, Debug)]
+pub struct Poster(Client);
+
+impl Poster {
+    /// As configured.
+    ///
+    /// # Errors
+    /// [`HttpError`].
+    pub fn new(config: &WebhooksConfig) -> Result<Self, HttpError> {
+        // Another part of the process may have chosen it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = Client::builder()
+            .timeout(Duration::from_secs(config.timeout_seconds))
+            .redirect(Policy::none())
+            .no_proxy()
+            .https_only(true)
+            // The names are the clients' choice: what is kept open would be, too.
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!(
+                "superscalar-coordinator/",
+                env!("CARGO_PKG_VERSION")
+            ));
+        if !config.allow_private {
+            builder = builder.dns_resolver(PublicOnly);
+        }
+        if let Some(path) = &config.ca_file {
+            let wrong = |cause: String| HttpError::CaFile {
+                path: path.display().to_string(),
+                cause,
+            };
+            let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+            let trusted =
+                Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
+            if trusted.is_empty() {
+                return Err(wrong("there is no certificate in it".to_owned()));
+            }
+            builder = builder.tls_certs_only(trusted);
+        }
+        builder.build().map(Self).map_err(HttpError::Client)
     }
-    if let Some(path) = &config.ca_file {
-        let wrong = |cause: String| ClientError::CaFile {
-            path: path.display().to_string(),
-            cause,
-        };
-        let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-        let trusted =
-            Certificate::from_pem_bundle(&pem).map_err(|error| wrong(error.to_string()))?;
-        builder = builder.tls_certs_only(trusted);
-    }
-    Ok(builder.build()?)
+}
+
+/// What is under way.
+#[derive(Debug)]
+struct Sender {
+    ctx: Arc<Context>,
+    poster: Poster,
+    pace: Arc<Pace>,
+    sending: JoinSet<ClientId>,
+    /// Clients something is sent to: one thing at a time, so that nobody's dead server is in the way of others.
+    busy: HashSet<ClientId>,
 }
 
 /// Sends notifications until `shutdown`.
-pub async fn run(ctx: Arc<Context>, mut shutdown: watch::Receiver<bool>) {
-    let client = match http_client(&ctx) {
-        Ok(client) => client,
-        Err(error) => {
-            let problem = error.to_string();
-            tracing::error!(%problem, "clients that are away are not woken");
-            return ctx.events.emit(Event::WebhooksDown { problem });
-        }
+pub async fn run(ctx: Arc<Context>, poster: Poster, mut shutdown: watch::Receiver<bool>) {
+    let mut news = ctx.webhooks.news.subscribe();
+    let mut sender = Sender {
+        ctx,
+        poster,
+        pace: Arc::new(Pace::new(PER_MINUTE)),
+        sending: JoinSet::new(),
+        busy: HashSet::new(),
     };
-    let pace = Pace::default();
-    let mut news = ctx.webhooks.0.subscribe();
     loop {
         news.mark_unchanged();
         let pause = tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => return,
-            sent = send_due(&ctx, &client, &pace) => sent,
+            begun = sender.begin() => begun.unwrap_or_else(|error| {
+                tracing::warn!(%error, "webhooks are looked at later");
+                RECOVERY
+            }),
         };
         // The senders are in the context.
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => return,
             _ = news.changed() => {}
+            Some(done) = sender.sending.join_next() => match done {
+                Ok(client) => {
+                    sender.busy.remove(&client);
+                }
+                // One that panicked: who it was is not known, and waits for the next start.
+                Err(error) => tracing::error!(%error, "a notification was not sent"),
+            },
             () = tokio::time::sleep(pause) => {}
         }
     }
 }
 
-/// Sends what is due, and says how long nothing will be.
-async fn send_due(ctx: &Context, client: &Client, pace: &Pace) -> Duration {
-    let found = ctx
-        .store
-        .read(async |tx| {
-            let due = rows::due(tx, now(), BATCH).await?;
-            Ok((due, rows::next(tx).await?))
-        })
-        .await;
-    let (due, next) = match found {
-        Ok(found) => found,
-        Err(error) => {
-            tracing::warn!(%error, "webhooks are looked at later");
-            return LOOK_EVERY;
+impl Sender {
+    /// Begins to send what is due and has room, and says how long nothing else will be.
+    async fn begin(&mut self) -> crate::store::Result<Duration> {
+        queue(&self.ctx).await?;
+        let limit = AT_ONCE.saturating_add(self.busy.len());
+        let (due, next) = self
+            .ctx
+            .store
+            .read(async |tx| {
+                let due = rows::due(tx, now(), LONGEST_PAUSE, limit).await?;
+                Ok((due, rows::next(tx).await?))
+            })
+            .await?;
+        let waits = !due.is_empty();
+        for wake in due {
+            if self.busy.len() >= AT_ONCE {
+                break;
+            }
+            let client = wake.client;
+            if self.busy.insert(client) {
+                let (ctx, poster) = (Arc::clone(&self.ctx), self.poster.clone());
+                let pace = Arc::clone(&self.pace);
+                self.sending.spawn(async move {
+                    send(&ctx, &poster, &pace, wake).await;
+                    client
+                });
+            }
         }
-    };
-    if due.is_empty() {
-        let pause = next.map(|next| Duration::from_secs(next.saturating_sub(now())));
-        return pause.unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+        // What is due and did not begin waits for one that ends.
+        let pause = next.filter(|_| !waits);
+        let pause = pause.map(|next| Duration::from_secs(next.saturating_sub(now())));
+        Ok(pause.unwrap_or(LOOK_EVERY).min(LOOK_EVERY))
     }
-    futures::stream::iter(due)
-        .for_each_concurrent(AT_ONCE, |wake| async move {
-            send(ctx, client, pace, &wake).await;
-        })
-        .await;
-    Duration::ZERO
 }
 
-async fn send(ctx: &Context, client: &Client, pace: &Pace, wake: &WakeRow) {
-    let sent = if pace.takes(wake.client, now()) {
-        post(ctx, client, wake).await
-    } else {
-        Err("too many notifications for this client in this minute".to_owned())
-    };
+async fn send(ctx: &Context, poster: &Poster, pace: &Pace, wake: WakeRow) {
+    let now = now();
+    if !pace.takes(wake.client, now) {
+        // Nobody failed: it is only not its turn.
+        let next_minute = (now / 60).saturating_add(1).saturating_mul(60);
+        return tried(ctx, &wake, wake.tries, Some(next_minute)).await;
+    }
+    let sent = post(ctx, poster, &wake).await;
     let next_at = match &sent {
         Ok(()) => None,
-        Err(_) => next_try(wake, now(), ctx.config.webhooks.give_up_seconds),
+        Err(_) => next_try(&wake, now),
     };
-    let (client, app_name) = (wake.client, wake.app_name.clone());
+    tell(ctx, &wake, sent, next_at.is_none());
+    tried(ctx, &wake, wake.tries.saturating_add(1), next_at).await;
+}
+
+fn tell(ctx: &Context, wake: &WakeRow, sent: Result<(), String>, given_up: bool) {
+    let (client, app_name, cause) = (wake.client, wake.app_name.clone(), wake.cause.clone());
     ctx.events.emit(match sent {
         Ok(()) => Event::WebhookDelivered {
             client,
             app_name,
-            cause: wake.cause.clone(),
+            cause,
         },
         Err(problem) => Event::WebhookFailed {
             client,
             app_name,
-            cause: wake.cause.clone(),
+            cause,
             problem,
-            given_up: next_at.is_none(),
+            given_up,
         },
     });
+}
+
+async fn tried(ctx: &Context, wake: &WakeRow, tries: u32, next_at: Option<u64>) {
+    let number = wake.number;
     let stored = ctx
         .store
-        .write(async |tx| rows::tried(tx, wake, next_at).await)
-        .await;
-    if let Err(error) = stored {
+        .write(async |tx| rows::tried(tx, number, tries, next_at).await);
+    if let Err(error) = stored.await {
         tracing::warn!(%error, "a notification may be sent once more");
-        // Not at once: the database has to recover.
-        tokio::time::sleep(Duration::from_secs(PAUSE)).await;
+        tokio::time::sleep(RECOVERY).await;
     }
 }
 
 /// When a notification that failed is tried again, if ever.
-fn next_try(wake: &WakeRow, now: u64, give_up_after: u64) -> Option<u64> {
+fn next_try(wake: &WakeRow, now: u64) -> Option<u64> {
     let pause = PAUSE
         .saturating_mul(2_u64.saturating_pow(wake.tries))
         .min(LONGEST_PAUSE);
     let next = now.saturating_add(pause);
-    (next <= wake.asked_at.saturating_add(give_up_after)).then_some(next)
+    (next <= wake.until).then_some(next)
 }
 
 /// One try; an error says why not, without the URL, which may hold a secret of the client's.
-async fn post(ctx: &Context, client: &Client, wake: &WakeRow) -> Result<(), String> {
+async fn post(ctx: &Context, poster: &Poster, wake: &WakeRow) -> Result<(), String> {
     let url = Url::parse(&wake.url).map_err(|error| error.to_string())?;
     // A name is judged when it is looked up; an address never is.
     if !ctx.config.webhooks.allow_private && !address::may_be_public(&url) {
-        return Err("not at a public address".to_owned());
+        return Err("not at port 443 of a public address".to_owned());
     }
     let timestamp = timestamp(SystemTime::now());
     let text = signed_text(&timestamp, &wake.body);
     let signature = ctx.keys.leaf_keys().sign(&text);
-    let answer = client
+    let answer = poster
+        .0
         .post(url)
         .header("Content-Type", "application/json")
         .header("x-lsps5-timestamp", timestamp)
@@ -202,7 +244,7 @@ async fn post(ctx: &Context, client: &Client, wake: &WakeRow) -> Result<(), Stri
         .body(wake.body.clone())
         .send()
         .await
-        .map_err(|error| words(error.without_url()))?;
+        .map_err(|error| words(&error.without_url()))?;
     let status = answer.status();
     if status.is_success() {
         Ok(())
@@ -224,9 +266,9 @@ fn signed_text(timestamp: &str, body: &str) -> String {
 }
 
 /// An error with its causes: reqwest's own words leave them out.
-fn words(error: reqwest::Error) -> String {
+fn words(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
+    let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         text = format!("{text}: {inner}");
         cause = inner.source();
@@ -237,22 +279,28 @@ fn words(error: reqwest::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::TestWorld;
+
+    fn wake(url: String, tries: u32) -> WakeRow {
+        WakeRow {
+            number: 1,
+            client: ClientId([2; 33]),
+            app_name: String::new(),
+            url,
+            cause: String::new(),
+            body: "{}".to_owned(),
+            until: 87_400,
+            tries,
+        }
+    }
 
     #[test]
     fn tries_become_rarer_and_end() {
-        let wake = |tries| WakeRow {
-            client: ClientId([2; 33]),
-            app_name: String::new(),
-            url: String::new(),
-            cause: String::new(),
-            body: String::new(),
-            asked_at: 1_000,
-            tries,
-        };
-        assert_eq!(next_try(&wake(0), 1_000, 86_400), Some(1_005));
-        assert_eq!(next_try(&wake(3), 1_000, 86_400), Some(1_040));
-        assert_eq!(next_try(&wake(40), 1_000, 86_400), Some(4_600));
-        assert_eq!(next_try(&wake(40), 84_000, 86_400), None);
+        let next = |tries, now| next_try(&wake(String::new(), tries), now);
+        assert_eq!(next(0, 1_000), Some(1_005));
+        assert_eq!(next(3, 1_000), Some(1_040));
+        assert_eq!(next(40, 1_000), Some(4_600));
+        assert_eq!(next(40, 84_000), None);
     }
 
     #[test]
@@ -261,13 +309,41 @@ mod tests {
         assert_eq!(timestamp(at), "2023-11-14T22:13:20.123+00:00");
     }
 
+    /// Set while `allow_private` was on, or before this rule.
+    #[tokio::test]
+    async fn an_inner_address_is_not_called() {
+        let world = TestWorld::new().await;
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let poster = Poster::new(&world.ctx.config.webhooks).unwrap();
+        let called = tokio::spawn(async move { listener.accept().await.is_ok() });
+        let wake = wake(format!("https://{address}/"), 0);
+        let refused = post(&world.ctx, &poster, &wake).await;
+        assert_eq!(
+            refused,
+            Err("not at port 443 of a public address".to_owned())
+        );
+        assert!(!called.is_finished());
+        called.abort();
+    }
+
     #[test]
-    fn nobody_is_flooded() {
-        let pace = Pace::default();
-        let (one, other) = (ClientId([2; 33]), ClientId([3; 33]));
-        let taken = (0..50).filter(|_| pace.takes(one, 120)).count();
-        assert_eq!(taken, PER_MINUTE as usize);
-        assert!(pace.takes(other, 121));
-        assert!(pace.takes(one, 180));
+    fn a_file_without_certificates_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let mut config = crate::config::Config::defaults().unwrap().webhooks;
+        config.ca_file = Some(path.clone());
+        let refused = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            matches!(Poster::new(&config), Err(HttpError::CaFile { .. }))
+        };
+        assert!(refused("no PEM"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(
+            Poster::new(&config),
+            Err(HttpError::CaFile { .. })
+        ));
     }
 }

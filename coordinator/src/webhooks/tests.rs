@@ -8,6 +8,8 @@ use crate::lsps::Lsps;
 use crate::store::webhooks::WakeRow;
 use crate::testing::TestWorld;
 
+const LONGEST_PAUSE: u64 = 3_600;
+
 /// A client of a factory.
 fn member() -> ClientId {
     TestClient::new(1, 0, bitcoin::Amount::from_sat(200_000)).id()
@@ -44,13 +46,18 @@ async fn due(world: &TestWorld, later: u64) -> Vec<WakeRow> {
     let found = world
         .ctx
         .store
-        .read(async |tx| rows::due(tx, at, 100).await);
+        .read(async |tx| rows::due(tx, at, LONGEST_PAUSE, 100).await);
     found.await.unwrap()
 }
 
-async fn causes(world: &TestWorld) -> Vec<String> {
-    let due = due(world, 0).await.into_iter();
-    let mut causes: Vec<String> = due.map(|wake| wake.cause).collect();
+async fn causes(world: &TestWorld, later: u64) -> Vec<String> {
+    let mut causes = Vec::new();
+    // One of each client is due at a time.
+    for wake in due(world, later).await {
+        causes.push(wake.cause.clone());
+        tried(world, &wake, None).await;
+        causes.extend(Box::pin(self::causes(world, later)).await);
+    }
     causes.sort();
     causes
 }
@@ -59,8 +66,13 @@ async fn tried(world: &TestWorld, wake: &WakeRow, next_at: Option<u64>) {
     let done = world
         .ctx
         .store
-        .write(async |tx| rows::tried(tx, wake, next_at).await);
+        .write(async |tx| rows::tried(tx, wake.number, wake.tries + 1, next_at).await);
     done.await.unwrap();
+}
+
+async fn wake(world: &TestWorld, why: Why) {
+    world.ctx.webhooks.wake(member(), why);
+    queue(&world.ctx).await.unwrap();
 }
 
 const URL: &str = "https://push.example/token";
@@ -73,38 +85,32 @@ async fn webhooks_are_set_listed_and_removed() {
         Ok(json!({ "num_webhooks": count, "max_webhooks": max, "no_change": no_change }))
     };
     assert_eq!(set(&world, "a", URL).await, answer(1, false));
-    assert_eq!(causes(&world).await, [REGISTERED]);
     assert_eq!(set(&world, "a", URL).await, answer(1, true));
     // Moved: what the old place was to be told, the new one is.
-    assert_eq!(
-        set(&world, "a", "https://other.example/").await,
-        answer(1, false)
-    );
+    let other = "https://other.example/";
+    assert_eq!(set(&world, "a", other).await, answer(1, false));
     let [wake] = due(&world, 0).await.try_into().unwrap();
-    assert_eq!(wake.url, "https://other.example/");
+    assert_eq!(
+        (wake.url.as_str(), wake.cause.as_str()),
+        (other, REGISTERED)
+    );
     for number in 1..max {
-        assert_eq!(
-            set(&world, &number.to_string(), URL).await,
-            answer(number + 1, false)
-        );
+        let name = number.to_string();
+        assert_eq!(set(&world, &name, URL).await, answer(number + 1, false));
     }
     assert_eq!(set(&world, "one more", URL).await, Err(503));
-    let list = ask(&world, member(), "lsps5.list_webhooks", json!({}))
-        .await
-        .unwrap();
-    assert_eq!(list["app_names"].as_array().map(Vec::len), Some(max));
+    let list = ask(&world, member(), "lsps5.list_webhooks", json!({})).await;
+    assert_eq!(
+        list.unwrap()["app_names"].as_array().map(Vec::len),
+        Some(max)
+    );
     let remove = async || {
-        ask(
-            &world,
-            member(),
-            "lsps5.remove_webhook",
-            json!({ "app_name": "a" }),
-        )
-        .await
+        let params = json!({ "app_name": "a" });
+        ask(&world, member(), "lsps5.remove_webhook", params).await
     };
     assert_eq!(remove().await, Ok(json!({})));
     assert_eq!(remove().await, Err(1010));
-    assert!(due(&world, 0).await.iter().all(|wake| wake.app_name != "a"));
+    assert_eq!(causes(&world, 0).await, vec![REGISTERED; max - 1]);
 }
 
 #[tokio::test]
@@ -117,7 +123,9 @@ async fn what_blip_55_refuses_is_refused() {
         ("a", long_url.as_str(), 500),
         ("a", "no url", 501),
         ("a", "https://127.0.0.1/", 501),
+        ("a", "https://push.example:8332/", 501),
         ("a", "http://push.example/", 502),
+        ("a\u{1b}", URL, -32_602),
     ] {
         assert_eq!(
             set(&world, app_name, url).await,
@@ -127,85 +135,133 @@ async fn what_blip_55_refuses_is_refused() {
     }
     let params = json!({ "app_name": "a", "webhook": URL });
     let stranger = TestClient::new(9, 9, bitcoin::Amount::from_sat(200_000)).id();
-    assert_eq!(
-        ask(&world, stranger, "lsps5.set_webhook", params).await,
-        Err(1003)
-    );
+    let asked = ask(&world, stranger, "lsps5.set_webhook", params).await;
+    assert_eq!(asked, Err(1003));
     for params in [
         json!({ "app_name": "a" }),
         json!({ "app_name": "a", "webhook": URL, "x": 1 }),
     ] {
-        assert_eq!(
-            ask(&world, member(), "lsps5.set_webhook", params).await,
-            Err(-32_602)
-        );
+        let asked = ask(&world, member(), "lsps5.set_webhook", params).await;
+        assert_eq!(asked, Err(-32_602));
     }
-    assert_eq!(
-        ask(&world, member(), "lsps5.what", json!({})).await,
-        Err(-32_601)
-    );
+    let asked = ask(&world, member(), "lsps5.what", json!({})).await;
+    assert_eq!(asked, Err(-32_601));
     assert!(due(&world, 0).await.is_empty());
+}
+
+#[tokio::test]
+async fn who_changes_webhooks_all_the_time_is_slowed_down() {
+    let world = world().await;
+    let mut last = Ok(Value::Null);
+    for number in 0..=2 * CHANGES {
+        last = set(&world, "a", &format!("https://push.example/{number}")).await;
+    }
+    assert_eq!(last, Err(1002));
 }
 
 #[tokio::test]
 async fn a_cause_wakes_once_until_its_time_comes_again() {
     let world = world().await;
     set(&world, "a", URL).await.unwrap();
-    let [greeting] = due(&world, 0).await.try_into().unwrap();
-    tried(&world, &greeting, None).await;
+    assert_eq!(causes(&world, 0).await, [REGISTERED]);
 
-    wake_for_factory(&world.ctx, member(), "birth 7")
-        .await
-        .unwrap();
-    wake_for_factory(&world.ctx, member(), "birth 7")
-        .await
-        .unwrap();
+    wake(&world, Why::Birth).await;
+    wake(&world, Why::Birth).await;
     let [first] = due(&world, 0).await.try_into().unwrap();
-    assert_eq!(
-        first.body,
-        notification("lsps5.liquidity_management_request", &json!({}))
-    );
+    let expected = notification("lsps5.liquidity_management_request", &json!({}));
+    assert_eq!(first.body, expected);
     // Nobody took it: it stays, a crash or not.
     tried(&world, &first, Some(now() + 100)).await;
     let world = world.crash().await;
     assert!(due(&world, 0).await.is_empty());
-    let [again] = due(&world, 100).await.try_into().unwrap();
+    let [again] = due(&world, 110).await.try_into().unwrap();
     assert_eq!(again.tries, 1);
-    // Taken: not sent again for the same cause on that day, but for another.
+    // Taken: not sent again for the same cause within the hour, but for another.
     tried(&world, &again, None).await;
-    wake_for_factory(&world.ctx, member(), "birth 7")
-        .await
-        .unwrap();
+    wake(&world, Why::Birth).await;
     assert!(due(&world, 1_000).await.is_empty());
-    wake_for_factory(&world.ctx, member(), "birth 8")
-        .await
-        .unwrap();
-    wake_for_payment(&world.ctx, member()).await.unwrap();
-    assert_eq!(causes(&world).await, ["birth 8", "payment"]);
-    let later = rows::Wake {
-        cause: "birth 7",
-        body: "{}",
-        again_after: DAILY,
-    };
-    let asked = world
-        .ctx
-        .store
-        .write(async |tx| rows::ask(tx, member(), "a", later, now() + DAILY).await);
-    assert!(asked.await.unwrap());
+    let factory = FactoryId([7; 32]);
+    for why in [Why::Ends(factory), Why::Expiry(900), Why::Payment] {
+        wake(&world, why).await;
+    }
+    let told = causes(&world, 0).await;
+    assert_eq!(
+        told,
+        [Why::Ends(factory).cause().as_str(), "expiry", "payment"]
+    );
+    let later = now() + 3_600;
+    let due_again = world.ctx.store.read(async |tx| {
+        let birth = Why::Birth.wake(86_400);
+        rows::untold(tx, member(), &birth, later).await
+    });
+    assert_eq!(due_again.await.unwrap(), ["a"]);
+    // It is over.
+    let done = world.ctx.store.write(async |tx| forget(tx, factory).await);
+    done.await.unwrap();
+    wake(&world, Why::Ends(factory)).await;
+    assert_eq!(due(&world, 0).await.len(), 1);
+}
+
+/// A payment does not wait: neither is it told of hours later, nor does an old one stand in the way of a new one.
+#[tokio::test]
+async fn a_payment_is_told_of_while_it_waits() {
+    let world = world().await;
+    set(&world, "a", URL).await.unwrap();
+    causes(&world, 0).await;
+    wake(&world, Why::Payment).await;
+    let [first] = due(&world, 0).await.try_into().unwrap();
+    assert!(first.until <= now() + 30);
+    // The webhook is away, and tried again at a time when the payment is long gone.
+    tried(&world, &first, Some(now() + 3_000)).await;
+    let later = now() + 60;
+    let payment = Why::Payment.wake(86_400);
+    let asked = world.ctx.store.write(async |tx| {
+        rows::ask(tx, member(), "a", &payment, later).await?;
+        rows::due(tx, later, LONGEST_PAUSE, 9).await
+    });
+    let [second] = asked.await.unwrap().try_into().unwrap();
+    assert!(second.number > first.number && second.tries == 0);
+    // What becomes of the first try is nothing to the second.
+    tried(&world, &first, None).await;
+    assert_eq!(due(&world, 60).await, [second]);
 }
 
 #[tokio::test]
-async fn who_comes_is_not_woken_any_more() {
+async fn a_clock_that_was_ahead_hushes_nobody() {
     let world = world().await;
     set(&world, "a", URL).await.unwrap();
-    wake_for_factory(&world.ctx, member(), "birth 7")
-        .await
-        .unwrap();
+    causes(&world, 0).await;
+    let ahead = now() + 10 * 86_400;
+    let birth = Why::Birth.wake(86_400);
+    let asked = world
+        .ctx
+        .store
+        .write(async |tx| rows::ask(tx, member(), "a", &birth, ahead).await);
+    asked.await.unwrap();
+    assert_eq!(due(&world, 0).await.len(), 1, "it waits for no such day");
+    causes(&world, 0).await;
+    wake(&world, Why::Birth).await;
+    assert_eq!(causes(&world, 0).await, ["birth"]);
+}
+
+#[tokio::test]
+async fn who_comes_is_not_woken_and_not_pushed_each_time_it_goes() {
+    let world = world().await;
+    set(&world, "a", URL).await.unwrap();
+    wake(&world, Why::Birth).await;
     came(&world.ctx, member()).await.unwrap();
-    assert_eq!(causes(&world).await, [REGISTERED]);
-    // Away again, the same cause is news.
-    wake_for_factory(&world.ctx, member(), "birth 7")
-        .await
-        .unwrap();
-    assert_eq!(causes(&world).await, ["birth 7", REGISTERED]);
+    // Away again within the hour.
+    wake(&world, Why::Birth).await;
+    assert_eq!(causes(&world, 0).await, [REGISTERED]);
+    assert!(due(&world, 1_000).await.is_empty());
+}
+
+#[tokio::test]
+async fn of_each_client_one_thing_is_due_at_a_time() {
+    let world = world().await;
+    for name in ["a", "b", "c"] {
+        set(&world, name, URL).await.unwrap();
+    }
+    assert_eq!(due(&world, 0).await.len(), 1);
+    assert_eq!(causes(&world, 0).await.len(), 3);
 }

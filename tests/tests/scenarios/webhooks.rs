@@ -75,7 +75,7 @@ fn a_sleeping_wallet_is_woken_and_moves() -> Result<()> {
     plain.refused(4, &["not an https URL"])?;
     ladder.world.client_mut(2)?.terminate()?;
 
-    webhook.answers(503);
+    webhook.answers(307);
     let export = ladder.export(&first)?.clone();
     let dying = ladder.end(&export) - ladder.numbers.factory.dying;
     let mark = ladder.world.coordinator.mark()?;
@@ -84,9 +84,11 @@ fn a_sleeping_wallet_is_woken_and_moves() -> Result<()> {
         .world
         .coordinator
         .wait_after(mark, "webhook_failed", |event| {
-            event.is("webhook_failed") && event.text("problem").contains("503")
+            event.is("webhook_failed") && event.text("problem").contains("307")
         })?;
     ensure!(!failed.to_string().contains("token"), "{failed:?}");
+    let followed = webhook.posted().iter().any(|one| one.path == "/elsewhere");
+    ensure!(!followed, "a redirection was followed");
     ladder.kill_coordinator()?;
     let mark = webhook.posted().len();
     webhook.answers(200);
