@@ -93,6 +93,8 @@ pub struct Coverage {
     pub channel: Amount,
     /// What the stock's timeout pays on top, if the LSP does not spend its unsold stock before.
     pub stock: Amount,
+    /// What the timeouts of the channels bought from the stock pay on top, once those are published.
+    pub sold: Amount,
 }
 
 impl Coverage {
@@ -106,16 +108,18 @@ impl Coverage {
 /// What an exit costs at some feerate, beside what the timeouts pay by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExitCost {
-    /// The path from the root to the leaf, with one child per transaction.
+    /// The path from the root to the leaf and the sales that lead to a channel, with one child per
+    /// transaction.
     pub path: Amount,
-    /// The timeouts of channel and stock; their children are paid from the payouts.
+    /// The timeouts of channels and stock; their children are paid from the payouts.
     pub timeouts: Amount,
 }
 
 /// How a client leaves by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExitPlan {
-    /// The path, root first, then the timeouts of channel and stock.
+    /// The path, root first, then the sales that lead to a channel, then the timeouts of channels
+    /// and stock.
     pub steps: Vec<PlanStep>,
     /// The timeouts of the path's outputs and their second stages, root first: what pays a client
     /// that publishes nothing before `T`.
@@ -125,7 +129,7 @@ pub struct ExitPlan {
     /// States of others that have to be published as well, because a kickoff on the path has
     /// further outputs. This client cannot publish them.
     pub forced_siblings: u32,
-    /// Blocks until the leaf is confirmed if every transaction confirms as soon as it may.
+    /// Blocks until the last of them is confirmed if every transaction confirms as soon as it may.
     pub least_delay: Blocks,
     /// The factory's exit delay: the same with time for each confirmation, sales and margin.
     pub worst_delay: Blocks,
@@ -139,11 +143,16 @@ impl ExitPlan {
     pub fn new(kit: &ExitKit) -> Self {
         let (mut path, mut last, mut timeouts) = (Vec::new(), Vec::new(), Vec::new());
         let mut forced_siblings = 0u32;
+        let stock_end = kit.stock_end();
         for (index, tx) in kit.txs.iter().enumerate() {
             let step = PlanStep::new(index, tx);
             match tx.spends.kind {
+                _ if !kit.publishes(tx) => {}
                 _ if tx.is_path() => path.push(step),
-                SpentKind::Channel | SpentKind::Stock => last.push(step),
+                SpentKind::Channel => last.push(step),
+                SpentKind::Stock if Some(tx) == stock_end => last.push(step),
+                // Only where the LSP withholds a sale.
+                SpentKind::Stock => {}
                 _ => timeouts.push(step),
             }
             if tx.kind == TxKind::Kickoff {
@@ -172,10 +181,8 @@ impl ExitPlan {
     #[must_use]
     pub fn cost(&self, feerate: u64) -> ExitCost {
         let sum = |path: bool| {
-            let steps = self.steps.iter().filter(|step| {
-                let leads = !matches!(step.spends, SpentKind::Channel | SpentKind::Stock);
-                leads == path
-            });
+            let ends = |step: &&PlanStep| matches!(step.kind, TxKind::Timeout | TxKind::Poison);
+            let steps = self.steps.iter().filter(|step| ends(step) != path);
             let costs = steps.map(|step| step.cost(feerate));
             crate::tx::checked_sum(costs).unwrap_or(Amount::MAX_MONEY)
         };
@@ -201,19 +208,20 @@ impl ExitPlan {
 }
 
 fn coverage(kit: &ExitKit) -> Coverage {
-    let timeouts = |kind: fn(SpentKind) -> bool| {
+    let paid = |kind: fn(SpentKind) -> bool| -> Vec<Amount> {
         let timeouts = kit.txs.iter().filter(|tx| tx.kind == TxKind::Timeout);
-        timeouts.filter(move |tx| kind(tx.spends.kind))
+        let timeouts = timeouts.filter(|tx| kind(tx.spends.kind));
+        timeouts.filter_map(|tx| payout(kit, tx)).collect()
     };
-    let paid = |kind: fn(SpentKind) -> bool| {
-        let payouts = timeouts(kind).filter_map(|tx| payout(kit, tx));
-        payouts.min().unwrap_or(Amount::ZERO)
-    };
+    // A first stage pays a branch; its second stage is counted.
+    let path = paid(|kind| !matches!(kind, SpentKind::Channel | SpentKind::Stock));
+    let mut channels = paid(|kind| kind == SpentKind::Channel).into_iter();
+    let stock = kit.stock_end().and_then(|tx| payout(kit, tx));
     Coverage {
-        // A first stage pays a branch; its second stage is counted.
-        away: paid(|kind| !matches!(kind, SpentKind::Channel | SpentKind::Stock)),
-        channel: paid(|kind| kind == SpentKind::Channel),
-        stock: paid(|kind| kind == SpentKind::Stock),
+        away: path.into_iter().min().unwrap_or(Amount::ZERO),
+        channel: channels.next().unwrap_or(Amount::ZERO),
+        stock: stock.unwrap_or(Amount::ZERO),
+        sold: crate::tx::checked_sum(channels).unwrap_or(Amount::MAX_MONEY),
     }
 }
 

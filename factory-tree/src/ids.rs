@@ -77,6 +77,10 @@ hex_id!(
     CeremonyId, 16, "ceremony id"
 );
 hex_id!(
+    /// One sale from a stock, drawn by the LSP; its attempts share their terms.
+    SaleId, 16, "sale id"
+);
+hex_id!(
     /// One channel's place: drawn from the client's join nonce, never reused (protocol section 2).
     LeafId, 16, "leaf id"
 );

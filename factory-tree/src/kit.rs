@@ -17,18 +17,23 @@ use crate::ids::{Attempt, CeremonyId, FactoryId, LeafId};
 use crate::output::{OutputRole, channel_witness_script};
 use crate::params::FactoryParams;
 use crate::path::{Path, PathProposal};
+use crate::sale::Sale;
 use crate::shape::ClientRange;
 use crate::tx::{Timelock, TxKind};
 use crate::units::{Blocks, Height};
 
 mod check;
+mod sales;
 #[cfg(test)]
 mod tests;
 
 pub use check::KitError;
+pub use sales::KitChannel;
 
-/// The format this code writes and reads.
-pub const KIT_VERSION: u32 = 1;
+/// The format this code writes.
+pub const KIT_VERSION: u32 = 2;
+/// The same without sales, which it reads as well.
+const VERSION_WITHOUT_SALES: u32 = 1;
 
 /// A client's way out of one factory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,9 +82,15 @@ pub struct ExitKit {
     pub funding_tx: Transaction,
     /// Which of its outputs is the factory.
     pub funding_vout: u32,
-    /// Everything that can be published, in session order, the channel's timeout last: whatever
-    /// spends an output of another comes after it.
+    /// Where the clients of the stock are paid, in leaf order; empty where the stock's timeout says it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stock_payouts: Vec<ScriptBuf>,
+    /// Everything that can be published, in session order, the channel's timeout last; then the
+    /// same of each sale: whatever spends an output of another comes after it.
     pub txs: Vec<KitTx>,
+    /// The sales from the stock so far. Only ever added to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sales: Vec<Sale>,
 }
 
 /// One finished transaction of a kit.
@@ -232,7 +243,9 @@ impl ExitKit {
             capacity,
             funding_tx: proposal.funding_tx.clone(),
             funding_vout: proposal.funding_vout,
+            stock_payouts: stock_payouts(path),
             txs,
+            sales: Vec::new(),
         })
     }
 
@@ -255,10 +268,14 @@ impl ExitKit {
         }
         let format = |e: serde_json::Error| KitError::Format(e.to_string());
         let Versioned { version } = serde_json::from_str(text).map_err(format)?;
-        if version != KIT_VERSION {
+        if ![VERSION_WITHOUT_SALES, KIT_VERSION].contains(&version) {
             return Err(KitError::Version(version));
         }
-        serde_json::from_str(text).map_err(format)
+        let kit: Self = serde_json::from_str(text).map_err(format)?;
+        Ok(Self {
+            version: KIT_VERSION,
+            ..kit
+        })
     }
 
     /// The factory's funding outpoint.
@@ -269,7 +286,8 @@ impl ExitKit {
 
     /// The transactions from the root to the leaf.
     pub fn path(&self) -> impl Iterator<Item = &KitTx> {
-        self.txs.iter().filter(|tx| tx.is_path())
+        let leads = self.txs.iter().filter(|tx| tx.is_path());
+        leads.filter(|tx| tx.kind != TxKind::StockChain)
     }
 
     /// The leaf's outpoint of the client's channel.
@@ -361,7 +379,8 @@ impl KitTx {
         self.tx.vsize() as u64
     }
 
-    /// Whether it is a step from the root to the leaf.
+    /// Whether it is a step from the root to a channel: of the path to the leaf, or of a stock's
+    /// sales.
     #[must_use]
     pub const fn is_path(&self) -> bool {
         !matches!(self.kind, TxKind::Timeout | TxKind::Poison)
@@ -384,6 +403,19 @@ impl KitTx {
             .position(|o| o.role == OutputRole::Anchor)?;
         Some(OutPoint::new(self.txid(), u32::try_from(position).ok()?))
     }
+}
+
+/// The payout scripts of the stock's clients, where no timeout of the stock has them.
+fn stock_payouts(path: &Path) -> Vec<ScriptBuf> {
+    let timeouts = path.sessions.iter().filter(|tx| tx.kind == TxKind::Timeout);
+    let has_timeout = timeouts
+        .filter(|tx| tx.spends.kind == SpentKind::Stock)
+        .count()
+        > 0;
+    let key = path.stock_key.as_ref().filter(|_| !has_timeout);
+    let claims = key.and_then(|key| path.book.of(&key.owners.clients()));
+    let claims = claims.unwrap_or_default().iter();
+    claims.map(|claim| claim.script.clone()).collect()
 }
 
 /// The channel's timeout with both signatures, in BOLT 3's order: an empty element (`OP_CHECKMULTISIG`

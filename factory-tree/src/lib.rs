@@ -30,6 +30,7 @@ pub mod params;
 pub mod path;
 pub mod plan;
 pub mod purpose;
+pub mod sale;
 pub mod session;
 pub mod shape;
 pub mod sweep;

@@ -24,12 +24,13 @@ use sha2::{Digest, Sha256};
 
 use crate::factory::{FactorySpec, FactoryTx, Member};
 use crate::handover::MaskedKeys;
-use crate::ids::{Attempt, CeremonyId, ClientId, LeafId};
+use crate::ids::{Attempt, CeremonyId, ClientId, LeafId, SaleId};
 use crate::kit::{ChannelSignatures, ExitKit, JoinData};
 use crate::musig::AggregateNonce;
 use crate::output::{channel_witness_script, payout};
 use crate::params::FactoryParams;
 use crate::path::{Path, PathProposal};
+use crate::sale::{Sale, SaleTxs, SoldChannel, Stock};
 use crate::session::{Aggregation, NonceUse, SecretNonce, Share, complete_all};
 use crate::tree::{Draft, Tree, TreeError};
 use crate::units::Height;
@@ -303,13 +304,91 @@ impl TestFactory {
 /// Both signatures of a channel's timeout.
 #[must_use]
 pub fn sign_channel_timeout(timeout: &FactoryTx, client: &TestClient) -> ChannelSignatures {
-    let secp = secp();
-    let (own, lsp) = (public(&client.channel), public(&client.lsp_channel));
-    let sighash = timeout.channel_sighash(&channel_witness_script(&own, &lsp));
-    let message = secp256k1::Message::from_digest(sighash);
+    sign_timeout(timeout, &client.channel, &client.lsp_channel)
+}
+
+fn sign_timeout(timeout: &FactoryTx, client: &SecretKey, lsp: &SecretKey) -> ChannelSignatures {
+    let script = channel_witness_script(&public(client), &public(lsp));
+    let message = secp256k1::Message::from_digest(timeout.channel_sighash(&script));
     ChannelSignatures {
-        client: secp.sign_ecdsa(&message, &client.channel),
-        lsp: secp.sign_ecdsa(&message, &client.lsp_channel),
+        client: secp().sign_ecdsa(&message, client),
+        lsp: secp().sign_ecdsa(&message, lsp),
+    }
+}
+
+/// Sales, with every secret known.
+impl TestFactory {
+    /// The unsold stock that the client at `position` shares.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn stock(&self, position: u32) -> Stock {
+        Stock::of_tree(&self.tree, position).unwrap()
+    }
+
+    /// Secrets of the client and the LSP for what `position` buys in sale `number`.
+    #[must_use]
+    pub fn sold_secrets(&self, number: u8, position: u32) -> (SecretKey, SecretKey) {
+        let at = u64::from(number) << 32 | u64::from(position);
+        let client = secret(self.seed, "sold channel", at);
+        (client, secret(self.seed, "lsp sold channel", at))
+    }
+
+    /// A channel for `position` in sale `number`.
+    #[must_use]
+    pub fn sold_channel(&self, number: u8, position: u32, capacity: Amount) -> SoldChannel {
+        let (client, lsp) = self.sold_secrets(number, position);
+        let join_nonce = &self.clients[position as usize].join_nonce;
+        SoldChannel {
+            position,
+            leaf_id: LeafId::derive(join_nonce, number.into()),
+            channel_key: public(&client),
+            lsp_channel_key: public(&lsp),
+            capacity,
+        }
+    }
+
+    /// The next sale: `sat` to `buyer`, or everything where the rest would be too small.
+    ///
+    /// # Panics
+    /// When it cannot be sold.
+    #[must_use]
+    pub fn sale(&self, stock: &Stock, buyer: u32, sat: u64, bonus: &[(u32, u64)]) -> Sale {
+        let number = stock.next_number();
+        let sum = Amount::from_sat(bonus.iter().map(|(_, sat)| sat).sum());
+        let capacity = stock.capacity_for(Amount::from_sat(sat), sum).unwrap();
+        let bonus = bonus.iter().map(|(mate, sat)| {
+            let capacity = Amount::from_sat(*sat);
+            self.sold_channel(number, *mate, capacity)
+        });
+        let mut id = [number; 16];
+        id[..8].copy_from_slice(&self.seed.to_be_bytes());
+        Sale {
+            id: SaleId(id),
+            stock: stock.outpoint(),
+            number,
+            bought: self.sold_channel(number, buyer, capacity),
+            bonus: bonus.collect(),
+        }
+    }
+
+    /// Signs every session of a sale, all parties in turn.
+    #[must_use]
+    pub fn sign_sale(&self, txs: &SaleTxs) -> Vec<schnorr::Signature> {
+        let first = 10_000 + 100 * u32::from(txs.sale.number);
+        let sessions = (first..).zip(txs.sessions());
+        sessions
+            .map(|(session, tx)| self.sign_session(session, tx))
+            .collect()
+    }
+
+    /// Both signatures on the timeout of what the client at `position` got in this sale.
+    #[must_use]
+    pub fn sign_sold_channel(&self, txs: &SaleTxs, position: u32) -> Option<ChannelSignatures> {
+        let (_, timeout) = txs.channel_of(position)?;
+        let (client, lsp) = self.sold_secrets(txs.sale.number, position);
+        Some(sign_timeout(timeout, &client, &lsp))
     }
 }
 

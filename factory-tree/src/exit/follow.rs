@@ -10,12 +10,13 @@ use crate::factory::SpentKind;
 use crate::kit::{ExitKit, KitTx};
 use crate::output::OutputRole;
 use crate::params::ExpiryPolicy;
+use crate::tx::TxKind;
 use crate::units::{Blocks, Height};
 
 /// What the client wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Goal {
-    /// Publish the path now, then be paid by the timeouts of channel and stock.
+    /// Publish the path and the sales now, then be paid by the timeouts of channels and stock.
     Leave,
     /// Publish nothing before `T`; then the timeout of the deepest output that is confirmed.
     TimeoutOnly,
@@ -211,7 +212,7 @@ impl Step {
         let mut left = self.publish.iter().copied().chain(waiting);
         let is_stock = |index: usize| {
             let tx = kit.txs.get(index);
-            tx.is_some_and(|tx| tx.spends.kind == SpentKind::Stock)
+            tx.is_some_and(|tx| (tx.kind, tx.spends.kind) == (TxKind::Timeout, SpentKind::Stock))
         };
         ended && left.all(is_stock)
     }
@@ -291,7 +292,7 @@ impl Follower<'_> {
         outpoint: OutPoint,
     ) -> impl Iterator<Item = (usize, &'_ KitTx, TxState)> + '_ {
         let all = self.kit.txs.iter().zip(&self.states).enumerate();
-        all.filter(move |(_, (tx, _))| tx.spends.outpoint == outpoint)
+        all.filter(move |(_, (tx, _))| tx.spends.outpoint == outpoint && self.kit.publishes(tx))
             .map(|(index, (tx, state))| (index, tx, *state))
     }
 
@@ -302,7 +303,7 @@ impl Follower<'_> {
             .map(|(_, tx, _)| tx.spends.kind)
             .next()
         else {
-            // A stock under `LspReclaim`, which is the LSP's.
+            // A stock of which nothing is the client's: under `LspReclaim`, or sold to others.
             return;
         };
         if let Some(spender) = self.view.spent.get(&outpoint) {
@@ -331,7 +332,8 @@ impl Follower<'_> {
         }
     }
 
-    /// Whatever can confirm first; of two that can confirm now the timeout, as it ends the matter.
+    /// Whatever can confirm first; of two that can confirm now the timeout or poison, as it ends the
+    /// matter.
     fn choose(&self, outpoint: OutPoint) -> Option<(usize, TxState)> {
         let wanted = self
             .spends_of(outpoint)

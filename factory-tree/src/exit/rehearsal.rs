@@ -45,8 +45,9 @@ pub enum RehearsalError {
 /// [`RehearsalError`] when one of them does not end with what the kit promises.
 pub fn rehearse(kit: &ExitKit) -> Result<(), RehearsalError> {
     let coverage = ExitPlan::new(kit).coverage;
-    let whole = coverage.channel.checked_add(coverage.stock);
-    run(kit, Goal::Leave, whole.unwrap_or(Amount::MAX_MONEY))?;
+    let whole = [coverage.channel, coverage.stock, coverage.sold];
+    let whole = crate::tx::checked_sum(whole).unwrap_or(Amount::MAX_MONEY);
+    run(kit, Goal::Leave, whole)?;
     if plan::has_timeouts(&kit.params) {
         run(kit, Goal::TimeoutOnly, coverage.away)?;
     }

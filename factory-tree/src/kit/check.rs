@@ -15,6 +15,7 @@ use crate::ids::FactoryId;
 use crate::output::{OutputRole, RoledOutput, channel_witness_script};
 use crate::params::{ParamsError, Schedule};
 use crate::plan;
+use crate::sale::StockError;
 use crate::shape::{ClientRange, Shape, ShapeNode, len};
 use crate::tree::tx_kind;
 use crate::tx::{RelayError, Timelock, TxKind, check_relay, checked_sum};
@@ -94,6 +95,9 @@ pub enum KitError {
     /// The rehearsal of the exit.
     #[error("exit rehearsal: {0}")]
     Rehearsal(#[from] RehearsalError),
+    /// The sales.
+    #[error("sales: {0}")]
+    Sales(#[from] StockError),
     /// A timeout does not pay the client.
     #[error("{txid} pays nothing to the client")]
     Unpaid {
@@ -106,7 +110,7 @@ impl ExitKit {
     /// Judges the kit by itself: its fields agree, every transaction spends the one before as the
     /// parameters say and relays, every signature verifies against the key in the output it spends
     /// (BIP-340; ECDSA for the channel), the path reaches the client's channel, every output on the
-    /// way has what gets the money out, and a rehearsal on a chain of its own ends paid.
+    /// way has what gets the money out, the transactions of every sale are those its terms make, and a rehearsal on a chain of its own ends paid.
     ///
     /// # Errors
     /// The first thing found wrong.
@@ -138,6 +142,7 @@ impl ExitKit {
         self.check_path(&shape)?;
         self.check_form(&shape)?;
         self.check_timeouts()?;
+        self.check_sales()?;
         Ok(exit::rehearse(self)?)
     }
 
@@ -247,14 +252,15 @@ impl ExitKit {
     /// has one under both, and each ends in a payout to the client.
     fn check_timeouts(&self) -> Result<(), KitError> {
         let mut timeouts: BTreeMap<OutPoint, &KitTx> = BTreeMap::new();
-        for tx in self.txs.iter().filter(|tx| tx.kind == TxKind::Timeout) {
+        let unsold = self.txs_before_sales();
+        for tx in unsold.iter().filter(|tx| tx.kind == TxKind::Timeout) {
             if timeouts.insert(tx.spends.outpoint, tx).is_some() {
                 return Err(malformed(tx, "second spend of its output"));
             }
         }
         let every = plan::has_timeouts(&self.params);
         let mut needed = Vec::new();
-        for tx in &self.txs {
+        for tx in unsold {
             if tx.is_path() && every {
                 needed.push((tx.spends.outpoint, tx.spends.kind, &tx.spends.clients));
             }
@@ -354,7 +360,10 @@ impl Verifier<'_> {
             TxKind::Timeout => {
                 tx.timelock == plan::timeout_timelock(params, self.schedule, tx.spends.kind)
             }
-            TxKind::Poison => false,
+            TxKind::Poison => {
+                let delay = |sale| Some(params.poison_delay(sale)) == tx.timelock.delay;
+                tx.timelock.height.is_none() && (1..=params.chain_depth_max).any(delay)
+            }
         }
     }
 
@@ -413,7 +422,9 @@ impl Verifier<'_> {
         let [input] = tx.tx.input.as_slice() else {
             return None;
         };
-        let (own, lsp) = (self.kit.channel_key, self.kit.lsp_channel_key);
+        let mut channels = self.kit.channels().into_iter();
+        let channel = channels.find(|channel| channel.outpoint == tx.spends.outpoint)?;
+        let (own, lsp) = (channel.channel_key, channel.lsp_channel_key);
         let script = channel_witness_script(&own, &lsp);
         if script.to_p2wsh() != tx.spends.script {
             return None;

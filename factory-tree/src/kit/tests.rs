@@ -43,9 +43,9 @@ fn a_kit_has_what_the_client_needs() {
 #[test]
 fn other_versions_and_fields_are_refused() {
     let text = refund().kit(0).to_json().unwrap();
-    let newer = text.replacen("\"version\":1", "\"version\":2", 1);
-    assert_eq!(ExitKit::from_json(&newer), Err(KitError::Version(2)));
-    let extra = text.replacen("\"version\":1", "\"version\":1,\"extra\":0", 1);
+    let newer = text.replacen("\"version\":2", "\"version\":3", 1);
+    assert_eq!(ExitKit::from_json(&newer), Err(KitError::Version(3)));
+    let extra = text.replacen("\"version\":2", "\"version\":2,\"extra\":0", 1);
     assert!(matches!(
         ExitKit::from_json(&extra),
         Err(KitError::Format(_))
@@ -110,7 +110,7 @@ fn what_is_missing_or_changed_on_disk_is_found() {
     }
     type Change = fn(&mut ExitKit);
     let fields: [(&str, Change); 8] = [
-        ("version", |k| k.version = 2),
+        ("version", |k| k.version = 1),
         ("expiry", |k| k.expiry = k.expiry.plus(Blocks(1))),
         ("exit_delay", |k| k.exit_delay = Blocks(1)),
         ("birth", |k| k.birth = k.birth.plus(Blocks(1))),
