@@ -323,7 +323,12 @@ impl ExportTx {
     fn of_kit(kit: &ExitKit, ring: &KeyRing, tx: &KitTx, ids: &[ClientId]) -> Self {
         let spends = &tx.spends;
         let signers = match spends.kind {
-            SpentKind::Channel => vec![kit.lsp_channel_key, kit.channel_key],
+            SpentKind::Channel => {
+                let channels = kit.channels().into_iter();
+                let own = channels.filter(|channel| channel.outpoint == spends.outpoint);
+                own.flat_map(|channel| [channel.lsp_channel_key, channel.channel_key])
+                    .collect()
+            }
             _ if spends.with_lsp => ring.signers(&Owners::with_lsp(&spends.clients)),
             _ => ring.signers(&Owners::clients_only(&spends.clients)),
         };

@@ -146,7 +146,7 @@ pub struct KitOutput {
 }
 
 /// Both signatures of a channel's timeout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChannelSignatures {
     /// By the client's funding key.
     pub client: ecdsa::Signature,

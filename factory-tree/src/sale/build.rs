@@ -65,15 +65,15 @@ impl Stock {
                 txout: output.txout.clone(),
                 ..consumed.clone()
             });
-        let shares = self.shares(left.as_ref());
         let has_timeouts = plan::has_timeouts(&self.params);
         let timeout = left.clone().filter(|_| has_timeouts).map(|left| {
-            let claims = self.claims(&[], &shares);
+            let claims = self.claims(&[], &self.shares(Some(&left)));
             plan::timeout(&self.params, &self.schedule, left, &claims)
         });
+        let sales: Vec<Sale> = self.sales.iter().chain([sale]).cloned().collect();
         let txs = SaleTxs {
             timeout: timeout.transpose()?,
-            poisons: self.poisons(sale, &shares)?,
+            poisons: self.poisons(&sales, left.as_ref())?,
             channel_timeouts: self.channel_timeouts(&chain, sale)?,
             sale: sale.clone(),
             chain,
@@ -121,18 +121,25 @@ impl Stock {
         claims.filter(paid).collect()
     }
 
-    fn poisons(&self, sale: &Sale, shares: &[u64]) -> Result<Vec<FactoryTx>, StockError> {
-        let mut sales = self.sales.clone();
-        sales.push(sale.clone());
+    /// The poisons that the last of `sales` makes, on everything consumed up to it.
+    pub(super) fn poisons(
+        &self,
+        sales: &[Sale],
+        left: Option<&Spent>,
+    ) -> Result<Vec<FactoryTx>, StockError> {
+        let Some(last) = sales.last() else {
+            return Ok(Vec::new());
+        };
+        let shares = self.shares(left);
         let timelock = Timelock {
             height: None,
-            delay: Some(self.params.poison_delay(sale.number)),
+            delay: Some(self.params.poison_delay(last.number)),
         };
-        let consumed = self.left.iter().enumerate();
+        let consumed = self.left.iter().take(sales.len()).enumerate();
         consumed
             .map(|(sold_before, stock)| {
                 let since = sales.get(sold_before..).unwrap_or_default();
-                let claims = self.claims(since, shares);
+                let claims = self.claims(since, &shares);
                 let outputs = expiry::timeout_outputs(&self.params, stock.txout.value, &claims)?;
                 let spends = stock.clone();
                 Ok(FactoryTx::new(TxKind::Poison, timelock, spends, outputs))

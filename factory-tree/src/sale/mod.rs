@@ -5,6 +5,13 @@
 //! far. [`Seller`] and [`CoSigner`] are the two sides of signing one sale.
 
 mod build;
+pub mod cosigner;
+mod coverage;
+pub mod message;
+pub mod rules;
+pub mod seller;
+#[cfg(test)]
+mod sim;
 mod stock;
 #[cfg(test)]
 mod tests;
@@ -16,6 +23,9 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{LeafId, SaleId};
 
 pub use build::SaleTxs;
+pub use cosigner::CoSigner;
+pub use coverage::Coverage;
+pub use seller::Seller;
 pub use stock::{Stock, StockError, least_channel};
 
 /// A channel that a sale makes.

@@ -72,6 +72,9 @@ pub enum StockError {
     /// A channel for somebody who does not share the stock, or two for one.
     #[error("client {0} cannot have this channel")]
     Channel(u32),
+    /// Not everybody who shares the stock has an account.
+    #[error("the accounts are not those of the stock's clients")]
+    Accounts,
     /// The amounts of a timeout or poison.
     #[error(transparent)]
     Expiry(#[from] ExpiryError),
@@ -91,7 +94,7 @@ pub enum StockError {
     },
 }
 
-/// The least channel that can be sold: it must bear its part of a poison's fee.
+/// The least channel that can be sold: it must bear its share of a poison's fee.
 #[must_use]
 pub fn least_channel(params: &FactoryParams) -> Amount {
     let fee = deduction(params, params.k.into()).to_sat();

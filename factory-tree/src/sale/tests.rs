@@ -275,6 +275,33 @@ fn kits_with_sales_survive_the_disk_under_both_policies() {
     }
 }
 
+/// I7, as far as consensus goes; relay rules are part of [`ExitKit::verify`].
+#[test]
+fn every_transaction_of_a_sale_is_accepted_by_consensus_code() {
+    for kit in &sold(ExpiryPolicy::ClientRefund).kits {
+        for tx in &kit.txs {
+            let spent = bitcoin::TxOut {
+                value: tx.spends.amount,
+                script_pubkey: tx.spends.script.clone(),
+            };
+            assert!(crate::kernel::accepts(&tx.tx, &[spent]), "{:?}", tx.kind);
+        }
+    }
+}
+
+#[test]
+fn exports_of_kits_with_sales_are_consistent() {
+    let sold = sold(ExpiryPolicy::ClientRefund);
+    let clients = &sold.signed.factory.clients;
+    let lsp = crate::ids::ClientId([2; 33]);
+    for kit in &sold.kits {
+        let own = clients[kit.position as usize].id();
+        let export = crate::export::Export::of_kit(kit, lsp, own);
+        crate::export::check(&export).unwrap();
+        assert_eq!(export.transactions.len(), kit.txs.len());
+    }
+}
+
 #[test]
 fn a_kit_of_version_1_still_reads() {
     let kit = &Sold::new(factory(2)).kits[0];
