@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use bitcoin::secp256k1::{PublicKey, schnorr};
-use bitcoin::{Amount, OutPoint, ScriptBuf, Txid};
+use bitcoin::{Amount, OutPoint, ScriptBuf};
 
 use super::{ChannelSignatures, ExitKit, KitError, KitTx, sign_channel};
 use crate::factory::SpentKind;
@@ -145,33 +145,42 @@ impl ExitKit {
     /// After the leaf's come the transactions of each sale, exactly as its terms make them: what
     /// of them concerns this client, in session order.
     pub(super) fn check_sales(&self) -> Result<(), KitError> {
-        let before = self.txs_before_sales().len();
-        let kept: Vec<Txid> = self.txs.iter().skip(before).map(KitTx::txid).collect();
-        let mut due = Vec::new();
         if plan::has_timeouts(&self.params) && !self.stock_payouts.is_empty() {
             return Err(KitError::Field("stock_payouts"));
         }
+        let mut kept = self.txs.iter().skip(self.txs_before_sales().len());
         if !self.sales.is_empty() || !self.stock_payouts.is_empty() {
             let mut stock = Stock::unsold_of_kit(self)?;
             if stock.payout_of(self.position) != Some(&self.payout_script) {
                 return Err(KitError::Field("stock_payouts"));
             }
             for sale in &self.sales {
-                due.extend(self.due(&stock.push(sale.clone())?));
+                self.check_sale(&stock.push(sale.clone())?, &mut kept)?;
             }
         }
         let mut leaves = BTreeSet::new();
         let fresh = |channel: &KitChannel| leaves.insert(channel.leaf_id);
-        if kept == due && self.channels().iter().all(fresh) {
+        if kept.next().is_none() && self.channels().iter().all(fresh) {
             return Ok(());
         }
         Err(KitError::Field("sales"))
     }
 
-    fn due(&self, txs: &SaleTxs) -> Vec<Txid> {
-        let sessions = txs.sessions().map(|tx| tx.txid);
-        let own = txs.channel_of(self.position).map(|(_, tx)| tx.txid);
-        sessions.chain(own).collect()
+    /// The next of `kept` are those of this sale, in every field; what is signed is judged with
+    /// the rest of the kit.
+    fn check_sale<'a>(
+        &self,
+        txs: &SaleTxs,
+        kept: &mut impl Iterator<Item = &'a KitTx>,
+    ) -> Result<(), KitError> {
+        let own = txs.channel_of(self.position).map(|(_, timeout)| timeout);
+        for due in txs.sessions().chain(own) {
+            let found = kept.next().ok_or(KitError::Field("sales"))?;
+            if *found != KitTx::new(due, found.tx.clone()) {
+                return Err(KitError::Field("sales"));
+            }
+        }
+        Ok(())
     }
 
     /// Whether the client ever publishes `tx`. Of a stock that was sold from that is the sale, if

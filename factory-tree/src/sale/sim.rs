@@ -156,7 +156,11 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new(k: u8) -> Self {
-        let signed = factory(k).sign();
+        Self::of(factory(k))
+    }
+
+    pub(super) fn of(factory: TestFactory) -> Self {
+        let signed = factory.sign();
         let clients = signed.factory.stock(0).clients();
         let wallets = clients.map(|position| {
             let wallet = Wallet {

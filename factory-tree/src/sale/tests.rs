@@ -27,6 +27,8 @@ pub(super) fn factory(k: u8) -> TestFactory {
     TestFactory::new(11, params, usize::from(k) * 2).unwrap()
 }
 
+mod exit;
+
 fn sat(amount: u64) -> Amount {
     Amount::from_sat(amount)
 }
@@ -323,7 +325,7 @@ fn a_sale_that_is_changed_or_incomplete_on_disk_is_found() {
         without.verify().unwrap_err();
     }
     type Change = fn(&mut ExitKit);
-    let changes: [Change; 9] = [
+    let changes: [Change; 13] = [
         |k| _ = k.sales.pop(),
         |k| k.sales.clear(),
         |k| k.sales.swap(0, 1),
@@ -333,11 +335,26 @@ fn a_sale_that_is_changed_or_incomplete_on_disk_is_found() {
         |k| k.sales[2].bought.leaf_id = k.leaf_id,
         |k| k.sales[2].bought.leaf_id = k.sales[0].bought.leaf_id,
         |k| k.stock_payouts.push(k.payout_script.clone()),
+        // What a transaction is said to be.
+        |k| {
+            k.txs
+                .iter_mut()
+                .for_each(|tx| swap_kind(tx, TxKind::Poison, TxKind::Timeout))
+        },
+        |k| k.txs.last_mut().unwrap().outputs[0].clients = 1..2,
+        |k| k.txs.last_mut().unwrap().timelock.delay = Some(Blocks(1)),
+        |k| k.txs.extend_from_within(k.txs.len() - 1..),
     ];
     for (number, change) in changes.iter().enumerate() {
         let mut changed = kit.clone();
         change(&mut changed);
         assert!(changed.verify().is_err(), "{number}");
+    }
+}
+
+fn swap_kind(tx: &mut crate::kit::KitTx, from: TxKind, to: TxKind) {
+    if tx.kind == from {
+        tx.kind = to;
     }
 }
 

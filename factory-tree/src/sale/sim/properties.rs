@@ -79,6 +79,19 @@ fn four_sales_in_a_row() {
 }
 
 #[test]
+fn a_stock_without_timeouts_is_sold_like_any_other() {
+    let params = crate::sale::tests::params(2, crate::params::ExpiryPolicy::LspReclaim);
+    let mut world = World::of(TestFactory::new(4, params, 4).unwrap());
+    for buyer in [0, 1, 0] {
+        let sale = next_sale(&world, buyer, 40_000, &[]);
+        assert_eq!(world.attempt(sale), SellerOutcome::Sold);
+        check(&world);
+    }
+    // The chain transaction and the poisons of three stocks.
+    assert_eq!(world.sold()[2].signatures.len(), 4);
+}
+
+#[test]
 fn the_buyer_signs_first_and_the_others_see_that() {
     let mut world = World::new(2);
     let sale = next_sale(&world, 1, 30_000, &[]);
