@@ -6,6 +6,7 @@ use bitcoin::{Amount, Txid};
 use super::{ChainView, ExitPlan, Goal, Step, next};
 use crate::kit::{ExitKit, KitTx};
 use crate::plan;
+use crate::sale;
 use crate::units::{Blocks, Height};
 
 /// Why an exit does not work.
@@ -39,7 +40,9 @@ pub enum RehearsalError {
     },
 }
 
-/// Rehearses both ways out that the factory's policy has: leaving now, and waiting for `T`.
+/// Rehearses both ways out that the factory's policy has, leaving now and waiting for `T`; and, if
+/// anything was sold from the stock, what the client is sure of when the LSP publishes the leaf and
+/// withholds every sale.
 ///
 /// # Errors
 /// [`RehearsalError`] when one of them does not end with what the kit promises.
@@ -47,19 +50,32 @@ pub fn rehearse(kit: &ExitKit) -> Result<(), RehearsalError> {
     let coverage = ExitPlan::new(kit).coverage;
     let whole = [coverage.channel, coverage.stock, coverage.sold];
     let whole = crate::tx::checked_sum(whole).unwrap_or(Amount::MAX_MONEY);
-    run(kit, Goal::Leave, whole)?;
-    if plan::has_timeouts(&kit.params) {
-        run(kit, Goal::TimeoutOnly, coverage.away)?;
-    }
-    Ok(())
-}
-
-fn run(kit: &ExitKit, goal: Goal, promised: Amount) -> Result<(), RehearsalError> {
-    let mut view = ChainView {
+    let funded = ChainView {
         tip: kit.birth,
+        confirmed: [(kit.funding().txid, kit.birth)].into(),
         ..ChainView::default()
     };
-    view.confirmed.insert(kit.funding().txid, kit.birth);
+    run(kit, funded.clone(), Goal::Leave, whole)?;
+    if plan::has_timeouts(&kit.params) {
+        run(kit, funded.clone(), Goal::TimeoutOnly, coverage.away)?;
+    }
+    if kit.sales.is_empty() {
+        return Ok(());
+    }
+    let mut withheld = funded;
+    let path = kit.path().map(|tx| (tx.txid(), kit.birth));
+    withheld.confirmed.extend(path);
+    // The sales were checked before they are rehearsed.
+    let awake = sale::Coverage::of_kit(kit).map_or(Amount::ZERO, |covered| covered.awake);
+    run(kit, withheld, Goal::TimeoutOnly, awake)
+}
+
+fn run(
+    kit: &ExitKit,
+    mut view: ChainView,
+    goal: Goal,
+    promised: Amount,
+) -> Result<(), RehearsalError> {
     // Every round confirms a transaction or jumps to where one is final.
     let rounds = kit.txs.len().saturating_mul(2).saturating_add(1);
     for _ in 0..rounds {

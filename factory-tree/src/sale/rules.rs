@@ -160,27 +160,28 @@ fn require(holds: bool, rule: SaleRule, found: impl FnOnce() -> String) -> Resul
     Err(SaleRefusal::new(rule, found()))
 }
 
-/// Judges an offer, and returns its transactions as rebuilt from the kit.
+/// Judges an offer, and returns its transactions as rebuilt from the kit, with the stock before.
 ///
 /// # Errors
 /// The first rule broken.
-pub fn check_offer(kit: &ExitKit, offer: &Offer, agreed: &Agreed) -> Result<SaleTxs, SaleRefusal> {
-    let mut stock = Stock::of_kit(kit).map_err(|error| classify(&error))?;
-    let before = stock.clone();
-    let txs = stock
-        .push(offer.sale.clone())
-        .map_err(|error| classify(&error))?;
-    deadline(&before, offer, agreed)?;
+pub fn check_offer(
+    kit: &ExitKit,
+    offer: &Offer,
+    agreed: &Agreed,
+) -> Result<(Stock, SaleTxs), SaleRefusal> {
+    let stock = Stock::of_kit(kit).map_err(|error| classify(&error))?;
+    let txs = stock.draft(&offer.sale).map_err(|error| classify(&error))?;
+    deadline(&stock, offer, agreed)?;
     require(offer.round.sale == offer.sale.id, SaleRule::Stock, || {
         format!("terms of sale {}", offer.sale.id)
     })?;
     place(kit, &txs, agreed)?;
-    role(kit, &before, &txs, agreed)?;
-    Ok(txs)
+    role(kit, &stock, &txs, agreed)?;
+    Ok((stock, txs))
 }
 
 /// Which rule a sale breaks that cannot be built.
-pub(super) fn classify(error: &StockError) -> SaleRefusal {
+fn classify(error: &StockError) -> SaleRefusal {
     let rule = match error {
         StockError::OutOfOrder { .. } | StockError::Depth(_) => SaleRule::Number,
         StockError::Amount { .. } | StockError::SoldOut => SaleRule::Amount,

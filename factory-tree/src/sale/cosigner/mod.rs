@@ -90,7 +90,6 @@ impl CoSigner {
     ) -> CoSignerStep {
         let round = offer.round;
         let checked = rules::check_offer(&kit, &offer, &agreed);
-        let stock = Stock::of_kit(&kit);
         let mut machine = Self {
             round,
             kit,
@@ -98,9 +97,9 @@ impl CoSigner {
             state: State::Finished,
         };
         let mut effects = Vec::new();
-        match checked.and_then(|txs| Ok((txs, stock.map_err(|e| rules::classify(&e))?))) {
+        match checked {
             Err(refusal) => machine.refuse(refusal, &mut effects),
-            Ok((txs, stock)) => {
+            Ok((stock, txs)) => {
                 let (secret, nonces) = machine.nonces(&txs, seed);
                 let joined = Joined {
                     offer,

@@ -285,6 +285,30 @@ fn what_was_sold_transactions_are_signed_for_a_watcher() {
 }
 
 #[test]
+fn what_is_stored_reads_back() {
+    let mut world = World::new(2);
+    world.wallets.get_mut(&0).unwrap().fault = Fault::BadPartial(0);
+    let sale = next_sale(&world, 1, 30_000, &[(0, 10_000)]);
+    world.attempt(sale.clone());
+    world.wallets.get_mut(&0).unwrap().fault = Fault::Honest;
+    world.sell(&sale);
+    // Bound, blamed, failed; bound, chain, sold.
+    assert_eq!(world.records.len(), 6);
+    for record in &world.records {
+        let text = serde_json::to_string(record).unwrap();
+        assert_eq!(serde_json::from_str::<SaleRecord>(&text).unwrap(), *record);
+    }
+    for wallet in world.wallets.values() {
+        let pending = wallet.pending.as_ref().unwrap();
+        let text = serde_json::to_string(pending).unwrap();
+        assert_eq!(
+            serde_json::from_str::<PendingSale>(&text).unwrap(),
+            *pending
+        );
+    }
+}
+
+#[test]
 fn secrets_are_not_shown() {
     let world = World::new(2);
     let secrets = world.secrets(0);

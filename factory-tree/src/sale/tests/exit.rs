@@ -183,3 +183,36 @@ fn plans_say_when_and_what_it_costs() {
     let chain: Vec<_> = heights[2..5].iter().map(|h| h.0).collect();
     assert_eq!(chain, [3000 + leaf + 1, 3000 + leaf + 2, 3000 + leaf + 3]);
 }
+
+#[test]
+fn a_withheld_sale_is_rehearsed() {
+    let mut sold = Sold::new(factory(2));
+    sold.sell(1, 40_000, &[]);
+    sold.sell(0, 60_000, &[]);
+    for kit in &sold.kits {
+        crate::exit::rehearse(kit).unwrap();
+    }
+    // Without the newest poison the one of the first sale is all there is: it pays the second
+    // buyer as if it had bought nothing.
+    let mut kit = sold.kits.remove(0);
+    let newest = kit.params.poison_delay(2);
+    kit.txs
+        .retain(|tx| tx.kind != TxKind::Poison || tx.timelock.delay != Some(newest));
+    let first = kit
+        .txs
+        .iter_mut()
+        .find(|tx| tx.kind == TxKind::Poison)
+        .unwrap();
+    first.tx.output[0].value = sat(10_000);
+    let error = crate::exit::rehearse(&kit).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            crate::exit::RehearsalError::Underpaid {
+                goal: Goal::TimeoutOnly,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
