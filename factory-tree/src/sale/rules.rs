@@ -183,7 +183,9 @@ pub fn check_offer(
 /// Which rule a sale breaks that cannot be built.
 fn classify(error: &StockError) -> SaleRefusal {
     let rule = match error {
-        StockError::OutOfOrder { .. } | StockError::Depth(_) => SaleRule::Number,
+        StockError::OutOfOrder { .. } | StockError::Depth(_) | StockError::Bound(_) => {
+            SaleRule::Number
+        }
         StockError::Amount { .. } | StockError::SoldOut => SaleRule::Amount,
         StockError::Remainder { .. } => SaleRule::Remaining,
         StockError::Channel(_) => SaleRule::Members,

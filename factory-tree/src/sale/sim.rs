@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey, ecdsa};
-use bitcoin::{Amount, OutPoint, Script};
+use bitcoin::secp256k1::ecdsa;
+use bitcoin::{Amount, OutPoint};
 use proptest::prelude::*;
 use zeroize::Zeroizing;
 
@@ -15,112 +15,24 @@ use super::rules::{Agreed, Place, Role};
 use super::seller::*;
 use super::tests::factory;
 use super::*;
-use crate::ceremony::coordinator::LspSigner;
 use crate::ceremony::message::{DeclineReason, Round};
-use crate::ceremony::signer::ChannelSigner;
-use crate::factory::FactoryTx;
 use crate::guard::SignedRecord;
 use crate::ids::{Attempt, ClientId};
 use crate::kit::ExitKit;
-use crate::musig::{Message, PartialSignature};
+use crate::musig::{Message, PartialSignature, PublicNonce};
 use crate::purpose::Purpose;
 use crate::testing::{ATTEMPT, BIRTH, CEREMONY, TestFactory, bytes};
 
 mod hostile;
+mod party;
 mod properties;
 
-/// How a client misbehaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// It does not.
-    Honest,
-    /// Its partial signature of this session is wrong.
-    BadPartial(usize),
-    /// Its signature on its channel's timeout is.
-    BadChannelSignature,
-    /// It does not answer an offer.
-    NeverJoins,
-    /// It joins and then does not sign.
-    NeverSigns,
-    /// It says no.
-    Declines,
-}
+use party::{Channels, Fault, Lsp, Wallet};
 
 /// Changes what a client is told.
 type Lie = fn(&mut ToCoSigner);
 /// Changes what it agreed to.
 type Other = fn(&mut Agreed);
-
-fn sign_with(key: &SecretKey, tx: &FactoryTx, script: &Script) -> ecdsa::Signature {
-    let message = bitcoin::secp256k1::Message::from_digest(tx.channel_sighash(script));
-    Secp256k1::new().sign_ecdsa(&message, key)
-}
-
-/// Signs with whichever of these keys the script has.
-#[derive(Debug)]
-struct Channels(Vec<SecretKey>);
-
-impl Channels {
-    fn sign(&self, tx: &FactoryTx, script: &Script) -> Option<ecdsa::Signature> {
-        let has = |key: &&SecretKey| {
-            let public = PublicKey::from_secret_key(&Secp256k1::new(), key).serialize();
-            script.as_bytes().windows(33).any(|bytes| bytes == public)
-        };
-        self.0
-            .iter()
-            .find(has)
-            .map(|key| sign_with(key, tx, script))
-    }
-}
-
-impl ChannelSigner for Channels {
-    fn sign_channel_timeout(
-        &self,
-        _leaf: LeafId,
-        tx: &FactoryTx,
-        script: &Script,
-    ) -> Option<ecdsa::Signature> {
-        self.sign(tx, script)
-    }
-}
-
-#[derive(Debug)]
-pub(super) struct Lsp {
-    factory: SecretKey,
-    channels: Channels,
-}
-
-impl LspSigner for Lsp {
-    fn factory_secret(&self, _round: Round) -> SecretKey {
-        self.factory
-    }
-    fn sign_channel_timeout(
-        &self,
-        _leaf: LeafId,
-        tx: &FactoryTx,
-        script: &Script,
-    ) -> Option<ecdsa::Signature> {
-        self.channels.sign(tx, script)
-    }
-}
-
-/// One client: its disk, and its machine, which a crash takes.
-#[derive(Debug)]
-pub(super) struct Wallet {
-    pub kit: String,
-    pub signed: Vec<SignedRecord>,
-    pub pending: Option<PendingSale>,
-    machine: Option<CoSigner>,
-    pub fault: Fault,
-    pub least_bonus: Amount,
-    pub refused: Vec<DeclineReason>,
-}
-
-impl Wallet {
-    pub(super) fn kit(&self) -> ExitKit {
-        ExitKit::from_json(&self.kit).unwrap()
-    }
-}
 
 #[derive(Debug)]
 enum Mail {
@@ -130,22 +42,26 @@ enum Mail {
 }
 
 /// A stock, everybody who shares it, and the LSP.
-pub(super) struct World {
-    pub factory: TestFactory,
-    pub wallets: BTreeMap<u32, Wallet>,
+struct World {
+    factory: TestFactory,
+    wallets: BTreeMap<u32, Wallet>,
     /// The LSP's disk.
-    pub records: Vec<SaleRecord>,
+    records: Vec<SaleRecord>,
     seller: Option<Seller>,
     mail: VecDeque<Mail>,
     outcome: Option<SellerOutcome>,
-    pub blamed: BTreeSet<u32>,
-    pub opened: Vec<u32>,
+    blamed: BTreeSet<u32>,
+    opened: Vec<u32>,
     draws: u64,
     attempt: u32,
     /// What the LSP tells this client is changed, and what that agreed to.
     lie: Option<(u32, Lie, Other)>,
     /// The client whose disk does not keep what it is given.
     broken_disk: Option<u32>,
+    /// The LSP forgets, or denies, what terms are bound.
+    forgets: bool,
+    /// The LSP's nonces, with everybody's they were first used with.
+    lsp_nonces: BTreeMap<[u8; 66], Vec<Vec<PublicNonce>>>,
     /// An attempt in which nothing more happens is left as it is.
     attempts_end: bool,
     /// Effects until the LSP (`None`) or this client crashes.
@@ -155,11 +71,11 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(k: u8) -> Self {
+    fn new(k: u8) -> Self {
         Self::of(factory(k))
     }
 
-    pub(super) fn of(factory: TestFactory) -> Self {
+    fn of(factory: TestFactory) -> Self {
         let signed = factory.sign();
         let clients = signed.factory.stock(0).clients();
         let wallets = clients.map(|position| {
@@ -169,7 +85,6 @@ impl World {
                 pending: None,
                 machine: None,
                 fault: Fault::Honest,
-                least_bonus: Amount::ZERO,
                 refused: Vec::new(),
             };
             (position, wallet)
@@ -187,6 +102,8 @@ impl World {
             attempt: 0,
             lie: None,
             broken_disk: None,
+            forgets: false,
+            lsp_nonces: BTreeMap::new(),
             attempts_end: false,
             crash: None,
             nonces: BTreeMap::new(),
@@ -209,7 +126,7 @@ impl World {
         bytes(77, "nonce", self.draws)
     }
 
-    pub(super) fn sold(&self) -> Vec<&SoldRecord> {
+    fn sold(&self) -> Vec<&SoldRecord> {
         let sold = self.records.iter().filter_map(|record| match record {
             SaleRecord::Sold(sold) => Some(sold.as_ref()),
             _ => None,
@@ -218,7 +135,7 @@ impl World {
     }
 
     /// The stock as the LSP knows it.
-    pub(super) fn stock(&self) -> Stock {
+    fn stock(&self) -> Stock {
         let mut stock = self.factory.stock(0);
         for sold in self.sold() {
             stock.push(sold.sale.clone()).unwrap();
@@ -235,7 +152,7 @@ impl World {
         })
     }
 
-    pub(super) fn setup(&self, stock: Stock, sale: Sale) -> Setup {
+    fn setup(&self, stock: Stock, sale: Sale) -> Setup {
         let numbers = 1..=stock.params().chain_depth_max;
         let secrets = numbers.flat_map(|n| stock.clients().map(move |c| (n, c)));
         let channels = secrets.map(|(n, c)| self.factory.sold_secrets(n, c).1);
@@ -244,6 +161,7 @@ impl World {
             attempt: ATTEMPT,
         };
         Setup {
+            bound: self.bound().filter(|_| !self.forgets),
             clients: stock.clients().map(|c| self.id(c)).collect(),
             round: SaleRound {
                 sale: sale.id,
@@ -264,7 +182,7 @@ impl World {
     }
 
     /// One attempt, until it ends or nobody does anything any more.
-    pub(super) fn attempt(&mut self, sale: Sale) -> SellerOutcome {
+    fn attempt(&mut self, sale: Sale) -> SellerOutcome {
         self.attempt += 1;
         self.outcome = None;
         let setup = self.setup(self.stock(), sale);
@@ -276,7 +194,7 @@ impl World {
     }
 
     /// Attempts with the same terms until they are sold.
-    pub(super) fn sell(&mut self, sale: &Sale) {
+    fn sell(&mut self, sale: &Sale) {
         for _ in 0..6 {
             let terms = self.bound().unwrap_or_else(|| sale.clone());
             if self.attempt(terms) == SellerOutcome::Sold {
@@ -409,6 +327,9 @@ impl World {
                     self.records.push(*record);
                 }
                 SellerEffect::Send { client, message } => {
+                    if let ToCoSigner::Sign(sign) = &message {
+                        self.check_lsp_nonces(sign);
+                    }
                     let position = self.position(client);
                     self.mail.push_back(Mail::ToClient(position, message));
                 }
@@ -426,7 +347,7 @@ impl World {
     }
 
     /// What an honest client agrees to: what the sale says, if that is its order.
-    pub(super) fn agreed(&self, position: u32, sale: &Sale) -> Agreed {
+    fn agreed(&self, position: u32, sale: &Sale) -> Agreed {
         let ours = self
             .factory
             .sold_channel(sale.number, position, Amount::ZERO);
@@ -437,7 +358,7 @@ impl World {
             }
         } else {
             Role::Mate {
-                least_bonus: self.wallets[&position].least_bonus,
+                least_bonus: Amount::ZERO,
             }
         };
         Agreed {
@@ -451,7 +372,7 @@ impl World {
         }
     }
 
-    pub(super) fn tell(&mut self, position: u32, mut message: ToCoSigner) {
+    fn tell(&mut self, position: u32, mut message: ToCoSigner) {
         if let Some((_, lie, _)) = self.lie.filter(|(to, ..)| *to == position) {
             lie(&mut message);
         }
@@ -549,6 +470,15 @@ impl World {
         }
     }
 
+    /// I3 for the LSP: a nonce meets the same other nonces for ever.
+    fn check_lsp_nonces(&mut self, sign: &Sign) {
+        for nonce in &sign.nonces[0] {
+            let used = self.lsp_nonces.entry(nonce.to_bytes());
+            let with = used.or_insert_with(|| sign.nonces.clone());
+            assert_eq!(*with, sign.nonces, "I3");
+        }
+    }
+
     /// I3: a nonce signs one message under one sum.
     fn check_nonces(&mut self, records: &[SignedRecord]) {
         for record in records
@@ -559,40 +489,5 @@ impl World {
             let earlier = self.nonces.insert(record.own_nonce, signed);
             assert!(earlier.is_none_or(|earlier| earlier == signed), "I3");
         }
-    }
-}
-
-impl Wallet {
-    /// I10: what is recorded for an outpoint and a purpose stays.
-    fn store(&mut self, record: SignedRecord) {
-        let of = |r: &SignedRecord| (r.outpoint, r.purpose) == (record.outpoint, record.purpose);
-        if let Some(held) = self.signed.iter_mut().find(|r| of(r)) {
-            assert_eq!(held.sighash, record.sighash, "I10");
-            *held = record;
-        } else {
-            self.signed.push(record);
-        }
-    }
-
-    fn distort(&self, mut message: ToSeller) -> ToSeller {
-        let round = message.round();
-        if let ToSeller::Partials(partials) = &mut message {
-            match self.fault {
-                Fault::BadPartial(session) => {
-                    let at = session % partials.partials.len();
-                    partials.partials[at] = PartialSignature::from_bytes(&[5; 32]).unwrap();
-                }
-                Fault::BadChannelSignature => {
-                    let wrong = ecdsa::Signature::from_compact(&[5; 64]).unwrap();
-                    partials.channel_signature = partials.channel_signature.map(|_| wrong);
-                }
-                _ => {}
-            }
-        }
-        if self.fault == Fault::Declines && matches!(message, ToSeller::Join(_)) {
-            let reason = DeclineReason::Unable("disk full".into());
-            return ToSeller::Decline { round, reason };
-        }
-        message
     }
 }

@@ -72,6 +72,9 @@ pub enum StockError {
     /// A channel for somebody who does not share the stock, or two for one.
     #[error("client {0} cannot have this channel")]
     Channel(u32),
+    /// Other terms of that number may have been signed.
+    #[error("sale number {0} is bound to other terms")]
+    Bound(u8),
     /// Not everybody who shares the stock has an account.
     #[error("the accounts are not those of the stock's clients")]
     Accounts,
@@ -107,7 +110,6 @@ pub fn least_channel(params: &FactoryParams) -> Amount {
 pub struct Stock {
     pub(super) params: FactoryParams,
     pub(super) schedule: Schedule,
-    pub(super) lsp_key: PublicKey,
     /// Factory keys of its clients, in leaf order.
     pub(super) keys: Vec<PublicKey>,
     /// Where its clients are paid, in leaf order.
@@ -189,7 +191,6 @@ impl Stock {
         Ok(Self {
             params,
             schedule,
-            lsp_key,
             keys: own,
             payouts,
             left: vec![plan::spent(outpoint, SpentKind::Stock, txout.value, key)],
@@ -209,12 +210,6 @@ impl Stock {
     #[must_use]
     pub fn clients(&self) -> ClientRange {
         self.left.first().map_or(0..0, |s| s.clients.clone())
-    }
-
-    /// The LSP's factory key.
-    #[must_use]
-    pub const fn lsp_key(&self) -> PublicKey {
-        self.lsp_key
     }
 
     /// The factory key of the client at `position`.

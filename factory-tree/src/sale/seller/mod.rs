@@ -51,6 +51,8 @@ pub struct Setup {
     pub stock: Stock,
     /// The terms.
     pub sale: Sale,
+    /// The terms of that number that are bound already ([`SaleRecord::Bound`]).
+    pub bound: Option<Sale>,
     /// Which attempt.
     pub round: SaleRound,
     /// The accounts of the stock's clients, in leaf order.
@@ -149,6 +151,7 @@ impl Seller {
         let Setup {
             stock,
             sale,
+            bound,
             round,
             clients,
             terms,
@@ -156,6 +159,10 @@ impl Seller {
             signer,
         } = setup;
         let txs = stock.draft(&sale)?;
+        // Who has signed the bound terms signs no others.
+        if bound.is_some_and(|bound| bound != sale) {
+            return Err(StockError::Bound(sale.number));
+        }
         let mut clients = clients.into_iter();
         let seats = stock.clients().map(|position| {
             let (client, factory_key) = clients.next().zip(stock.key_of(position))?;

@@ -196,6 +196,11 @@ fn a_stock_is_not_sold_twice_even_with_a_colluding_mate() {
     world.wallets.get_mut(&0).unwrap().fault = Fault::Honest;
     let mut second = next_sale(&world, 0, 400_000, &[]);
     second.id = crate::ids::SaleId([9; 16]);
+    // An honest LSP's own machine refuses.
+    let setup = world.setup(world.stock(), second.clone());
+    let error = Seller::start(setup, Zeroizing::new([1; 32])).unwrap_err();
+    assert_eq!(error, StockError::Bound(1));
+    world.forgets = true;
     let by = vec![world.id(1)];
     let reason = FailReason::Declined;
     let outcome = world.attempt(second);
