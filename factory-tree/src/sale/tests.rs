@@ -352,6 +352,30 @@ fn a_sale_that_is_changed_or_incomplete_on_disk_is_found() {
     }
 }
 
+#[test]
+fn payout_scripts_that_are_changed_on_disk_are_found() {
+    let params = params(2, ExpiryPolicy::LspReclaim);
+    let sold = Sold::new(TestFactory::new(3, params, 4).unwrap());
+    let kit = &sold.kits[1];
+    assert_eq!(kit.stock_payouts.len(), 2);
+    type Change = fn(&mut ExitKit);
+    let changes: [Change; 3] = [
+        |k| k.stock_payouts.swap(0, 1),
+        |k| _ = k.stock_payouts.pop(),
+        |k| k.stock_payouts.push(k.payout_script.clone()),
+    ];
+    for (number, change) in changes.iter().enumerate() {
+        let mut changed = kit.clone();
+        change(&mut changed);
+        assert!(changed.verify().is_err(), "{number}");
+    }
+    // A kit that was made before sales were has none: it is good, and sells nothing.
+    let mut old = kit.clone();
+    old.stock_payouts.clear();
+    old.verify().unwrap();
+    assert_eq!(Stock::of_kit(&old).unwrap_err(), StockError::NoPayouts);
+}
+
 fn swap_kind(tx: &mut crate::kit::KitTx, from: TxKind, to: TxKind) {
     if tx.kind == from {
         tx.kind = to;

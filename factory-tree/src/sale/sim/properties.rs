@@ -51,6 +51,18 @@ fn poisons_in_order(world: &World) {
     }
 }
 
+/// What the LSP stored, in order.
+fn stored(world: &World) -> Vec<&'static str> {
+    let name = |record: &SaleRecord| match record {
+        SaleRecord::Bound { .. } => "bound",
+        SaleRecord::Chain { .. } => "chain",
+        SaleRecord::Sold(_) => "sold",
+        SaleRecord::Blamed { .. } => "blamed",
+        SaleRecord::Failed { .. } => "failed",
+    };
+    world.records.iter().map(name).collect()
+}
+
 fn next_sale(world: &World, buyer: u32, amount: u64, bonus: &[(u32, u64)]) -> Sale {
     world.factory.sale(&world.stock(), buyer, amount, bonus)
 }
@@ -140,6 +152,10 @@ fn a_lying_mate_is_named_whichever_session_it_spoils() {
             }
         );
         assert_eq!(world.blamed, BTreeSet::from([2]), "I6");
+        // The LSP signs nothing else before the chain transaction is stored.
+        let chain: &[_] = if session == 0 { &[] } else { &["chain"] };
+        let order = [&["bound"], chain, &["blamed", "failed"]].concat();
+        assert_eq!(stored(&world), order);
         world.wallets.get_mut(&2).unwrap().fault = Fault::Honest;
         world.sell(&sale);
         check(&world);
@@ -239,17 +255,7 @@ fn the_chain_is_stored_before_anything_else_is_complete() {
     let mut world = World::new(2);
     let sale = next_sale(&world, 1, 30_000, &[]);
     assert_eq!(world.attempt(sale.clone()), SellerOutcome::Sold);
-    let order: Vec<_> = world
-        .records
-        .iter()
-        .map(|record| match record {
-            SaleRecord::Bound { .. } => "bound",
-            SaleRecord::Chain { .. } => "chain",
-            SaleRecord::Sold(_) => "sold",
-            _ => "other",
-        })
-        .collect();
-    assert_eq!(order, ["bound", "chain", "sold"]);
+    assert_eq!(stored(&world), ["bound", "chain", "sold"]);
     // Until it is, no poison is.
     let mut world = World::new(2);
     world.attempt = 1;

@@ -93,6 +93,9 @@ fn the_newest_poison_is_published_when_its_delay_is_over() {
     view.tip = buyer.expiry.plus(Blocks(10));
     let step = next(&buyer, Goal::Leave, &view);
     assert_eq!(on_stock(&buyer, &step), [(TxKind::Poison, None)]);
+    let mut published = step.publish.iter().map(|index| &buyer.txs[*index]);
+    let poison = published.find(|tx| tx.kind == TxKind::Poison).unwrap();
+    assert_eq!(poison.timelock.delay, Some(buyer.params.poison_delay(3)));
 }
 
 #[test]
