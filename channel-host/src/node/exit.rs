@@ -16,12 +16,14 @@ use super::ended::has_htlcs;
 use super::payments::is_dust;
 use crate::error::NodeError;
 use crate::event::{ExitReason, Msat, NodeEvent, PaymentHash};
-use crate::leaf::{HtlcView, LeafId, Record, Side, Stage, exit_due};
+use crate::leaf::{Closing, HtlcView, LeafId, Record, Side, Stage, exit_due};
 use crate::pay::required_delta;
 use crate::store::{Change, EntryKey};
 
 /// Blocks before a leaf has to go to the chain in which its client is woken, who may yet resolve what is pending (bLIP-55: 24).
 const WAKE_BEFORE: u32 = 24;
+/// Blocks after the leaf's in which a wallet leaves the way to the commitment of the coordinator that closed the channel.
+const YIELD: u32 = 3;
 /// Blocks after the leaf's within which a closing transaction has to confirm.
 const CLOSING_PATIENCE: u32 = 6;
 
@@ -147,6 +149,18 @@ impl Core {
             );
         }
         Ok(())
+    }
+
+    /// Whether the coordinator's commitment comes first: it closed the channel, and pays for its own. Ours would cost us the fee, and what is ours
+    /// would wait for our delay.
+    pub(super) fn yields(&self, leaf: &Record) -> bool {
+        let height = self.book.height();
+        let fresh = |at: u32| height < at.saturating_add(YIELD);
+        leaf.side == Side::Client
+            && leaf.closed == Some(Closing::ByPeer)
+            && leaf.confirmed_at.is_some_and(fresh)
+            && leaf.at_risk_until <= height
+            && !leaf.ldk_id.is_some_and(|id| self.has_htlcs(ChannelId(id)))
     }
 
     /// What is pending in a channel and has an output on the chain; a payment through us shows its upstream expiry by the same hash in another channel.

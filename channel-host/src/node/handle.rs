@@ -272,7 +272,8 @@ impl Core {
             }
             let monitored = self.monitors.get_monitor(*channel_id);
             let worthless = monitored.is_ok_and(|monitor| !is_worth_it(&monitor));
-            if self.config.side == Side::Client && worthless {
+            let yields = leaf.as_ref().is_some_and(|leaf| self.yields(leaf));
+            if self.config.side == Side::Client && (worthless || yields) {
                 return Ok(());
             }
             self.told(NodeEvent::CommitmentReady {

@@ -409,7 +409,7 @@ impl Core {
     pub(super) fn abandon_leaf(&self, id: LeafId) -> Result<(), NodeError> {
         let leaf = self.book.update(id, |leaf| leaf.stage = Stage::Abandoned)?;
         if let Some(channel) = self.channel_of(&leaf) {
-            self.reject((channel.channel_id, leaf.peer), "the factory is given up");
+            self.reject((channel.channel_id, leaf.peer), super::log::GIVEN_UP);
             self.peers.process_events();
         }
         self.save_all()?;

@@ -6,7 +6,6 @@ use bitcoin::Amount;
 use channel_host::LeafId;
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::ladder::{Due, Terms, Warning, notice};
-use factory_tree::units::Height;
 use proto::v1::ServerMessage;
 use proto::wire::{FromServer, Notice};
 
@@ -49,7 +48,7 @@ pub(super) async fn act(
             client,
             factory,
             level,
-        } => warn(ctx, seen, (*client, *factory), *level, height).await,
+        } => warn(ctx, seen, (*client, *factory), *level).await,
         Due::Forget { factory } => {
             let id = *factory;
             ctx.store
@@ -139,7 +138,6 @@ async fn warn(
     seen: &Seen,
     (client, factory): (ClientId, FactoryId),
     level: Warning,
-    height: u32,
 ) -> Result<(), LadderError> {
     let (Some(facts), Some(member)) = (seen.ladder.factory(factory), seen.member(factory, client))
     else {
@@ -154,7 +152,7 @@ async fn warn(
     let terms = Terms {
         fee: ctx.config.policy.fee_for(member.capacity),
     };
-    let words = notice(level, Height(height), facts, terms);
+    let words = notice(level, facts, terms);
     let message = FromServer::Notice(Notice { factory, words });
     ctx.store
         .write(async |tx| ladder::set_warned(tx, client, factory, level).await)

@@ -453,22 +453,13 @@ fn notices_say_when_what_cost_and_otherwise() {
     let mut facts = factory(1, &[Progress::In; 2]);
     let fee = Amount::from_sat(150);
     let calendar = facts.schedule;
-    let early = notice(
-        Warning::Early,
-        calendar.dying_from.minus(Blocks(1008)),
-        &facts,
-        Terms { fee },
-    );
-    assert!(early.what.contains("about 7 days") && early.cost.starts_with("150 sat"));
-    assert!(early.otherwise.contains("You lose nothing"));
+    let early = notice(Warning::Early, &facts, Terms { fee });
+    let from = format!("from block {}", calendar.dying_from);
+    assert!(early.what.contains(&from) && early.cost.starts_with("150 sat"));
+    assert!(early.otherwise.contains("your own on-chain output"));
     assert_eq!(early.by, calendar.publish_from);
     facts.params.expiry_policy = ExpiryPolicy::LspReclaim;
-    let over = notice(
-        Warning::Over,
-        calendar.publish_from,
-        &facts,
-        Terms::default(),
-    );
+    let over = notice(Warning::Over, &facts, Terms::default());
     assert!(over.action.starts_with("Publish your exit at once"));
     let words = [0, 1, 5, 6, 143, 144, 4320].map(|n| blocks_in_words(Blocks(n)));
     let expected = [

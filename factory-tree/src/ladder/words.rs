@@ -32,25 +32,19 @@ pub struct Notice {
     pub by: Height,
 }
 
-/// The notice of `level` to a client of the factory, at `height`.
+/// The notice of `level` to a client of the factory. It is read long after it was written: heights, and no times from now.
 #[must_use]
-pub fn notice(level: Warning, height: Height, facts: &FactoryFacts, terms: Terms) -> Notice {
+pub fn notice(level: Warning, facts: &FactoryFacts, terms: Terms) -> Notice {
     let calendar = &facts.schedule;
     let (from, by) = (calendar.dying_from, calendar.publish_from);
-    let left = |until: Height| blocks_in_words(until.since(height));
     let what = match level {
         Warning::Early => format!(
-            "This channel's factory ends: from block {from} ({}) to block {by} your balance moves to a new one.",
-            left(from)
+            "This channel's factory ends: from block {from} to block {by} your balance moves to a new one."
         ),
         Warning::Dying => format!(
-            "This channel's factory ends at block {by} ({}). You are invited to a new one.",
-            left(by)
+            "This channel's factory ends at block {by}. You are invited to a new one when there is one."
         ),
-        Warning::LastDay => format!(
-            "Last day: this channel's factory ends at block {by} ({}).",
-            left(by)
-        ),
+        Warning::LastDay => format!("Last day: this channel's factory ends at block {by}."),
         Warning::Over => format!("This channel's factory ended at block {by}."),
     };
     let action = match (level, facts.refunds_clients()) {
@@ -58,10 +52,11 @@ pub fn notice(level: Warning, height: Height, facts: &FactoryFacts, terms: Terms
             format!("Open the wallet once between blocks {from} and {by}; it does the rest.")
         }
         (Warning::Dying | Warning::LastDay, _) => format!(
-            "Open the wallet and leave it open for a few minutes before block {by}; sending stops about a day before."
+            "Open the wallet and leave it open until its balance has moved and its keys are handed over, before block {by}; sending stops about a day before."
         ),
         (Warning::Over, true) => {
-            "Nothing; after the next start the wallet finds the money on the chain.".to_owned()
+            "You need not do anything; after the next start the wallet finds the money on the chain."
+                .to_owned()
         }
         (Warning::Over, false) => format!(
             "Publish your exit at once: at block {} the LSP may take what is not published.",
@@ -70,7 +65,7 @@ pub fn notice(level: Warning, height: Height, facts: &FactoryFacts, terms: Terms
     };
     let otherwise = match facts.refunds_clients() {
         true => format!(
-            "The LSP publishes your channel from block {by} on and pays for that; your balance is in your own on-chain output before block {}. You lose nothing, but it is not in a channel any more.",
+            "The LSP publishes your channel from block {by} on and pays for that; your balance, less the network fee of fetching it, is in your own on-chain output before block {}, and not in a channel any more.",
             calendar.expiry
         ),
         false => format!(
@@ -90,7 +85,10 @@ pub fn notice(level: Warning, height: Height, facts: &FactoryFacts, terms: Terms
 
 fn cost(level: Warning, terms: Terms) -> String {
     match (level, terms.fee) {
-        (Warning::Over, _) => "Nothing is charged.".to_owned(),
+        (Warning::Over, _) => {
+            "Publishing is paid for; fetching the money into the wallet costs its own network fee."
+                .to_owned()
+        }
         (_, Amount::ZERO) => "Moving is free.".to_owned(),
         (_, fee) => format!(
             "{} sat for the next month, taken from what moves.",

@@ -89,7 +89,7 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Webhook {
-    /// Set one, or move the one of this name. It is sent a first notification.
+    /// Set one, or move the one of this name; needs a factory that this wallet is in. A first notification is sent to it: look there whether it came.
     Set {
         /// A name for it, of at most 64 bytes.
         name: String,

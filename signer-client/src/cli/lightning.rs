@@ -144,7 +144,7 @@ pub(super) async fn webhook(context: &Context, command: Webhook) -> Result<(), C
             let what = if set.no_change {
                 "is set already"
             } else {
-                "is set, and sent a first notification"
+                "is set; a first notification is on its way to it"
             };
             let text = format!(
                 "Webhook {name:?} {what} ({} of {}).",

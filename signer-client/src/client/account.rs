@@ -108,7 +108,13 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
     let rows = store.factories().await?;
     let moves = store.moves().await?;
     let mut sound = Vec::new();
-    for row in rows.iter().filter(|row| row.is_live() && row.usable) {
+    // What of a factory is on the chain already is the on-chain balance's: nothing of it moves, and no timeout pays it.
+    let is_spent = |row: &FactoryRow| {
+        let mut own = channels.iter().filter(|view| view.factory == row.factory);
+        own.any(|view| view.spent.is_some())
+    };
+    let in_use = |row: &&FactoryRow| row.is_live() && row.usable && !is_spent(row);
+    for row in rows.iter().filter(in_use) {
         if let Some(kit) = kits.sound(row.factory).await? {
             sound.push((row, kit));
         }

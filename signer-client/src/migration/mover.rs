@@ -29,7 +29,7 @@ use crate::error::Result;
 use crate::event::Event;
 use crate::fault;
 use crate::lightning::leaf_id;
-use crate::store::{FactoryRow, MoveRow, PartEnd, PartProgress, PartRow, Token};
+use crate::store::{FactoryRow, MoveRow, PartEnd, PartProgress, PartRow, PaymentEnd, Token};
 
 /// How often to look: channels come and go without a word.
 const LOOK: Duration = Duration::from_secs(1);
@@ -338,6 +338,13 @@ pub(crate) async fn part_over(
     };
     if !client.store.end_part(hash, end).await? {
         return Ok(());
+    }
+    if fee.0 > 0 {
+        // With the first part of a month; a list of payments that leaves it out does not add up.
+        let (text, now) = (format!("the month in factory {}", part.to), client.now());
+        client.store.begin_payment(hash, fee, &text, now).await?;
+        let paid = PaymentEnd::Succeeded { fee: Msat(0) };
+        client.store.end_payment(hash, &paid, now).await?;
     }
     let hash = hash.to_string();
     let (from, to) = (part.from, part.to);

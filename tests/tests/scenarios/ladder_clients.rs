@@ -252,7 +252,10 @@ fn ignores_its_invitations() -> Result<()> {
     let export = ladder.export(&first)?.clone();
     let end = ladder.end(&export);
     ladder.live_until(end + ladder.spacing())?;
-    find_on_chain(&mut ladder, &[2])?;
+    // The coordinator's commitment, which the coordinator pays for: one of the wallet's own would wait for its delay.
+    ladder.live("it finds its balance at once", 60, |ladder| {
+        Ok(found_on_chain(ladder, 2).is_ok())
+    })?;
     let life = &ladder.tally.factories[&first];
     ensure!(life.published.iter().eq([&bad]), "{life:?}");
     over(&mut ladder, &first)
@@ -320,6 +323,13 @@ fn the_month_is_announced_and_paid_once() -> Result<()> {
         let told = client.wait_for("notice")?;
         let cost = told.text("cost");
         ensure!(cost.contains("200 sat"), "{cost}");
+        // The list of payments adds up to the balance.
+        let payments = client.json(&["payments"])?;
+        let list = payments["payments"].as_array().context("a list")?;
+        let mut months = list.iter().filter(|one| one["direction"] == "out");
+        let fee = months.next().map(|one| one["amount_msat"].clone());
+        ensure!(fee == Some(((FEE + SHARE) * 1_000).into()), "{payments}");
+        ensure!(months.next().is_none(), "{payments}");
     }
     over(&mut ladder, &first)
 }
