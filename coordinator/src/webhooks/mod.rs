@@ -1,7 +1,7 @@
 //! Webhooks (LSPS5, bLIP-55): how clients that are away are woken.
 //!
 //! The service is ours and not `lightning-liquidity`'s (docs/adr/0008): notifications have to outlive days, and are signed when they are sent.
-//! They are queued in the database, one per webhook and cause, sent until somebody takes them or the client comes ([`send`]).
+//! They are queued in the database, one per webhook and cause, sent until somebody takes them or the client comes ([`run`]).
 
 mod address;
 mod pace;
