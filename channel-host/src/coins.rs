@@ -65,6 +65,14 @@ pub trait FeeCoins: Send + Sync + fmt::Debug {
         amount: Amount,
         feerate: FeeRate,
     ) -> Result<Transaction, FeeCoinsError>;
+
+    /// Says that a transaction of [`Self::pay`] is still wanted, though no mempool may have it yet: its coins are not free.
+    ///
+    /// # Errors
+    /// [`FeeCoinsError`].
+    async fn keep(&self, _transaction: &Transaction) -> Result<(), FeeCoinsError> {
+        Ok(())
+    }
 }
 
 /// [`FeeCoins`] as LDK's coin selection wants them.

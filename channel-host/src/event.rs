@@ -2,9 +2,10 @@
 
 use async_trait::async_trait;
 use bitcoin::secp256k1::PublicKey;
-use bitcoin::{OutPoint, Transaction, Txid};
+use bitcoin::{Amount, OutPoint, Transaction, Txid};
 
 use crate::StoreError;
+use crate::jit::JitRefusal;
 use crate::leaf::{LeafId, LeafRefusal, SpendKind};
 use crate::pay::{ClaimRefusal, ForwardRefusal};
 
@@ -192,6 +193,35 @@ pub enum NodeEvent {
         to: LeafId,
         /// Why, for people.
         why: String,
+    },
+    /// A just-in-time channel is about to be paid for.
+    JitFunded {
+        /// The order's number.
+        scid: u64,
+        /// The channel's number.
+        id: u64,
+        /// Its funding transaction.
+        txid: Txid,
+        /// What the channel holds.
+        capacity: Amount,
+        /// What the transaction costs, if that can be told.
+        fee: Option<Amount>,
+    },
+    /// A client has its first payment over a just-in-time channel, and we have the fee.
+    JitPaid {
+        /// The order's number.
+        scid: u64,
+        /// What was taken, exactly.
+        fee: Msat,
+    },
+    /// A payment for a just-in-time channel was sent back, with all its parts that were here.
+    JitRefused {
+        /// The order's number.
+        scid: u64,
+        /// The payment's hash.
+        hash: PaymentHash,
+        /// Why.
+        reason: JitRefusal,
     },
     /// An ordinary channel may be used.
     ChannelOpened {

@@ -20,7 +20,8 @@
 //!   confirmed, sent to the chain when the rules of factories say so ([`claim_verdict`]), told from other spends at their end;
 //! * payments in, out and through, and ordinary channels;
 //! * moves of a balance from one leaf to another, in parts ([`MovePart`]);
-//! * questions and answers by LSPS0 ([`LspsService`]).
+//! * questions and answers by LSPS0 ([`LspsService`]);
+//! * channels opened when the payment for them is here ([`JitOrder`]).
 //!
 //! [`Host`] keeps a node running.
 //!
@@ -31,6 +32,7 @@ mod error;
 mod event;
 mod host;
 mod ids;
+mod jit;
 mod leaf;
 mod leaf_keys;
 mod lsps0;
@@ -47,6 +49,7 @@ pub use error::NodeError;
 pub use event::{EventSink, ExitReason, Msat, NodeEvent, NotTakenIn, PaymentHash};
 pub use host::{Host, HostState};
 pub use ids::{is_leaf, lsp_channel_id};
+pub use jit::{JitGates, JitOpening, JitOrder, JitRefusal, opening_fee};
 pub use leaf::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKind, Stage};
 pub use leaf_keys::{LeafKeys, is_signed_by};
 pub use lsps0::{AskError, LspsService, RpcError, read_params};

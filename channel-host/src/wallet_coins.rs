@@ -87,4 +87,9 @@ impl FeeCoins for WalletCoins {
             .await;
         Ok(paid.map_err(failed)?.transaction)
     }
+
+    async fn keep(&self, transaction: &Transaction) -> Result<(), FeeCoinsError> {
+        let recorded = self.wallet.record_unconfirmed(transaction).await;
+        recorded.map_err(failed)
+    }
 }

@@ -11,6 +11,8 @@ use bitcoin::secp256k1::PublicKey;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::jit::{JitGates, JitOpening};
+
 pub(crate) use transport::{Lsps0, Questions};
 
 /// An answer that says no (JSON-RPC 2.0, section 5.1).
@@ -93,6 +95,19 @@ pub trait LspsService: Send + Sync + std::fmt::Debug {
         method: &str,
         params: Map<String, Value>,
     ) -> Result<Value, RpcError>;
+
+    /// The last word before a channel is opened for a payment that waits: what it says yes to may cost money.
+    ///
+    /// # Errors
+    /// Why not; the payment is sent back.
+    async fn open_jit(&self, _opening: JitOpening) -> Result<(), String> {
+        Err("channels are not sold here".into())
+    }
+
+    /// How many payments for such channels may wait, and for how long.
+    fn jit_gates(&self) -> JitGates {
+        JitGates::default()
+    }
 }
 
 /// Why a question of ours has no good answer.

@@ -12,6 +12,7 @@ use super::payments::{MAX_LOCK, PaymentView};
 use super::{ChannelView, LeafBalance, Node, Settlement};
 use crate::error::NodeError;
 use crate::event::{Msat, PaymentHash};
+use crate::jit::JitOrder;
 use crate::leaf::{KnownSpend, Leaf, LeafId, LeafView};
 use crate::lsps0::AskError;
 use crate::moves::{MovePart, PartView};
@@ -31,6 +32,15 @@ impl Node {
     /// The height this node has taken in.
     pub fn height(&self) -> u32 {
         self.core.book.height()
+    }
+
+    /// Promises a channel to a client, stored when this returns: payments over the number it gives are held until enough is here, then sent on over
+    /// a channel opened for them, less the fee. With it the blocks an invoice has to leave us.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn add_jit_order(&self, order: JitOrder) -> Result<(u64, u16), NodeError> {
+        self.core.add_jit_order(order)
     }
 
     // ---- peers -----------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ use crate::event::Msat;
 use crate::leaf::LeafId;
 
 /// Blocks within which a funding transaction should confirm.
-const FUNDING_TARGET: u16 = 12;
+pub(super) const FUNDING_TARGET: u16 = 12;
 
 /// A channel, as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]

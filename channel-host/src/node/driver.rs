@@ -111,6 +111,7 @@ impl Core {
     async fn begin(&self) -> Result<(), NodeError> {
         self.settle().await?;
         self.repeat_parts();
+        self.jit_resume().await?;
         if self.close_lost(&self.lost).await.is_err() {
             tracing::warn!("that a leaf is closed is told at the next block");
         }
@@ -212,6 +213,7 @@ impl Core {
             self.settle().await?;
         }
         if moved {
+            self.jit_release().await;
             self.fees.refresh(&*self.config.chain).await?;
             self.sweep_target.refresh(&*self.config.coins).await;
             if self
@@ -292,7 +294,9 @@ impl Core {
         }
         if due(&mut chores.waiting, WAITING_EVERY) {
             self.serve_waiting().await;
-            // A client that is back is no news to LDK. A failure shows in the store.
+            // Failures show in the store.
+            let _ = self.jit_tick().await;
+            // A client that is back is no news to LDK.
             let _ = self.parts_step().await;
         }
         if due(&mut chores.gossip, GOSSIP_EVERY) {

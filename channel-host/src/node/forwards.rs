@@ -71,7 +71,7 @@ impl Core {
         }
     }
 
-    fn forward(&self, id: InterceptId, htlc: &Intercepted, to: &Forward) {
+    pub(super) fn forward(&self, id: InterceptId, htlc: &Intercepted, to: &Forward) {
         // Stored first: should a peer end its channel while we are owed for this, LDK does not always count it among what is pending.
         let leaves = to
             .leaves
@@ -108,7 +108,7 @@ impl Core {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn send_back(&self, id: InterceptId) {
+    pub(super) fn send_back(&self, id: InterceptId) {
         // Fails if LDK has sent it back by itself.
         let _ = self.manager.fail_intercepted_htlc(id);
     }

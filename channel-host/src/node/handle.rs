@@ -77,11 +77,17 @@ impl Core {
                         let value = bitcoin::Amount::from_sat(channel_value_satoshis);
                         self.fund_leaf(leaf, channel, value, &output_script).await
                     }
-                    None => {
-                        self.fund_ordinary(channel, channel_value_satoshis, &output_script)
-                            .await;
-                        Ok(())
-                    }
+                    None => match self.jit.by_channel(user_channel_id) {
+                        Some(order) => {
+                            self.jit_fund(&order, channel, channel_value_satoshis, &output_script)
+                                .await
+                        }
+                        None => {
+                            self.fund_ordinary(channel, channel_value_satoshis, &output_script)
+                                .await;
+                            Ok(())
+                        }
+                    },
                 }
             }
             Event::OpenChannelRequest { .. } => self.requested(event).await,
@@ -118,7 +124,11 @@ impl Core {
                         peer: counterparty_node_id,
                         outpoint: funding_txo,
                     })
-                    .await
+                    .await?;
+                    match self.jit.by_channel(user_channel_id) {
+                        Some(order) => Ok(self.jit_step(order.scid).await?),
+                        None => Ok(()),
+                    }
                 }
             },
             Event::ChannelClosed {
@@ -132,9 +142,13 @@ impl Core {
                     self.leaf_closed(leaf, reason, funded).await
                 }
                 None => {
+                    let reason = reason.to_string();
+                    if let Some(order) = self.jit.by_channel(user_channel_id) {
+                        self.jit_closed(&order, &reason).await?;
+                    }
                     self.told(NodeEvent::ChannelClosed {
                         id: u64::try_from(user_channel_id).unwrap_or(0),
-                        reason: reason.to_string(),
+                        reason,
                     })
                     .await
                 }
@@ -196,13 +210,19 @@ impl Core {
             }
             Event::HTLCIntercepted { .. } => self.intercepted(event).await,
             Event::PaymentForwarded {
+                prev_htlcs,
                 total_fee_earned_msat,
+                skimmed_fee_msat,
                 outbound_amount_forwarded_msat,
                 ..
             } => {
+                // What was taken for opening a channel is told apart.
+                let opening = skimmed_fee_msat.unwrap_or(0);
+                self.jit_claimed(&prev_htlcs, opening).await?;
+                let earned = total_fee_earned_msat.unwrap_or(0);
                 self.told(NodeEvent::PaymentForwarded {
                     amount: Msat(outbound_amount_forwarded_msat),
-                    fee: Msat(total_fee_earned_msat.unwrap_or(0)),
+                    fee: Msat(earned.saturating_sub(opening)),
                 })
                 .await
             }

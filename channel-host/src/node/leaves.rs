@@ -25,7 +25,7 @@ pub struct LeafBalance {
 }
 
 /// Keyed by what tells two channels with one peer apart before and after funding.
-type Channel = (ChannelId, PublicKey);
+pub(super) type Channel = (ChannelId, PublicKey);
 
 fn is_leaf_type(kind: &ChannelTypeFeatures) -> bool {
     kind.supports_anchor_zero_fee_commitments() && kind.supports_scid_privacy()

@@ -11,6 +11,8 @@ mod fees;
 mod forwards;
 mod gossip;
 mod handle;
+mod jit;
+mod jit_money;
 mod leaves;
 mod log;
 mod lsps;
@@ -47,6 +49,7 @@ use tokio::task::JoinHandle;
 
 use crate::coins::CoinSource;
 use crate::config::NodeConfig;
+use crate::jit::JitBook;
 use crate::leaf::{Book, LeafId};
 use crate::leaf_keys::LeafKeys;
 use crate::lsps0::Lsps0;
@@ -135,6 +138,9 @@ struct Core {
     lsps: Arc<Lsps0>,
     peer_book: PeerBook,
     scids: ScidBook,
+    jit: JitBook,
+    /// Payments for channels that are not there yet.
+    jit_held: std::sync::Mutex<Vec<jit::Held>>,
     bumper: Bumper,
     sweeper: Sweeper,
     sweep_target: Arc<SweepTarget>,

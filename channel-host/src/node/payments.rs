@@ -157,7 +157,7 @@ const PRIVATE_WAYS: usize = 3;
 
 impl Core {
     /// The slowest exit among our open leaves, or those with one peer.
-    fn exit_delay(&self, with: Option<PublicKey>) -> u32 {
+    pub(super) fn exit_delay(&self, with: Option<PublicKey>) -> u32 {
         let leaves = self.book.all().into_iter();
         leaves
             .filter(|leaf| leaf.stage == Stage::Open && with.is_none_or(|peer| peer == leaf.peer))
@@ -521,7 +521,9 @@ impl Core {
             // Unknown only for payments that an older release took in: then no expiry is far enough.
             outgoing_expiry: outgoing_htlc_expiry_block_height.unwrap_or(u32::MAX),
         };
-        self.forward_or_wait(intercept_id, htlc).await;
+        if !self.jit_intercepted(intercept_id, htlc).await? {
+            self.forward_or_wait(intercept_id, htlc).await;
+        }
         Ok(())
     }
 }

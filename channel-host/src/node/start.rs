@@ -360,6 +360,8 @@ async fn load(
     let mut core = Core {
         peer_book: PeerBook::open(Arc::clone(&store))?,
         scids: ScidBook::open(Arc::clone(&store))?,
+        jit: JitBook::open(Store::clone(&store))?,
+        jit_held: std::sync::Mutex::default(),
         config,
         store,
         log,

@@ -1,0 +1,17 @@
+//! Just-in-time channels (LSPS2, bLIP-52): what was promised, and how far it is. The node's part is in `node::jit`.
+//!
+//! Nothing here depends on the order in which things happen: what is due follows from the record, the payments that are held and the channels
+//! there are, so that a start after a crash goes on where it was (docs/adr/0009).
+
+mod book;
+mod order;
+mod shares;
+
+pub use order::{JitGates, JitOpening, JitOrder, JitRefusal, opening_fee};
+
+pub(crate) use book::JitBook;
+pub(crate) use order::{PartKey, Record, Stage};
+pub(crate) use shares::shares;
+
+#[cfg(test)]
+mod tests;

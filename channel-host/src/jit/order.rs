@@ -1,0 +1,228 @@
+//! One order, from its sale to its end.
+
+use std::time::Duration;
+
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Amount, Transaction};
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Msat, PaymentHash};
+use crate::pay::ForwardRefusal;
+
+/// What was promised to a client: who pays it over the order's number gets through over a channel opened then, for this fee.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JitOrder {
+    /// The client.
+    pub client: PublicKey,
+    /// What it said it will be paid, in thousandths of a satoshi: then it may come in parts. Without it comes one payment, of any size.
+    pub payment_msat: Option<u64>,
+    /// The least fee.
+    pub min_fee_msat: u64,
+    /// The fee in millionths of the payment.
+    pub proportional: u32,
+    /// The least payment.
+    pub min_payment_msat: u64,
+    /// The largest payment.
+    pub max_payment_msat: u64,
+    /// Until when a payment must have come, in Unix time.
+    pub valid_until: u64,
+    /// The longest wait for our money that the client may ask for, in blocks.
+    pub max_to_self_delay: u16,
+    /// What the channel holds beyond the payment, in satoshi: at least a tenth of it, as the client asks us for a reserve.
+    pub margin_sat: u64,
+    /// Whether the channel's funding goes out only once the client has taken the payment.
+    pub client_trusts_lsp: bool,
+}
+
+impl JitOrder {
+    /// What opening the channel costs for a payment of this size; nothing if it cannot be served.
+    pub(crate) fn fee_for(&self, payment_msat: u64) -> Option<u64> {
+        let sizes = self.min_payment_msat..=self.max_payment_msat;
+        let fee = opening_fee(payment_msat, self.min_fee_msat, self.proportional)?;
+        (sizes.contains(&payment_msat) && fee < payment_msat).then_some(fee)
+    }
+
+    /// The size of the channel for what comes through it first.
+    pub(crate) fn capacity(&self, payment_msat: u64) -> Amount {
+        let payment = payment_msat.div_ceil(1000);
+        let margin = self.margin_sat.max(payment.div_ceil(10));
+        Amount::from_sat(payment.saturating_add(margin))
+    }
+}
+
+/// bLIP-52's fee; nothing if it overflows, which the specification wants refused.
+pub fn opening_fee(payment_msat: u64, min_fee_msat: u64, proportional: u32) -> Option<u64> {
+    let part = payment_msat.checked_mul(proportional.into())?;
+    // The specification adds before it divides.
+    Some((part.checked_add(999_999)? / 1_000_000).max(min_fee_msat))
+}
+
+/// A channel that is about to be opened: the host's last word before it costs anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JitOpening {
+    /// The order's number.
+    pub scid: u64,
+    /// For whom.
+    pub client: PublicKey,
+    /// What waits for it.
+    pub payment: Msat,
+    /// What is taken of it.
+    pub fee: Msat,
+    /// The channel's size.
+    pub capacity: Amount,
+}
+
+/// How many payments for channels that are not there yet may be held, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JitGates {
+    /// Of all orders together.
+    pub held: usize,
+    /// Each, until its payment is complete and its channel stands.
+    pub patience: Duration,
+}
+
+impl Default for JitGates {
+    fn default() -> Self {
+        Self {
+            held: 256,
+            patience: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Why a payment for a just-in-time channel was sent back.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JitRefusal {
+    /// The order's time is over.
+    #[error("the order has expired")]
+    Expired,
+    /// The order is over.
+    #[error("the order's channel is closed")]
+    Over,
+    /// The promise is for other sizes.
+    #[error("{0} msat are not what the order is for")]
+    Size(u64),
+    /// The payer says to forward more than it brings.
+    #[error("it is to forward more than it brings")]
+    Hollow,
+    /// Not enough came in time.
+    #[error("only {0} msat came in time")]
+    Underpaid(u64),
+    /// Too many wait already.
+    #[error("too many payments wait for channels")]
+    TooMany,
+    /// The client did not come, or its channel did not come about in time.
+    #[error("the channel did not come about in time")]
+    TooSlow,
+    /// Its hash is that of a part of a move.
+    #[error("a part of somebody's balance moves under its hash")]
+    PartOfMove,
+    /// The host says no.
+    #[error("{0}")]
+    Host(String),
+    /// The channel could not be opened or funded.
+    #[error("no channel: {0}")]
+    NoChannel(String),
+    /// It cannot go on over the channel.
+    #[error(transparent)]
+    Forward(#[from] ForwardRefusal),
+}
+
+/// How far an order is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Stage {
+    /// No channel.
+    Sold,
+    /// A channel is being opened, under the record's `id`.
+    Opening,
+    /// There is a channel, and its fee is not paid.
+    Open,
+    /// The fee is taken: what comes now goes through like any payment.
+    Paid,
+    /// The channel is closed, or was never to be used.
+    Over,
+}
+
+/// An HTLC that came in: its channel, and its number there.
+pub(crate) type PartKey = ([u8; 32], u64);
+
+/// What is remembered of an order.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub scid: u64,
+    pub order: JitOrder,
+    pub stage: Stage,
+    /// Of the channel that is being opened, or was: fresh for each try.
+    pub id: u64,
+    /// What is taken of the payment, once its size is known.
+    pub fee_msat: u64,
+    /// What the channel is to hold.
+    pub capacity_sat: u64,
+    pub funding: Option<Transaction>,
+    /// The payment that was sent on, if one was.
+    pub hash: Option<[u8; 32]>,
+    /// The parts it came in, and what was taken of each that the client has claimed.
+    pub parts: Vec<(PartKey, Option<u64>)>,
+}
+
+impl Record {
+    pub(crate) fn new(scid: u64, order: JitOrder) -> Self {
+        Self {
+            scid,
+            order,
+            stage: Stage::Sold,
+            id: 0,
+            fee_msat: 0,
+            capacity_sat: 0,
+            funding: None,
+            hash: None,
+            parts: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_expired(&self, now: u64) -> bool {
+        now > self.order.valid_until
+    }
+
+    /// Whether nothing can come of it any more.
+    pub(crate) fn is_stale(&self, now: u64) -> bool {
+        matches!(self.stage, Stage::Sold | Stage::Over) && self.is_expired(now)
+    }
+
+    pub(crate) fn hash(&self) -> Option<PaymentHash> {
+        self.hash.map(PaymentHash)
+    }
+
+    /// What was taken so far.
+    pub(crate) fn taken(&self) -> u64 {
+        let taken = self.parts.iter().filter_map(|(_, taken)| *taken);
+        taken.fold(0, u64::saturating_add)
+    }
+
+    /// Whether the channel's funding may go out.
+    pub(crate) fn may_be_funded(&self) -> bool {
+        match self.stage {
+            Stage::Sold | Stage::Opening | Stage::Over => false,
+            Stage::Open => !self.order.client_trusts_lsp || self.taken() > 0,
+            Stage::Paid => true,
+        }
+    }
+
+    /// A part was claimed; a part is counted once, however often that is told.
+    pub(crate) fn claimed(&mut self, key: &PartKey, taken: u64) {
+        for (part, known) in &mut self.parts {
+            if part == key {
+                *known = Some(taken);
+            }
+        }
+        if self.stage == Stage::Open && self.taken() >= self.fee_msat {
+            self.stage = Stage::Paid;
+        }
+    }
+
+    pub(crate) fn has_part(&self, key: &PartKey) -> bool {
+        self.parts.iter().any(|(part, _)| part == key)
+    }
+}

@@ -1,0 +1,132 @@
+use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::Store;
+
+fn order() -> JitOrder {
+    let secret = SecretKey::from_slice(&[7; 32]).unwrap();
+    JitOrder {
+        client: PublicKey::from_secret_key(&Secp256k1::new(), &secret),
+        payment_msat: Some(100_000_000),
+        min_fee_msat: 2_000_000,
+        proportional: 10_000,
+        min_payment_msat: 10_000_000,
+        max_payment_msat: 1_000_000_000,
+        valid_until: 1_000,
+        max_to_self_delay: 2016,
+        margin_sat: 50_000,
+        client_trusts_lsp: false,
+    }
+}
+
+#[test]
+fn the_fee_is_the_specifications() {
+    // Rounded up, and never less than the least.
+    assert_eq!(opening_fee(100_000_001, 1, 10_000), Some(1_000_001));
+    assert_eq!(opening_fee(100_000_000, 1, 10_000), Some(1_000_000));
+    assert_eq!(opening_fee(100, 546, 10_000), Some(546));
+    assert_eq!(opening_fee(u64::MAX, 0, 2), None);
+    // bLIP-52 adds 999,999 first, and wants an overflow of that refused as well.
+    assert_eq!(opening_fee(u64::MAX, 0, 1), None);
+}
+
+#[test]
+fn only_what_was_promised_is_served() {
+    let order = order();
+    assert_eq!(order.fee_for(100_000_000), Some(2_000_000));
+    assert_eq!(order.fee_for(500_000_000), Some(5_000_000));
+    assert_eq!(order.fee_for(9_999_999), None);
+    assert_eq!(order.fee_for(1_000_000_001), None);
+    let dear = JitOrder {
+        min_fee_msat: 10_000_000,
+        ..order
+    };
+    assert_eq!(dear.fee_for(10_000_000), None, "it would eat the payment");
+    assert_eq!(dear.capacity(100_000_001).to_sat(), 150_001);
+    assert_eq!(dear.capacity(1_000_000_000).to_sat(), 1_100_000);
+}
+
+#[test]
+fn a_fee_is_divided_to_the_last_msat() {
+    let sums = [
+        (vec![100, 100, 101], 7),
+        (vec![1, 1, 1_000_000], 999_999),
+        (vec![5], 4),
+        (vec![5, 6], 0),
+    ];
+    for (parts, fee) in sums {
+        let shares = shares(&parts, fee).unwrap();
+        assert_eq!(shares.iter().sum::<u64>(), fee, "{parts:?}");
+        assert!(shares.iter().zip(&parts).all(|(share, part)| share < part));
+    }
+    assert_eq!(shares(&[5], 5), None);
+    assert_eq!(shares(&[1, 1], 1), None);
+    assert_eq!(shares(&[], 0), Some(vec![]));
+}
+
+#[test]
+fn a_part_is_counted_once() {
+    let mut record = Record::new(1, order());
+    record.stage = Stage::Open;
+    record.fee_msat = 10;
+    record.parts = vec![(([1; 32], 0), None), (([1; 32], 1), None)];
+    record.claimed(&([1; 32], 0), 6);
+    record.claimed(&([1; 32], 0), 6);
+    assert_eq!((record.taken(), record.stage), (6, Stage::Open));
+    record.claimed(&([2; 32], 1), 4);
+    assert_eq!(record.stage, Stage::Open, "somebody else's");
+    record.claimed(&([1; 32], 1), 4);
+    assert_eq!((record.taken(), record.stage), (10, Stage::Paid));
+}
+
+#[test]
+fn a_client_that_trusts_us_pays_before_the_channel_does() {
+    for trusts in [false, true] {
+        let mut record = Record::new(
+            1,
+            JitOrder {
+                client_trusts_lsp: trusts,
+                ..order()
+            },
+        );
+        assert!(!record.may_be_funded());
+        record.stage = Stage::Open;
+        record.fee_msat = 10;
+        record.parts = vec![(([1; 32], 0), None)];
+        assert_eq!(record.may_be_funded(), !trusts);
+        record.claimed(&([1; 32], 0), 10);
+        assert!(record.may_be_funded());
+    }
+}
+
+#[test]
+fn orders_outlive_the_process_and_not_their_time() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("channels.sqlite");
+    let store = Store::open(&path).unwrap();
+    let book = JitBook::open(store.clone()).unwrap();
+    book.add(1, order(), 0).unwrap();
+    book.add(2, order(), 0).unwrap();
+    book.update(2, |record| {
+        record.stage = Stage::Opening;
+        record.id = 9;
+    })
+    .unwrap();
+    drop(book);
+    store.close();
+    drop(store);
+    let book = JitBook::open(Store::open(&path).unwrap()).unwrap();
+    assert_eq!(book.get(1).unwrap().order, order());
+    assert_eq!(book.by_channel(9).unwrap().scid, 2);
+    assert!(book.by_channel(0).is_none(), "a channel the peer opened");
+    // The first is stale, the second has a channel on its way.
+    let later = JitOrder {
+        valid_until: 5_000,
+        ..order()
+    };
+    book.add(3, later, 2_000).unwrap();
+    let mut left: Vec<u64> = book.all().iter().map(|record| record.scid).collect();
+    left.sort_unstable();
+    assert_eq!(left, [2, 3]);
+}
