@@ -16,6 +16,7 @@ use keystore::{Keys, Seed, SeedError};
 use proto::NodeId;
 use rand::RngCore;
 use rand::rngs::OsRng;
+use zeroize::Zeroizing;
 
 /// The randomness of one attempt, drawn and stored before any of its keys is used.
 pub type FreshSeed = [u8; 16];
@@ -81,6 +82,19 @@ impl NodeKeys {
     pub fn factory_secret(&self, round: Round, fresh: FreshSeed) -> SecretKey {
         self.keys
             .factory_secret(round.ceremony.0, round.attempt.0, fresh)
+    }
+
+    /// What promises of just-in-time channels are authenticated with (LSPS2): follows from the seed, so that they outlive a restart.
+    #[must_use]
+    pub fn jit_promise_key(&self) -> Zeroizing<[u8; 32]> {
+        let tag = sha256::Hash::hash(b"superscalar/lsps2/promise");
+        let mut secret = self.node_secret();
+        let mut engine = sha256::Hash::engine();
+        engine.input(tag.as_ref());
+        engine.input(tag.as_ref());
+        engine.input(&secret.secret_bytes());
+        secret.non_secure_erase();
+        Zeroizing::new(sha256::Hash::from_engine(engine).to_byte_array())
     }
 
     /// The node's signature under a blame record.

@@ -12,6 +12,7 @@ pub mod datadir;
 pub mod event;
 pub mod fault;
 pub mod funding;
+pub mod jit;
 pub mod keys;
 pub mod ladder;
 pub mod lightning;

@@ -1,17 +1,17 @@
-//! What Lightning peers ask by LSPS0 (bLIP-50), answered here; LSPS5 so far.
+//! What Lightning peers ask by LSPS0 (bLIP-50), answered here: LSPS2 (just-in-time channels), if they are sold, and LSPS5 (webhooks).
 
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bitcoin::secp256k1::PublicKey;
-use channel_host::{LspsService, RpcError};
+use channel_host::{JitGates, JitOpening, LspsService, RpcError};
 use factory_tree::ids::ClientId;
 use serde_json::{Map, Value};
 
 use crate::context::Context;
 use crate::event::Event;
 use crate::store::StoreError;
-use crate::webhooks;
+use crate::{jit, webhooks};
 
 /// Answers. The node is part of the context, so this does not keep it alive.
 #[derive(Debug)]
@@ -49,7 +49,11 @@ impl From<StoreError> for Refusal {
 #[async_trait]
 impl LspsService for Lsps {
     fn protocols(&self) -> Vec<u16> {
-        vec![5]
+        let ctx = self.0.upgrade();
+        match ctx {
+            Some(ctx) if ctx.config.jit.enabled => vec![2, 5],
+            _ => vec![5],
+        }
     }
 
     async fn answer(
@@ -61,6 +65,8 @@ impl LspsService for Lsps {
         let ctx = self.0.upgrade().ok_or_else(RpcError::internal)?;
         let client = ClientId(peer.serialize());
         let answered = match method {
+            "lsps2.get_info" if ctx.config.jit.enabled => jit::get_info(&ctx, client, params).await,
+            "lsps2.buy" if ctx.config.jit.enabled => jit::buy(&ctx, client, params).await,
             "lsps5.set_webhook" => webhooks::set(&ctx, client, params).await,
             "lsps5.list_webhooks" => webhooks::list(&ctx, client, params).await,
             "lsps5.remove_webhook" => webhooks::remove(&ctx, client, params).await,
@@ -75,5 +81,24 @@ impl LspsService for Lsps {
                 RpcError::internal()
             }
         })
+    }
+
+    async fn open_jit(&self, opening: JitOpening) -> Result<(), String> {
+        let ctx = self.0.upgrade().ok_or("the coordinator is stopping")?;
+        match jit::open(&ctx, opening).await {
+            Ok(allowed) => allowed,
+            Err(error) => {
+                ctx.events.emit(Event::StoreFailed {
+                    problem: error.to_string(),
+                });
+                Err("the database failed".into())
+            }
+        }
+    }
+
+    fn jit_gates(&self) -> JitGates {
+        self.0
+            .upgrade()
+            .map_or_else(JitGates::default, |ctx| jit::gates(&ctx))
     }
 }

@@ -3,6 +3,7 @@
 mod convert;
 mod create;
 mod factories;
+mod liquidity;
 mod node;
 mod overview;
 
@@ -186,6 +187,15 @@ impl Admin for Operator {
         let days = request.get_ref().days.min(3650);
         let shown = ladder::forecast(&self.ctx, days).await;
         Ok(Response::new(shown.map_err(ladder_error)?))
+    }
+
+    async fn liquidity_jit(
+        &self,
+        request: Request<LiquidityJitRequest>,
+    ) -> Result<Response<LiquidityJitResponse>, Status> {
+        Ok(Response::new(
+            liquidity::jit(&self.ctx, request.get_ref().limit).await?,
+        ))
     }
 
     async fn node_info(

@@ -85,6 +85,9 @@ pub enum Command {
     /// The ladder: its factories, the next birth, the days to come.
     #[command(subcommand)]
     Ladder(LadderCommand),
+    /// What is sold: channels just in time.
+    #[command(subcommand)]
+    Liquidity(LiquidityCommand),
     /// What a ladder of so many clients would take: capital, block space and fees. Needs nothing running.
     Plan(PlanArgs),
 }
@@ -218,6 +221,17 @@ pub enum LadderCommand {
         /// How many days (spacings of births).
         #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3650))]
         days: u32,
+    },
+}
+
+/// Commands for what is sold.
+#[derive(Debug, Subcommand)]
+pub enum LiquidityCommand {
+    /// Channels sold just in time, newest first, with the fees taken and what they cost.
+    Jit {
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
     },
 }
 

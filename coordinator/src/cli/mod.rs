@@ -4,6 +4,7 @@ mod args;
 mod init;
 mod io;
 mod ladder;
+mod liquidity;
 mod node;
 mod operator;
 mod output;

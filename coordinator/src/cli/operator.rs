@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 use super::args::{Args, ClientCommand, Command, CreateArgs, FactoryCommand, WalletCommand};
-use super::{Exit, Failure, ladder, node, outln, output, progress};
+use super::{Exit, Failure, ladder, liquidity, node, outln, output, progress};
 use crate::config::Expiry;
 use crate::datadir::DataDir;
 use crate::params;
@@ -81,6 +81,7 @@ async fn dispatch(
     match command {
         Command::Init(_) | Command::Run(_) | Command::Plan(_) => Ok(()),
         Command::Ladder(command) => ladder::call(admin, json, command).await,
+        Command::Liquidity(command) => liquidity::call(admin, json, command).await,
         Command::Info => {
             let info = admin
                 .info(InfoRequest {})

@@ -259,6 +259,38 @@ pub enum Event {
     PaymentFailed { hash: String, reason: String },
     /// A payment went through us.
     PaymentForwarded { amount_msat: u64, fee_msat: u64 },
+    /// A client bought the promise of a channel; `scid` is the order's number.
+    JitSold {
+        client: ClientId,
+        scid: String,
+        payment_msat: Option<u64>,
+    },
+    /// A payment for it is here, and the channel is being opened.
+    JitOpening {
+        client: ClientId,
+        scid: String,
+        payment_msat: u64,
+        fee_msat: u64,
+        capacity_sat: u64,
+    },
+    /// Its funding is signed.
+    JitFunded {
+        scid: String,
+        txid: Txid,
+        fee_sat: Option<u64>,
+    },
+    /// It may be used.
+    JitOpened { scid: String },
+    /// The client has its first payment, and we have the fee.
+    JitPaid { scid: String, fee_msat: u64 },
+    /// A payment for it was sent back.
+    JitRefused {
+        scid: String,
+        hash: String,
+        reason: String,
+    },
+    /// It is closed, or did not come about.
+    JitClosed { scid: String },
     /// A payment through us was sent back at once.
     ForwardRefused { hash: String, reason: String },
     /// An ordinary channel may be used; `channel` is its number with us, 0 if the peer opened it.

@@ -9,6 +9,8 @@ use factory_tree::ids::ClientId;
 use super::{count, route};
 use crate::context::Context;
 use crate::event::Event;
+use crate::jit;
+use crate::store::jit::Funding;
 use crate::store::leaves::{self, LeafRow};
 use crate::store::{self, ladder, payments};
 use crate::webhooks::Why;
@@ -143,13 +145,33 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
         NodeEvent::PartFailed { hash, why, .. } => {
             tracing::info!(%hash, %why, "a part of a balance did not move");
         }
+        NodeEvent::JitFunded {
+            scid,
+            id,
+            txid,
+            fee,
+            ..
+        } => {
+            let funding = Funding {
+                channel: id,
+                txid,
+                fee_sat: fee.map(bitcoin::Amount::to_sat),
+            };
+            jit::funded(ctx, scid, funding).await?;
+        }
+        NodeEvent::JitPaid { scid, fee } => jit::paid(ctx, scid, fee.0).await?,
+        NodeEvent::JitRefused { scid, hash, reason } => {
+            jit::refused(ctx, scid, hash.to_string(), reason.to_string()).await?;
+        }
         NodeEvent::ChannelOpened { id, peer, .. } => {
+            jit::channel(ctx, id, true).await?;
             ctx.events.emit(Event::OnchainChannelOpened {
                 channel: id.to_string(),
                 peer: peer.to_string(),
             });
         }
         NodeEvent::ChannelClosed { id, reason } => {
+            jit::channel(ctx, id, false).await?;
             ctx.events.emit(Event::OnchainChannelClosed {
                 channel: id.to_string(),
                 reason,

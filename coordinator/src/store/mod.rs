@@ -10,6 +10,7 @@ mod codec;
 mod error;
 pub mod factories;
 pub mod history;
+pub mod jit;
 pub mod ladder;
 pub mod leaves;
 pub mod outputs;

@@ -830,6 +830,90 @@ pub struct LadderDay {
     #[prost(uint64, tag = "8")]
     pub fees_sat: u64,
 }
+/// Which orders.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiquidityJitRequest {
+    /// At most so many.
+    #[prost(uint32, tag = "1")]
+    pub limit: u32,
+}
+/// Channels sold just in time.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LiquidityJitResponse {
+    /// Newest first.
+    #[prost(message, repeated, tag = "1")]
+    pub orders: ::prost::alloc::vec::Vec<JitOrder>,
+    /// Whether they are sold now.
+    #[prost(bool, tag = "2")]
+    pub enabled: bool,
+    /// Channels opened in the last hour, and how many may be.
+    #[prost(uint64, tag = "3")]
+    pub opens: u64,
+    #[prost(uint64, tag = "4")]
+    pub opens_limit: u64,
+    /// On-chain fees of the last day, and how much they may be, in satoshi.
+    #[prost(uint64, tag = "5")]
+    pub onchain_sat: u64,
+    #[prost(uint64, tag = "6")]
+    pub onchain_limit_sat: u64,
+    /// Fees taken in the last day, in thousandths of a satoshi.
+    #[prost(uint64, tag = "7")]
+    pub taken_msat: u64,
+}
+/// One order.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JitOrder {
+    /// What payments for it name, BLOCKxTRANSACTIONxOUTPUT.
+    #[prost(string, tag = "1")]
+    pub scid: ::prost::alloc::string::String,
+    /// The client's node id, 33 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub client: ::prost::bytes::Bytes,
+    /// sold, opening, open, paid or closed.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    /// How much the client said it will be paid.
+    #[prost(uint64, optional, tag = "4")]
+    pub payment_msat: ::core::option::Option<u64>,
+    /// The fee that was promised: at least this, and in millionths of the payment.
+    #[prost(uint64, tag = "5")]
+    pub min_fee_msat: u64,
+    #[prost(uint32, tag = "6")]
+    pub fee_ppm: u32,
+    /// Until when a payment must come; Unix time, as all here.
+    #[prost(uint64, tag = "7")]
+    pub valid_until: u64,
+    /// When it was sold.
+    #[prost(uint64, tag = "8")]
+    pub created_at: u64,
+    /// Whether the funding waits for the payment.
+    #[prost(bool, tag = "9")]
+    pub client_trusts_lsp: bool,
+    /// The fee of the payment that came.
+    #[prost(uint64, optional, tag = "10")]
+    pub fee_msat: ::core::option::Option<u64>,
+    /// What was taken of it.
+    #[prost(uint64, tag = "11")]
+    pub taken_msat: u64,
+    /// What the channel holds.
+    #[prost(uint64, optional, tag = "12")]
+    pub capacity_sat: ::core::option::Option<u64>,
+    /// The channel's number.
+    #[prost(string, optional, tag = "13")]
+    pub channel: ::core::option::Option<::prost::alloc::string::String>,
+    /// Its funding transaction, as in RPC.
+    #[prost(string, optional, tag = "14")]
+    pub funding: ::core::option::Option<::prost::alloc::string::String>,
+    /// What that cost; an estimate until it is known.
+    #[prost(uint64, tag = "15")]
+    pub onchain_sat: u64,
+    /// How often a channel was opened for it.
+    #[prost(uint32, tag = "16")]
+    pub opens: u32,
+    /// Why the last payment was sent back.
+    #[prost(string, tag = "17")]
+    pub problem: ::prost::alloc::string::String,
+}
 /// Generated client implementations.
 pub mod admin_client {
     #![allow(
@@ -1221,6 +1305,31 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "LadderForecast"));
             self.inner.unary(req, path, codec).await
         }
+        /// Channels sold just in time, newest first.
+        pub async fn liquidity_jit(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiquidityJitRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityJitResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LiquidityJit",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "LiquidityJit"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Its Lightning node.
         pub async fn node_info(
             &mut self,
@@ -1585,6 +1694,14 @@ pub mod admin_server {
             request: tonic::Request<super::LadderForecastRequest>,
         ) -> std::result::Result<
             tonic::Response<super::LadderForecastResponse>,
+            tonic::Status,
+        >;
+        /// Channels sold just in time, newest first.
+        async fn liquidity_jit(
+            &self,
+            request: tonic::Request<super::LiquidityJitRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityJitResponse>,
             tonic::Status,
         >;
         /// Its Lightning node.
@@ -2259,6 +2376,51 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LadderForecastSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LiquidityJit" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiquidityJitSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LiquidityJitRequest>
+                    for LiquidityJitSvc<T> {
+                        type Response = super::LiquidityJitResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiquidityJitRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::liquidity_jit(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiquidityJitSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

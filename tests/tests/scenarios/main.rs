@@ -8,6 +8,8 @@ mod coordinator_crashes;
 mod example;
 mod exits;
 mod happy;
+mod independent;
+mod jit;
 mod ladder;
 mod ladder_births;
 mod ladder_clients;

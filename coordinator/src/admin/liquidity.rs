@@ -1,0 +1,61 @@
+//! What is sold.
+
+use proto::admin::*;
+use proto::session::ServiceError;
+
+use super::convert::store_error;
+use crate::context::Context;
+use crate::jit::{self, scid_text};
+use crate::store::jit::{self as rows, OrderRow};
+
+/// The most orders that are listed at once.
+const MOST: u32 = 10_000;
+const HOUR: u64 = 3_600;
+const DAY: u64 = 86_400;
+
+/// Channels sold just in time.
+pub async fn jit(ctx: &Context, limit: u32) -> Result<LiquidityJitResponse, ServiceError> {
+    let now = jit::now();
+    let read = ctx.store.read(async |tx| {
+        Ok((
+            rows::list(tx, limit.min(MOST)).await?,
+            rows::opens_since(tx, now.saturating_sub(HOUR)).await?,
+            rows::onchain_since(tx, now.saturating_sub(DAY)).await?,
+            rows::taken_since(tx, now.saturating_sub(DAY)).await?,
+        ))
+    });
+    let (orders, opens, onchain_sat, taken_msat) =
+        read.await.map_err(|error| store_error(&error))?;
+    let config = &ctx.config.jit;
+    Ok(LiquidityJitResponse {
+        orders: orders.iter().map(order).collect(),
+        enabled: config.enabled,
+        opens,
+        opens_limit: config.opens_per_hour,
+        onchain_sat,
+        onchain_limit_sat: config.onchain_budget_sat,
+        taken_msat,
+    })
+}
+
+fn order(row: &OrderRow) -> JitOrder {
+    JitOrder {
+        scid: scid_text(row.scid),
+        client: row.client.0.to_vec().into(),
+        state: row.state.name().to_owned(),
+        payment_msat: row.payment_msat,
+        min_fee_msat: row.min_fee_msat,
+        fee_ppm: row.fee_ppm,
+        valid_until: row.valid_until,
+        created_at: row.created_at,
+        client_trusts_lsp: row.client_trusts_lsp,
+        fee_msat: row.fee_msat,
+        taken_msat: row.taken_msat,
+        capacity_sat: row.capacity_sat,
+        channel: row.channel.map(|number| number.to_string()),
+        funding: row.funding.map(|txid| txid.to_string()),
+        onchain_sat: row.onchain_sat,
+        opens: row.opens,
+        problem: row.problem.clone(),
+    }
+}

@@ -1,0 +1,94 @@
+//! `coordinator liquidity ..`
+
+use proto::admin::admin_client::AdminClient;
+use proto::admin::*;
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+
+use super::args::LiquidityCommand;
+use super::operator::refused;
+use super::output::{pairs, sat, table, yes};
+use super::{Failure, outln};
+
+pub async fn call(
+    admin: &mut AdminClient<Channel>,
+    json: bool,
+    command: &LiquidityCommand,
+) -> Result<(), Failure> {
+    match command {
+        LiquidityCommand::Jit { limit } => {
+            let request = LiquidityJitRequest { limit: *limit };
+            let answer = admin.liquidity_jit(request).await;
+            jit(json, &answer.map_err(refused)?.into_inner());
+        }
+    }
+    Ok(())
+}
+
+fn jit(json: bool, answer: &LiquidityJitResponse) {
+    if json {
+        let orders: Vec<Value> = answer.orders.iter().map(order_json).collect();
+        outln!(
+            "{}",
+            json!({
+                "enabled": answer.enabled,
+                "opens": answer.opens, "opens_limit": answer.opens_limit,
+                "onchain_sat": answer.onchain_sat, "onchain_limit_sat": answer.onchain_limit_sat,
+                "taken_msat": answer.taken_msat,
+                "orders": orders,
+            })
+        );
+        return;
+    }
+    let of = |used: u64, limit: u64| format!("{used} of {limit}");
+    pairs(&[
+        ("sold", yes(answer.enabled)),
+        ("opened this hour", of(answer.opens, answer.opens_limit)),
+        (
+            "on-chain fees today (sat)",
+            of(answer.onchain_sat, answer.onchain_limit_sat),
+        ),
+        ("fees taken today (sat)", sat(answer.taken_msat)),
+    ]);
+    let rows: Vec<Vec<String>> = answer
+        .orders
+        .iter()
+        .map(|order| {
+            let number = |value: Option<u64>| value.map_or_else(String::new, |it| it.to_string());
+            vec![
+                order.scid.clone(),
+                hex::encode(order.client.get(..4).unwrap_or_default()),
+                order.state.clone(),
+                order.fee_msat.map_or_else(String::new, sat),
+                sat(order.taken_msat),
+                number(order.capacity_sat),
+                order.onchain_sat.to_string(),
+                order.problem.clone(),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "order",
+            "client",
+            "state",
+            "fee (sat)",
+            "taken (sat)",
+            "capacity (sat)",
+            "on-chain (sat)",
+            "problem",
+        ],
+        &rows,
+    );
+}
+
+fn order_json(order: &JitOrder) -> Value {
+    json!({
+        "scid": order.scid, "client": hex::encode(&order.client), "state": order.state,
+        "payment_msat": order.payment_msat, "min_fee_msat": order.min_fee_msat, "fee_ppm": order.fee_ppm,
+        "valid_until": order.valid_until, "created_at": order.created_at, "client_trusts_lsp": order.client_trusts_lsp,
+        "fee_msat": order.fee_msat, "taken_msat": order.taken_msat, "capacity_sat": order.capacity_sat,
+        "channel": order.channel, "funding": order.funding, "onchain_sat": order.onchain_sat, "opens": order.opens,
+        "problem": order.problem,
+    })
+}

@@ -1,0 +1,287 @@
+//! Just-in-time channels (LSPS2, bLIP-52): what is offered, what is sold, and what it may cost us.
+//!
+//! The service is ours and not `lightning-liquidity`'s (docs/adr/0009); `channel-host` holds the payments and opens the channels. What cannot be
+//! served is refused when it is asked for ([`limits`]), and asked again when the payment is there: nothing is opened without a yes ([`open`]).
+
+mod limits;
+mod params;
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bitcoin::secp256k1::PublicKey;
+use channel_host::{JitGates, JitOpening, JitOrder, RpcError, opening_fee, read_params};
+use factory_tree::ids::ClientId;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::context::Context;
+use crate::event::Event;
+use crate::lsps::Refusal;
+use crate::store::Result;
+use crate::store::jit::{self as rows, NewOrder};
+use params::{Offer, Text};
+
+/// bLIP-50's "rejected", for what is in order and cannot be served now.
+const CLIENT_REJECTED: i32 = 1;
+const UNKNOWN_TOKEN: i32 = 200;
+const INVALID_PARAMS: i32 = 201;
+const TOO_SMALL: i32 = 202;
+const TOO_LARGE: i32 = 203;
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or(Duration::ZERO).as_secs()
+}
+
+/// How long and how many payments wait for channels.
+#[must_use]
+pub fn gates(ctx: &Context) -> JitGates {
+    JitGates {
+        held: ctx.config.jit.max_held,
+        patience: Duration::from_secs(ctx.config.jit.hold_seconds),
+    }
+}
+
+/// A number as people write it (bLIP-52's `jit_channel_scid`).
+#[must_use]
+pub fn scid_text(scid: u64) -> String {
+    format!(
+        "{}x{}x{}",
+        scid >> 40,
+        (scid >> 16) & 0xff_ffff,
+        scid & 0xffff
+    )
+}
+
+#[derive(Deserialize)]
+struct GetInfo {
+    token: Option<String>,
+}
+
+/// `lsps2.get_info`: what a channel costs now; nothing while none can be opened.
+///
+/// # Errors
+/// bLIP-52's 200, and those of the parameters and the database.
+pub async fn get_info(
+    ctx: &Context,
+    client: ClientId,
+    params: Map<String, Value>,
+) -> Result<Value, Refusal> {
+    let GetInfo { token } = read_params(params, &["token"])?;
+    if token.is_some() {
+        // We give none out.
+        let text = "an unrecognized or stale token was provided";
+        return Err(RpcError::new(UNKNOWN_TOKEN, text).into());
+    }
+    let config = &ctx.config.jit;
+    let least = config.min_payment_sat.saturating_mul(1000);
+    let most = limits::largest(ctx, now()).await?.saturating_mul(1000);
+    let offers = if most < least {
+        vec![]
+    } else {
+        let offer = Offer {
+            min_fee_msat: config.min_fee_msat,
+            proportional: config.fee_ppm,
+            valid_until: now().saturating_add(config.valid_seconds),
+            min_lifetime: config.min_lifetime,
+            max_client_to_self_delay: config.max_to_self_delay.into(),
+            min_payment_size_msat: least,
+            max_payment_size_msat: most,
+        };
+        vec![offer.promised(&ctx.keys.jit_promise_key(), client)]
+    };
+    Ok(json!({ "opening_fee_params_menu": offers }))
+}
+
+#[derive(Deserialize)]
+struct Buy {
+    opening_fee_params: params::Promised,
+    payment_size_msat: Option<Text>,
+}
+
+/// `lsps2.buy`: promises a channel for a payment that is to come. It is on the disk when this returns.
+///
+/// # Errors
+/// bLIP-52's 201 to 203, bLIP-50's 1 for what cannot be served now, and those of the parameters and the database.
+pub async fn buy(
+    ctx: &Context,
+    client: ClientId,
+    params: Map<String, Value>,
+) -> Result<Value, Refusal> {
+    let asked: Buy = read_params(params, &["opening_fee_params", "payment_size_msat"])?;
+    let now = now();
+    let offer = asked
+        .opening_fee_params
+        .verified(&ctx.keys.jit_promise_key(), client, now)
+        .ok_or_else(|| {
+            let text = "valid_until is past, or the promise is not ours for you and these values";
+            RpcError::new(INVALID_PARAMS, text)
+        })?;
+    let payment = asked.payment_size_msat.map(|Text(msat)| msat);
+    if let Some(payment) = payment {
+        check_size(&offer, payment)?;
+    }
+    let largest = payment.unwrap_or(offer.min_payment_size_msat);
+    limits::may_sell(ctx, client, largest.div_ceil(1000), now).await?;
+    let peer = PublicKey::from_slice(&client.0).map_err(|_| RpcError::internal())?;
+    let node = ctx.lightning.node().ok_or_else(RpcError::internal)?;
+    let order = order(ctx, peer, &offer, payment);
+    let trusts = order.client_trusts_lsp;
+    let (scid, delta) = node.add_jit_order(order).map_err(|error| {
+        tracing::warn!(%error, "an order cannot be stored");
+        RpcError::internal()
+    })?;
+    let row = NewOrder {
+        scid,
+        client,
+        payment_msat: payment,
+        min_fee_msat: offer.min_fee_msat,
+        fee_ppm: offer.proportional,
+        valid_until: offer.valid_until,
+        client_trusts_lsp: trusts,
+        created_at: now,
+    };
+    ctx.store
+        .write(async |tx| rows::sold(tx, &row).await)
+        .await?;
+    ctx.events.emit(Event::JitSold {
+        client,
+        scid: scid_text(scid),
+        payment_msat: payment,
+    });
+    Ok(json!({
+        "jit_channel_scid": scid_text(scid),
+        "lsp_cltv_expiry_delta": delta,
+        "client_trusts_lsp": trusts,
+    }))
+}
+
+fn order(ctx: &Context, client: PublicKey, offer: &Offer, payment_msat: Option<u64>) -> JitOrder {
+    let config = &ctx.config.jit;
+    JitOrder {
+        client,
+        payment_msat,
+        min_fee_msat: offer.min_fee_msat,
+        proportional: offer.proportional,
+        min_payment_msat: offer.min_payment_size_msat,
+        max_payment_msat: offer.max_payment_size_msat,
+        valid_until: offer.valid_until,
+        max_to_self_delay: u16::try_from(offer.max_client_to_self_delay).unwrap_or(u16::MAX),
+        margin_sat: config.margin_sat,
+        client_trusts_lsp: config.client_trusts_lsp,
+    }
+}
+
+/// bLIP-52: a size outside of the offer, or that the fee would eat up.
+fn check_size(offer: &Offer, payment: u64) -> Result<(), RpcError> {
+    let small = |text: &str| Err(RpcError::new(TOO_SMALL, text));
+    let large = |text: &str| Err(RpcError::new(TOO_LARGE, text));
+    if payment < offer.min_payment_size_msat {
+        return small("the payment is smaller than the least we open a channel for");
+    }
+    if payment > offer.max_payment_size_msat {
+        return large("the payment is larger than the most we open a channel for");
+    }
+    match opening_fee(payment, offer.min_fee_msat, offer.proportional) {
+        None => large("the fee of such a payment cannot be computed"),
+        Some(fee) if fee >= payment => small("the fee would eat up the payment"),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The last word before a channel is opened: the order stands, and it is within all limits.
+///
+/// # Errors
+/// Those of the database; inside, why not.
+pub async fn open(ctx: &Context, opening: JitOpening) -> Result<Result<(), String>> {
+    let allowed = limits::may_open(ctx, &opening, now()).await?;
+    if allowed.is_ok() {
+        ctx.events.emit(Event::JitOpening {
+            client: ClientId(opening.client.serialize()),
+            scid: scid_text(opening.scid),
+            payment_msat: opening.payment.0,
+            fee_msat: opening.fee.0,
+            capacity_sat: opening.capacity.to_sat(),
+        });
+    }
+    Ok(allowed)
+}
+
+// ---- what the node has to say ----------------------------------------------------------------------------------------
+
+/// A channel is about to be paid for.
+///
+/// # Errors
+/// Those of the database.
+pub async fn funded(ctx: &Context, scid: u64, funding: rows::Funding) -> Result<()> {
+    let is_new = ctx
+        .store
+        .write(async |tx| rows::funded(tx, scid, &funding).await)
+        .await?;
+    if is_new {
+        ctx.events.emit(Event::JitFunded {
+            scid: scid_text(scid),
+            txid: funding.txid,
+            fee_sat: funding.fee_sat,
+        });
+    }
+    Ok(())
+}
+
+/// An ordinary channel stands, or is closed: perhaps one of these.
+///
+/// # Errors
+/// Those of the database.
+pub async fn channel(ctx: &Context, id: u64, stands: bool) -> Result<()> {
+    let moved = ctx
+        .store
+        .write(async |tx| rows::channel(tx, id, stands).await)
+        .await?;
+    if let Some(scid) = moved {
+        let scid = scid_text(scid);
+        ctx.events.emit(if stands {
+            Event::JitOpened { scid }
+        } else {
+            Event::JitClosed { scid }
+        });
+    }
+    Ok(())
+}
+
+/// The fee is ours.
+///
+/// # Errors
+/// Those of the database.
+pub async fn paid(ctx: &Context, scid: u64, fee_msat: u64) -> Result<()> {
+    let now = now();
+    let is_new = ctx
+        .store
+        .write(async |tx| rows::paid(tx, scid, fee_msat, now).await)
+        .await?;
+    if is_new {
+        ctx.events.emit(Event::JitPaid {
+            scid: scid_text(scid),
+            fee_msat,
+        });
+    }
+    Ok(())
+}
+
+/// A payment for a channel was sent back.
+///
+/// # Errors
+/// Those of the database.
+pub async fn refused(ctx: &Context, scid: u64, hash: String, reason: String) -> Result<()> {
+    ctx.store
+        .write(async |tx| rows::refused(tx, scid, &reason).await)
+        .await?;
+    ctx.events.emit(Event::JitRefused {
+        scid: scid_text(scid),
+        hash,
+        reason,
+    });
+    Ok(())
+}

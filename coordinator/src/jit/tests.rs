@@ -1,0 +1,281 @@
+use channel_host::{LspsService, Msat};
+use factory_tree::testing::TestClient;
+
+use super::*;
+use crate::lsps::Lsps;
+use crate::testing::TestWorld;
+
+fn client(number: u64) -> ClientId {
+    TestClient::new(number, 0, bitcoin::Amount::from_sat(200_000)).id()
+}
+
+const KEY: [u8; 32] = [3; 32];
+
+fn offer() -> Offer {
+    Offer {
+        min_fee_msat: 3_000_000,
+        proportional: 5_000,
+        valid_until: 2_000,
+        min_lifetime: 4_320,
+        max_client_to_self_delay: 2_016,
+        min_payment_size_msat: 10_000_000,
+        max_payment_size_msat: 1_000_000_000,
+    }
+}
+
+#[test]
+fn only_our_own_promise_to_this_client_holds() {
+    let promised = offer().promised(&KEY, client(1));
+    assert_eq!(promised.verified(&KEY, client(1), 2_000), Some(offer()));
+    assert_eq!(promised.verified(&KEY, client(1), 2_001), None, "too late");
+    assert_eq!(promised.verified(&KEY, client(2), 0), None, "another's");
+    assert_eq!(promised.verified(&[4; 32], client(1), 0), None);
+    let value = serde_json::to_value(&promised).unwrap();
+    for (field, other) in [
+        ("min_fee_msat", json!("1")),
+        ("proportional", json!(1)),
+        ("valid_until", json!("2100-01-01T00:00:00.000Z")),
+        ("min_lifetime", json!(1)),
+        ("max_client_to_self_delay", json!(1)),
+        ("min_payment_size_msat", json!("1")),
+        ("max_payment_size_msat", json!("1")),
+        ("promise", json!("")),
+        ("promise", json!("zz")),
+    ] {
+        let mut changed = value.clone();
+        changed[field] = other;
+        let changed: params::Promised = serde_json::from_value(changed).unwrap();
+        assert_eq!(changed.verified(&KEY, client(1), 0), None, "{field}");
+    }
+    // The same time, as `lightning-liquidity` writes it.
+    let mut other = value;
+    other["valid_until"] = json!("1970-01-01T00:33:20+00:00");
+    let other: params::Promised = serde_json::from_value(other).unwrap();
+    assert_eq!(other.verified(&KEY, client(1), 0), Some(offer()));
+}
+
+#[test]
+fn amounts_are_strings() {
+    let read = |text: &str| {
+        serde_json::from_str::<Text>(text)
+            .map(|Text(msat)| msat)
+            .ok()
+    };
+    assert_eq!(read("\"12\""), Some(12));
+    for wrong in [
+        "12",
+        "\"-1\"",
+        "\"+1\"",
+        "\"\"",
+        "\"1.0\"",
+        "null",
+        "\"99999999999999999999\"",
+    ] {
+        assert_eq!(read(wrong), None, "{wrong}");
+    }
+}
+
+#[test]
+fn sizes_are_those_of_the_offer() {
+    let code = |payment| check_size(&offer(), payment).map_err(|error| error.code);
+    assert_eq!(code(10_000_000), Ok(()));
+    assert_eq!(code(1_000_000_000), Ok(()));
+    assert_eq!(code(9_999_999), Err(TOO_SMALL));
+    assert_eq!(code(1_000_000_001), Err(TOO_LARGE));
+    let dear = Offer {
+        min_fee_msat: 10_000_000,
+        ..offer()
+    };
+    let error = check_size(&dear, 10_000_000).unwrap_err();
+    assert_eq!(error.code, TOO_SMALL, "the fee would eat it up");
+    let endless = Offer {
+        max_payment_size_msat: u64::MAX,
+        ..offer()
+    };
+    assert_eq!(check_size(&endless, u64::MAX).unwrap_err().code, TOO_LARGE);
+}
+
+#[test]
+fn numbers_are_written_as_the_specification_does() {
+    assert_eq!(
+        scid_text((29_451 << 40) | (4_815 << 16) | 1),
+        "29451x4815x1"
+    );
+}
+
+async fn world(change: impl FnOnce(&mut crate::config::JitConfig)) -> TestWorld {
+    let mut world = TestWorld::new().await;
+    let ctx = std::sync::Arc::get_mut(&mut world.ctx).expect("nobody else has it yet");
+    ctx.config.jit.enabled = true;
+    change(&mut ctx.config.jit);
+    world
+}
+
+async fn ask(world: &TestWorld, method: &str, params: Value) -> std::result::Result<Value, i32> {
+    let peer = PublicKey::from_slice(&client(1).0).unwrap();
+    let Value::Object(params) = params else {
+        panic!("parameters go by name");
+    };
+    let answered = Lsps::new(&world.ctx).answer(peer, method, params).await;
+    answered.map_err(|error| error.code)
+}
+
+async fn menu(world: &TestWorld) -> Vec<Value> {
+    let answer = ask(world, "lsps2.get_info", json!({})).await.unwrap();
+    answer["opening_fee_params_menu"]
+        .as_array()
+        .unwrap()
+        .clone()
+}
+
+#[tokio::test]
+async fn what_is_off_is_not_there() {
+    let world = world(|jit| jit.enabled = false).await;
+    assert_eq!(Lsps::new(&world.ctx).protocols(), [5]);
+    for method in ["lsps2.get_info", "lsps2.buy"] {
+        assert_eq!(ask(&world, method, json!({})).await, Err(-32_601));
+    }
+}
+
+#[tokio::test]
+async fn questions_are_read_strictly() {
+    let world = world(|_| {}).await;
+    assert_eq!(Lsps::new(&world.ctx).protocols(), [2, 5]);
+    let get = async |params| ask(&world, "lsps2.get_info", params).await.err();
+    assert_eq!(get(json!({ "token": "SALE" })).await, Some(UNKNOWN_TOKEN));
+    assert_eq!(get(json!({ "more": 1 })).await, Some(-32_602));
+    assert_eq!(get(json!({ "token": 1 })).await, Some(-32_602));
+    let buy = async |params| ask(&world, "lsps2.buy", params).await.err();
+    assert_eq!(buy(json!({})).await, Some(-32_602));
+    let expired =
+        serde_json::to_value(offer().promised(&world.ctx.keys.jit_promise_key(), client(1)));
+    let params = json!({ "opening_fee_params": expired.unwrap() });
+    assert_eq!(buy(params.clone()).await, Some(INVALID_PARAMS));
+    let mut more = params;
+    more["opening_fee_params"]["more"] = json!(1);
+    assert_eq!(buy(more).await, Some(-32_602));
+}
+
+/// A valid offer, made by hand: the wallet of this world has nothing.
+fn valid(world: &TestWorld) -> Value {
+    let offer = Offer {
+        valid_until: now() + 100,
+        ..offer()
+    };
+    let promised = offer.promised(&world.ctx.keys.jit_promise_key(), client(1));
+    serde_json::to_value(promised).unwrap()
+}
+
+#[tokio::test]
+async fn an_empty_wallet_offers_and_sells_nothing() {
+    let world = world(|_| {}).await;
+    assert_eq!(menu(&world).await, Vec::<Value>::new());
+    let params = json!({ "opening_fee_params": valid(&world), "payment_size_msat": "20000000" });
+    assert_eq!(ask(&world, "lsps2.buy", params).await, Err(CLIENT_REJECTED));
+    let small = json!({ "opening_fee_params": valid(&world), "payment_size_msat": "1" });
+    assert_eq!(ask(&world, "lsps2.buy", small).await, Err(TOO_SMALL));
+    let large = json!({ "opening_fee_params": valid(&world), "payment_size_msat": "1000000001" });
+    assert_eq!(ask(&world, "lsps2.buy", large).await, Err(TOO_LARGE));
+}
+
+async fn sell(world: &TestWorld, scid: u64) {
+    let order = NewOrder {
+        scid,
+        client: client(1),
+        payment_msat: Some(20_000_000),
+        min_fee_msat: 3_000_000,
+        fee_ppm: 5_000,
+        valid_until: now() + 100,
+        client_trusts_lsp: false,
+        created_at: now(),
+    };
+    let done = world
+        .ctx
+        .store
+        .write(async |tx| rows::sold(tx, &order).await);
+    done.await.unwrap();
+}
+
+fn opening(scid: u64) -> JitOpening {
+    JitOpening {
+        scid,
+        client: PublicKey::from_slice(&client(1).0).unwrap(),
+        payment: Msat(20_000_000),
+        fee: Msat(3_000_000),
+        capacity: bitcoin::Amount::from_sat(120_000),
+    }
+}
+
+async fn row(world: &TestWorld, scid: u64) -> rows::OrderRow {
+    let read = world.ctx.store.read(async |tx| rows::get(tx, scid).await);
+    read.await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn an_order_goes_through_its_states_and_repeats_change_nothing() {
+    use bitcoin::hashes::Hash;
+    let world = world(|_| {}).await;
+    // The highest bit is a number's like any other.
+    let scid = u64::MAX - 3;
+    sell(&world, scid).await;
+    let write = async |scid| {
+        let opening = opening(scid);
+        let done = world
+            .ctx
+            .store
+            .write(async |tx| rows::opening(tx, &opening, 900, now()).await);
+        done.await.unwrap();
+    };
+    write(scid).await;
+    let funding = rows::Funding {
+        channel: u64::MAX,
+        txid: bitcoin::Txid::all_zeros(),
+        fee_sat: Some(321),
+    };
+    for _ in 0..2 {
+        funded(&world.ctx, scid, funding).await.unwrap();
+        channel(&world.ctx, u64::MAX, true).await.unwrap();
+        paid(&world.ctx, scid, 3_000_000).await.unwrap();
+    }
+    let found = row(&world, scid).await;
+    assert_eq!(found.state, rows::State::Paid);
+    assert_eq!((found.taken_msat, found.onchain_sat), (3_000_000, 321));
+    assert_eq!(found.channel, Some(u64::MAX));
+    channel(&world.ctx, u64::MAX, false).await.unwrap();
+    assert_eq!(row(&world, scid).await.state, rows::State::Closed);
+    let (opens, onchain, taken) = world
+        .ctx
+        .store
+        .read(async |tx| {
+            Ok((
+                rows::opens_since(tx, 0).await?,
+                rows::onchain_since(tx, 0).await?,
+                rows::taken_since(tx, 0).await?,
+            ))
+        })
+        .await
+        .unwrap();
+    assert_eq!((opens, onchain, taken), (1, 321, 3_000_000));
+    // A channel that never stood leaves its order as it was.
+    sell(&world, 2).await;
+    write(2).await;
+    funded(
+        &world.ctx,
+        2,
+        rows::Funding {
+            channel: 5,
+            ..funding
+        },
+    )
+    .await
+    .unwrap();
+    channel(&world.ctx, 5, false).await.unwrap();
+    assert_eq!(row(&world, 2).await.state, rows::State::Sold);
+}
+
+#[tokio::test]
+async fn nothing_is_opened_without_coins_or_order() {
+    let world = world(|_| {}).await;
+    let why = open(&world.ctx, opening(1)).await.unwrap().unwrap_err();
+    assert!(why.contains("has not the coins"), "{why}");
+}

@@ -1,0 +1,356 @@
+//! Channels sold just in time (LSPS2): orders, what was taken, and what it cost. All times are Unix time.
+
+use bitcoin::Txid;
+use bitcoin::hashes::Hash;
+use channel_host::JitOpening;
+use factory_tree::ids::ClientId;
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Conn, Result, StoreError, codec};
+
+/// How far an order is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No payment yet.
+    Sold,
+    /// A payment is here, and a channel on its way.
+    Opening,
+    /// The channel stands.
+    Open,
+    /// The fee is taken.
+    Paid,
+    /// The channel is closed.
+    Closed,
+}
+
+impl State {
+    const ALL: [Self; 5] = [
+        Self::Sold,
+        Self::Opening,
+        Self::Open,
+        Self::Paid,
+        Self::Closed,
+    ];
+
+    /// Its name in the database.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sold => "sold",
+            Self::Opening => "opening",
+            Self::Open => "open",
+            Self::Paid => "paid",
+            Self::Closed => "closed",
+        }
+    }
+}
+
+/// An order that is new.
+#[derive(Clone, Copy, Debug)]
+pub struct NewOrder {
+    /// Its number.
+    pub scid: u64,
+    /// Whose.
+    pub client: ClientId,
+    /// How much is to be paid, if that is known.
+    pub payment_msat: Option<u64>,
+    /// The least fee.
+    pub min_fee_msat: u64,
+    /// The fee in millionths.
+    pub fee_ppm: u32,
+    /// Until when.
+    pub valid_until: u64,
+    /// Whether the funding waits for the payment.
+    pub client_trusts_lsp: bool,
+    /// When.
+    pub created_at: u64,
+}
+
+/// An order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderRow {
+    /// Its number.
+    pub scid: u64,
+    /// Whose.
+    pub client: ClientId,
+    /// How much is to be paid, if that is known.
+    pub payment_msat: Option<u64>,
+    /// The least fee.
+    pub min_fee_msat: u64,
+    /// The fee in millionths.
+    pub fee_ppm: u32,
+    /// Until when.
+    pub valid_until: u64,
+    /// Whether the funding waits for the payment.
+    pub client_trusts_lsp: bool,
+    /// When it was sold.
+    pub created_at: u64,
+    /// How far it is.
+    pub state: State,
+    /// How often a channel was opened for it.
+    pub opens: u32,
+    /// What the order says the fee is for the payment that came.
+    pub fee_msat: Option<u64>,
+    /// What was taken.
+    pub taken_msat: u64,
+    /// What the channel holds.
+    pub capacity_sat: Option<u64>,
+    /// The channel's number.
+    pub channel: Option<u64>,
+    /// Its funding transaction.
+    pub funding: Option<Txid>,
+    /// What that cost; an estimate until it is known.
+    pub onchain_sat: u64,
+    /// Why the last payment was sent back.
+    pub problem: String,
+}
+
+/// What a channel is funded with.
+#[derive(Clone, Copy, Debug)]
+pub struct Funding {
+    /// The channel's number.
+    pub channel: u64,
+    /// The transaction.
+    pub txid: Txid,
+    /// What it costs, if that is known.
+    pub fee_sat: Option<u64>,
+}
+
+/// A channel's number may be any 64 bits: it is stored as its signed twin.
+const fn twin(number: u64) -> i64 {
+    i64::from_be_bytes(number.to_be_bytes())
+}
+
+const fn untwin(number: i64) -> u64 {
+    u64::from_be_bytes(number.to_be_bytes())
+}
+
+fn optional(value: Option<u64>) -> Result<Option<i64>> {
+    value.map(|value| codec::int("amount", value)).transpose()
+}
+
+/// An order is sold.
+///
+/// # Errors
+/// Those of the database.
+pub async fn sold(conn: &mut Conn, order: &NewOrder) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO jit_order (scid, client, payment_msat, min_fee_msat, fee_ppm, valid_until, client_trusts_lsp, \
+         created_at, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'sold')",
+    )
+    .bind(twin(order.scid))
+    .bind(order.client.0.as_slice())
+    .bind(optional(order.payment_msat)?)
+    .bind(codec::int("fee", order.min_fee_msat)?)
+    .bind(order.fee_ppm)
+    .bind(codec::int("time", order.valid_until)?)
+    .bind(order.client_trusts_lsp)
+    .bind(codec::int("time", order.created_at)?)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A channel is opened for an order; its cost counts from now on.
+///
+/// # Errors
+/// Those of the database.
+pub async fn opening(
+    conn: &mut Conn,
+    opening: &JitOpening,
+    onchain_sat: u64,
+    now: u64,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE jit_order SET state = 'opening', opens = opens + 1, opened_at = ?, fee_msat = ?, capacity_sat = ?, \
+         onchain_sat = ?, channel = NULL, funding = NULL WHERE scid = ?",
+    )
+    .bind(codec::int("time", now)?)
+    .bind(codec::int("fee", opening.fee.0)?)
+    .bind(codec::int("capacity", opening.capacity.to_sat())?)
+    .bind(codec::int("fee", onchain_sat)?)
+    .bind(twin(opening.scid))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// A channel is about to be paid for; whether that is news.
+///
+/// # Errors
+/// Those of the database.
+pub async fn funded(conn: &mut Conn, scid: u64, funding: &Funding) -> Result<bool> {
+    let done = sqlx::query(
+        "UPDATE jit_order SET channel = ?, funding = ?, onchain_sat = coalesce(?, onchain_sat) \
+         WHERE scid = ? AND funding IS NOT ?",
+    )
+    .bind(twin(funding.channel))
+    .bind(funding.txid.as_byte_array().as_slice())
+    .bind(optional(funding.fee_sat)?)
+    .bind(twin(scid))
+    .bind(funding.txid.as_byte_array().as_slice())
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// A channel stands, or is closed; the order's number, if it is of one and that is news.
+///
+/// # Errors
+/// Those of the database.
+pub async fn channel(conn: &mut Conn, channel: u64, stands: bool) -> Result<Option<u64>> {
+    let query = if stands {
+        "UPDATE jit_order SET state = 'open' WHERE channel = ? AND state = 'opening' RETURNING scid"
+    } else {
+        // One that never stood may be tried again.
+        "UPDATE jit_order SET state = CASE state WHEN 'opening' THEN 'sold' ELSE 'closed' END \
+         WHERE channel = ? AND state IN ('opening', 'open', 'paid') RETURNING scid"
+    };
+    let scid: Option<i64> = sqlx::query_scalar(query)
+        .bind(twin(channel))
+        .fetch_optional(conn)
+        .await?;
+    Ok(scid.map(untwin))
+}
+
+/// The fee is taken; whether that is news.
+///
+/// # Errors
+/// Those of the database.
+pub async fn paid(conn: &mut Conn, scid: u64, taken_msat: u64, now: u64) -> Result<bool> {
+    let done = sqlx::query(
+        "UPDATE jit_order SET taken_msat = ?, paid_at = coalesce(paid_at, ?), \
+         state = CASE state WHEN 'closed' THEN 'closed' ELSE 'paid' END WHERE scid = ? AND (taken_msat <> ? OR paid_at IS NULL)",
+    )
+    .bind(codec::int("fee", taken_msat)?)
+    .bind(codec::int("time", now)?)
+    .bind(twin(scid))
+    .bind(codec::int("fee", taken_msat)?)
+    .execute(conn)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// A payment was sent back.
+///
+/// # Errors
+/// Those of the database.
+pub async fn refused(conn: &mut Conn, scid: u64, problem: &str) -> Result<()> {
+    sqlx::query("UPDATE jit_order SET problem = ? WHERE scid = ?")
+        .bind(problem)
+        .bind(twin(scid))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Channels opened since then.
+///
+/// # Errors
+/// Those of the database.
+pub async fn opens_since(conn: &mut Conn, since: u64) -> Result<u64> {
+    let opens: i64 = sqlx::query_scalar("SELECT count(*) FROM jit_order WHERE opened_at > ?")
+        .bind(codec::int("time", since)?)
+        .fetch_one(conn)
+        .await?;
+    codec::number("count", opens)
+}
+
+/// What channels opened since then cost on the chain, in satoshi.
+///
+/// # Errors
+/// Those of the database.
+pub async fn onchain_since(conn: &mut Conn, since: u64) -> Result<u64> {
+    let sum: Option<i64> =
+        sqlx::query_scalar("SELECT sum(onchain_sat) FROM jit_order WHERE opened_at > ?")
+            .bind(codec::int("time", since)?)
+            .fetch_one(conn)
+            .await?;
+    codec::number("sum", sum.unwrap_or(0))
+}
+
+/// Fees taken since then, in thousandths of a satoshi.
+///
+/// # Errors
+/// Those of the database.
+pub async fn taken_since(conn: &mut Conn, since: u64) -> Result<u64> {
+    let sum: Option<i64> =
+        sqlx::query_scalar("SELECT sum(taken_msat) FROM jit_order WHERE paid_at > ?")
+            .bind(codec::int("time", since)?)
+            .fetch_one(conn)
+            .await?;
+    codec::number("sum", sum.unwrap_or(0))
+}
+
+/// Orders for which no channel stands and which are valid: of this client, and of all.
+///
+/// # Errors
+/// Those of the database.
+pub async fn open_orders(conn: &mut Conn, client: ClientId, now: u64) -> Result<(u64, u64)> {
+    let row = sqlx::query(
+        "SELECT count(*) FILTER (WHERE client = ?), count(*) FROM jit_order \
+         WHERE state IN ('sold', 'opening') AND valid_until >= ?",
+    )
+    .bind(client.0.as_slice())
+    .bind(codec::int("time", now)?)
+    .fetch_one(conn)
+    .await?;
+    Ok((
+        codec::number("count", row.try_get(0)?)?,
+        codec::number("count", row.try_get(1)?)?,
+    ))
+}
+
+const COLUMNS: &str = "SELECT scid, client, payment_msat, min_fee_msat, fee_ppm, valid_until, client_trusts_lsp, \
+     created_at, state, opens, fee_msat, taken_msat, capacity_sat, channel, funding, onchain_sat, problem FROM jit_order";
+
+/// One order.
+///
+/// # Errors
+/// Those of the database.
+pub async fn get(conn: &mut Conn, scid: u64) -> Result<Option<OrderRow>> {
+    let query = sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE scid = ?"));
+    let row = sqlx::query(query)
+        .bind(twin(scid))
+        .fetch_optional(conn)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// The newest orders.
+///
+/// # Errors
+/// Those of the database.
+pub async fn list(conn: &mut Conn, limit: u32) -> Result<Vec<OrderRow>> {
+    let query = sqlx::AssertSqlSafe(format!("{COLUMNS} ORDER BY number DESC LIMIT ?"));
+    let rows = sqlx::query(query).bind(limit).fetch_all(conn).await?;
+    rows.iter().map(read).collect()
+}
+
+fn read(row: &SqliteRow) -> Result<OrderRow> {
+    let name: &str = row.try_get("state")?;
+    let state = State::ALL.into_iter().find(|state| state.name() == name);
+    let number = |name: &'static str| codec::optional(name, row.try_get(name)?);
+    let funding: Option<&[u8]> = row.try_get("funding")?;
+    let channel: Option<i64> = row.try_get("channel")?;
+    Ok(OrderRow {
+        scid: untwin(row.try_get("scid")?),
+        client: codec::client(row.try_get("client")?)?,
+        payment_msat: number("payment_msat")?,
+        min_fee_msat: codec::number("fee", row.try_get("min_fee_msat")?)?,
+        fee_ppm: codec::number("fee", row.try_get("fee_ppm")?)?,
+        valid_until: codec::number("time", row.try_get("valid_until")?)?,
+        client_trusts_lsp: row.try_get("client_trusts_lsp")?,
+        created_at: codec::number("time", row.try_get("created_at")?)?,
+        state: state.ok_or_else(|| StoreError::value("order", name))?,
+        opens: codec::number("opens", row.try_get("opens")?)?,
+        fee_msat: number("fee_msat")?,
+        taken_msat: codec::number("fee", row.try_get("taken_msat")?)?,
+        capacity_sat: number("capacity_sat")?,
+        channel: channel.map(untwin),
+        funding: funding.map(codec::txid).transpose()?,
+        onchain_sat: codec::number("fee", row.try_get("onchain_sat")?)?,
+        problem: row.try_get("problem")?,
+    })
+}

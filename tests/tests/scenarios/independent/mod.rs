@@ -1,0 +1,7 @@
+//! A wallet of somebody else: unmodified LDK with `lightning-liquidity`'s client, and no code of ours but the chain's blocks. What it knows it
+//! keeps in memory.
+
+mod parts;
+mod wallet;
+
+pub use wallet::{Independent, Received, code};
