@@ -73,6 +73,14 @@ pub trait FeeCoins: Send + Sync + fmt::Debug {
     async fn keep(&self, _transaction: &Transaction) -> Result<(), FeeCoinsError> {
         Ok(())
     }
+
+    /// Says that a transaction of [`Self::pay`] was never sent out and never will be: its coins are free.
+    ///
+    /// # Errors
+    /// [`FeeCoinsError`].
+    async fn give_up(&self, _transaction: &Transaction) -> Result<(), FeeCoinsError> {
+        Ok(())
+    }
 }
 
 /// [`FeeCoins`] as LDK's coin selection wants them.

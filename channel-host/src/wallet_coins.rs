@@ -92,4 +92,9 @@ impl FeeCoins for WalletCoins {
         let recorded = self.wallet.record_unconfirmed(transaction).await;
         recorded.map_err(failed)
     }
+
+    async fn give_up(&self, transaction: &Transaction) -> Result<(), FeeCoinsError> {
+        let gone = [transaction.compute_txid()];
+        self.wallet.forget_unconfirmed(gone).await.map_err(failed)
+    }
 }

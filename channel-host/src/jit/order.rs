@@ -7,7 +7,7 @@ use bitcoin::{Amount, Transaction};
 use serde::{Deserialize, Serialize};
 
 use crate::event::{Msat, PaymentHash};
-use crate::pay::ForwardRefusal;
+use crate::pay::{ForwardRefusal, Intercepted};
 
 /// What was promised to a client: who pays it over the order's number gets through over a channel opened then, for this fee.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,6 +199,29 @@ impl Record {
     pub(crate) fn taken(&self) -> u64 {
         let taken = self.parts.iter().filter_map(|(_, taken)| *taken);
         taken.fold(0, u64::saturating_add)
+    }
+
+    /// Why a payment can never be served, if so: it is sent back at once.
+    pub(crate) fn refusal(
+        &self,
+        htlc: &Intercepted,
+        has_room: bool,
+        now: u64,
+    ) -> Option<JitRefusal> {
+        // The amount to forward is the payer's word; what it brings is not.
+        if htlc.inbound_msat < htlc.outbound_msat {
+            return Some(JitRefusal::Hollow);
+        }
+        let one = self.order.payment_msat.is_none();
+        match self.stage {
+            Stage::Over => Some(JitRefusal::Over),
+            Stage::Sold if self.is_expired(now) => Some(JitRefusal::Expired),
+            Stage::Paid => None,
+            _ if one && self.order.fee_for(htlc.outbound_msat).is_none() => {
+                Some(JitRefusal::Size(htlc.outbound_msat))
+            }
+            _ => (!has_room).then_some(JitRefusal::TooMany),
+        }
     }
 
     /// Whether the channel's funding may go out.

@@ -2,6 +2,8 @@ use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
 use tempfile::TempDir;
 
 use super::*;
+use crate::event::PaymentHash;
+use crate::pay::Intercepted;
 use crate::store::Store;
 
 fn order() -> JitOrder {
@@ -78,6 +80,37 @@ fn a_part_is_counted_once() {
     assert_eq!(record.stage, Stage::Open, "somebody else's");
     record.claimed(&([1; 32], 1), 4);
     assert_eq!((record.taken(), record.stage), (10, Stage::Paid));
+}
+
+#[test]
+fn what_can_never_be_served_is_sent_back_at_once() {
+    let htlc = |inbound_msat, outbound_msat| Intercepted {
+        hash: PaymentHash([5; 32]),
+        scid: 1,
+        inbound_msat,
+        outbound_msat,
+        outgoing_expiry: 900,
+    };
+    let good = htlc(50_000_000, 50_000_000);
+    let mut record = Record::new(1, order());
+    assert_eq!(record.refusal(&good, true, 1_000), None, "a part");
+    assert_eq!(
+        record.refusal(&good, true, 1_001),
+        Some(JitRefusal::Expired)
+    );
+    assert_eq!(record.refusal(&good, false, 0), Some(JitRefusal::TooMany));
+    let hollow = htlc(49_999_999, 50_000_000);
+    assert_eq!(record.refusal(&hollow, true, 0), Some(JitRefusal::Hollow));
+    record.order.payment_msat = None;
+    let small = htlc(9_000_000, 9_000_000);
+    let refusal = record.refusal(&small, true, 0);
+    assert_eq!(refusal, Some(JitRefusal::Size(9_000_000)));
+    // Once the fee is paid the number is like any other; what is hollow stays so.
+    record.stage = Stage::Paid;
+    assert_eq!(record.refusal(&small, false, 9_999), None);
+    assert_eq!(record.refusal(&hollow, true, 0), Some(JitRefusal::Hollow));
+    record.stage = Stage::Over;
+    assert_eq!(record.refusal(&good, true, 0), Some(JitRefusal::Over));
 }
 
 #[test]

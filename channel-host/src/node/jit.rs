@@ -77,16 +77,17 @@ impl Core {
             return Ok(false);
         };
         let gates = self.jit_gates();
-        if let Err(reason) = self.admit(&record, &htlc, gates) {
-            self.jit_refuse(
-                &[Held {
-                    id,
-                    htlc,
-                    until: Instant::now(),
-                }],
-                reason,
-            )
-            .await;
+        let waiting = self.held().iter().filter(|held| held.id != id).count();
+        // What a client revealed for its part is never timed out, whatever else has that hash: so nothing else may have it.
+        let refusal = if self.parts.get(htlc.hash).is_some() {
+            Some(JitRefusal::PartOfMove)
+        } else {
+            let has_room = waiting < gates.held;
+            record.refusal(&htlc, has_room, unix_time())
+        };
+        if let Some(reason) = refusal {
+            let until = Instant::now();
+            self.jit_refuse(&[Held { id, htlc, until }], reason).await;
             return Ok(true);
         }
         let until = Instant::now() + gates.patience;
@@ -102,34 +103,6 @@ impl Core {
             self.tell(NodeEvent::ReceiverAway { client }).await;
         }
         Ok(true)
-    }
-
-    /// What can never be served is sent back at once.
-    fn admit(
-        &self,
-        record: &Record,
-        htlc: &Intercepted,
-        gates: JitGates,
-    ) -> Result<(), JitRefusal> {
-        // What a client revealed for its part is never timed out, whatever else has that hash: so nothing else may have it.
-        if self.parts.get(htlc.hash).is_some() {
-            return Err(JitRefusal::PartOfMove);
-        }
-        // The amount to forward is the payer's word; what it brings is not.
-        if htlc.inbound_msat < htlc.outbound_msat {
-            return Err(JitRefusal::Hollow);
-        }
-        let one = record.order.payment_msat.is_none();
-        match record.stage {
-            Stage::Over => Err(JitRefusal::Over),
-            Stage::Sold if record.is_expired(unix_time()) => Err(JitRefusal::Expired),
-            Stage::Paid => Ok(()),
-            _ if one && record.order.fee_for(htlc.outbound_msat).is_none() => {
-                Err(JitRefusal::Size(htlc.outbound_msat))
-            }
-            _ if self.held().len() >= gates.held => Err(JitRefusal::TooMany),
-            _ => Ok(()),
-        }
     }
 
     /// Does for one order what is due.
@@ -167,9 +140,18 @@ impl Core {
     pub(super) async fn jit_resume(&self) -> Result<(), NodeError> {
         let channels = self.manager.list_channels();
         for record in self.jit.all() {
-            if record.stage == Stage::Opening && channel_of(&channels, &record).is_none() {
-                self.jit
-                    .update(record.scid, |record| record.stage = Stage::Sold)?;
+            if record.stage != Stage::Opening || channel_of(&channels, &record).is_some() {
+                continue;
+            }
+            self.jit.update(record.scid, |record| {
+                record.stage = Stage::Sold;
+                record.funding = None;
+            })?;
+            // LDK sends a funding out when it has stored its channel: this one went nowhere.
+            if let Some(funding) = &record.funding
+                && let Err(error) = self.config.coins.give_up(funding).await
+            {
+                tracing::warn!(%error, "a channel's coins are free later");
             }
         }
         self.jit_release().await;

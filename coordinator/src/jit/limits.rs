@@ -40,7 +40,12 @@ impl Means {
 }
 
 /// Why nothing can be opened now, if so.
-async fn closed(ctx: &Context, conn: &mut Conn, fee: Amount, now: u64) -> Result<Option<String>> {
+pub(super) async fn closed(
+    ctx: &Context,
+    conn: &mut Conn,
+    fee: Amount,
+    now: u64,
+) -> Result<Option<String>> {
     let config = &ctx.config.jit;
     if rows::opens_since(conn, now.saturating_sub(HOUR)).await? >= config.opens_per_hour {
         return Ok(Some("too many channels were opened this hour".into()));

@@ -279,3 +279,59 @@ async fn nothing_is_opened_without_coins_or_order() {
     let why = open(&world.ctx, opening(1)).await.unwrap().unwrap_err();
     assert!(why.contains("has not the coins"), "{why}");
 }
+
+#[tokio::test]
+async fn the_hour_and_the_day_have_limits() {
+    let world = world(|jit| {
+        jit.opens_per_hour = 2;
+        jit.onchain_budget_sat = 2_000;
+    })
+    .await;
+    let fee = bitcoin::Amount::from_sat(500);
+    let closed = async |now| {
+        let ctx = &world.ctx;
+        let read = ctx
+            .store
+            .read(async |tx| limits::closed(ctx, tx, fee, now).await);
+        read.await.unwrap()
+    };
+    let open_at = async |scid, now| {
+        sell(&world, scid).await;
+        let opening = opening(scid);
+        let done = world
+            .ctx
+            .store
+            .write(async |tx| rows::opening(tx, &opening, 700, now).await);
+        done.await.unwrap();
+    };
+    let begin = now();
+    assert_eq!(closed(begin).await, None);
+    open_at(1, begin).await;
+    open_at(2, begin).await;
+    assert!(closed(begin).await.unwrap().contains("this hour"));
+    // The next hour is free, the day's budget holds one more: 700 + 700 + 500.
+    let later = begin + 3_601;
+    assert_eq!(closed(later).await, None);
+    open_at(3, later).await;
+    assert!(closed(later).await.unwrap().contains("budget"));
+    assert_eq!(closed(later + 86_401).await, None);
+}
+
+#[tokio::test]
+async fn orders_are_counted_while_they_hold() {
+    let world = world(|_| {}).await;
+    sell(&world, 1).await;
+    sell(&world, 2).await;
+    let counted = async |number, at| {
+        let read = world
+            .ctx
+            .store
+            .read(async |tx| rows::open_orders(tx, client(number), at).await);
+        read.await.unwrap()
+    };
+    assert_eq!(counted(1, now()).await, (2, 2));
+    assert_eq!(counted(2, now()).await, (0, 2));
+    assert_eq!(counted(1, now() + 1_000).await, (0, 0), "expired");
+    paid(&world.ctx, 1, 3_000_000).await.unwrap();
+    assert_eq!(counted(1, now()).await, (1, 1));
+}

@@ -1,10 +1,10 @@
 //! Channels just in time (LSPS2), bought by a wallet that has no code of ours.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use bitcoin::Txid;
-use channel_host::Msat;
+use anyhow::{Context, Result, anyhow, ensure};
+use bitcoin::{Amount, Txid};
 use scenarios::event::Event;
 use scenarios::outside::{CHANNEL, Outside};
 use scenarios::process::PATIENCE;
@@ -12,7 +12,7 @@ use scenarios::service::Service;
 use scenarios::world::{World, number, text};
 use serde_json::Value;
 
-use crate::independent::{Independent, Received, code};
+use crate::independent::{Independent, Offer, Received, code};
 
 /// What the coordinator asks, in thousandths of a satoshi and in parts per million.
 const MIN_FEE: u64 = 2_000_000;
@@ -67,16 +67,6 @@ fn refused(world: &World, mark: usize, why: &str) -> Result<Event> {
     world.coordinator.wait_after(mark, "jit_refused", refused)
 }
 
-/// What all channels of the wallet hold for it, in thousandths of a satoshi.
-fn owns(wallet: &Independent) -> u64 {
-    let channels = wallet.channels().into_iter();
-    channels
-        .map(|channel| channel.channel_value_satoshis * 1000)
-        .sum::<u64>()
-        .min(u64::MAX)
-        .min(wallet.balance_msat())
-}
-
 fn funding(order: &Value) -> Result<Txid> {
     Ok(text(order, "funding")?.parse()?)
 }
@@ -97,8 +87,7 @@ fn a_fresh_wallet_is_paid() -> Result<()> {
     let (world, outside, wallet) = town("jit_fresh", |_| Ok(()))?;
     ensure!(wallet.protocols()? == [2, 5]);
     ensure!(wallet.channels().is_empty());
-    let bought = wallet.buy(wallet.offer()?, Some(PAYMENT))?;
-    let bought = bought.map_err(|error| anyhow::anyhow!("{error:?}"))?;
+    let bought = buy(&wallet, Some(PAYMENT))?;
     world.coordinator.wait_for("jit_sold")?;
     outside.pay(&wallet.invoice(bought, Some(PAYMENT))?)?;
     let expected = Received {
@@ -122,6 +111,262 @@ fn a_fresh_wallet_is_paid() -> Result<()> {
         let mut channels = wallet.channels().into_iter();
         channels.any(|channel| channel.confirmations.unwrap_or(0) >= 6)
     })?;
-    ensure!(owns(&wallet) == (PAYMENT - fee(PAYMENT) + 20_000_000) / 1000 * 1000);
+    ensure!(wallet.balance_msat() == PAYMENT - fee(PAYMENT) + 20_000_000);
     Ok(())
+}
+
+fn buy(wallet: &Independent, payment: Option<u64>) -> Result<Offer> {
+    let bought = wallet.buy(wallet.offer()?, payment)?;
+    bought.map_err(|error| anyhow!("{error:?}"))
+}
+
+fn is_paid(wallet: &Independent, count: usize, payment: u64, fee: u64) -> Result<()> {
+    let received = wallet.received(count)?;
+    let expected = Received {
+        msat: payment - fee,
+        fee_msat: fee,
+    };
+    ensure!(received == expected, "{received:?}, not {expected:?}");
+    Ok(())
+}
+
+fn fails(outside: &Outside, invoice: &str) -> Result<()> {
+    let ours = outside.send(invoice)?;
+    let outcome = outside.outcome(ours)?;
+    ensure!(outcome.is_err(), "it was paid");
+    Ok(())
+}
+
+/// The client trusts us: the channel is used, and its funding is nowhere until the client has claimed.
+#[test]
+fn a_client_that_trusts_us() -> Result<()> {
+    let (world, outside, wallet) = town("jit_trusting", |coordinator| {
+        coordinator.configure("jit.client_trusts_lsp", true)
+    })?;
+    wallet.habits().hangs.store(true, Ordering::SeqCst);
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    let ours = outside.send(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    wallet.until("a payment that hangs", || wallet.has_hanging())?;
+    world.coordinator.wait_for("jit_opened")?;
+    let txid = funding(&order(&world)?)?;
+    ensure!(!world.node.mempool()?.contains(&txid), "the funding is out");
+    // A block changes nothing: the coins wait.
+    world.mine(1)?;
+    world.coordinator_sees_tip()?;
+    ensure!(!world.node.mempool()?.contains(&txid), "the funding is out");
+    wallet.claim_hanging()?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))?;
+    ensure!(outside.outcome(ours)?.is_ok());
+    let order = is_in_the_books(&world, fee(PAYMENT))?;
+    ensure!(order["client_trusts_lsp"] == true, "{order}");
+    in_mempool(&world, txid)
+}
+
+/// One payment of any size, when the client did not say how much.
+#[test]
+fn of_any_size() -> Result<()> {
+    let (world, outside, wallet) = town("jit_any_size", |_| Ok(()))?;
+    let bought = buy(&wallet, None)?;
+    // Less than the least.
+    let mark = world.coordinator.mark()?;
+    fails(&outside, &wallet.invoice(bought, Some(5_000_000))?)?;
+    refused(&world, mark, "not what the order is for")?;
+    outside.pay(&wallet.invoice(bought, Some(77_777_777))?)?;
+    is_paid(&wallet, 1, 77_777_777, fee(77_777_777))?;
+    is_in_the_books(&world, fee(77_777_777)).map(drop)
+}
+
+fn has_usable(outside: &Outside, count: usize) -> bool {
+    let channels = outside.node().channels();
+    channels.iter().filter(|channel| channel.usable).count() >= count
+}
+
+/// From what is left of the payer's coins.
+fn second_channel(world: &World, outside: &Outside, wallet: &Independent) -> Result<()> {
+    let (id, _) = world.lightning()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let capacity = CHANNEL - Amount::from_sat(100_000);
+    {
+        let _guard = runtime.enter();
+        outside.node().open_channel(id, capacity, false)?;
+    }
+    wallet.until("the second funding", || {
+        world.node.mempool().is_ok_and(|pool| !pool.is_empty())
+    })?;
+    world.mine(6)?;
+    wallet.until("a second channel", || has_usable(outside, 2))
+}
+
+/// More than any channel of the payer holds: it comes in parts, which wait for each other; the fee is taken once, to the last thousandth.
+#[test]
+fn in_parts() -> Result<()> {
+    let (world, outside, wallet) = town("jit_parts", |coordinator| {
+        coordinator.configure("jit.max_payment_sat", 8_000_000)
+    })?;
+    second_channel(&world, &outside, &wallet)?;
+    let payment = 6_000_000_001;
+    let bought = buy(&wallet, Some(payment))?;
+    outside.pay(&wallet.invoice(bought, Some(payment))?)?;
+    is_paid(&wallet, 1, payment, fee(payment))?;
+    is_in_the_books(&world, fee(payment))?;
+    outside.pay(&wallet.invoice(bought, Some(20_000_000))?)?;
+    is_paid(&wallet, 2, 20_000_000, 0)
+}
+
+/// Less comes than the order is for: it is held for its time, goes back, and nothing was opened. The right amount is served then.
+#[test]
+fn an_underpaid_order() -> Result<()> {
+    let (world, outside, wallet) = town("jit_underpaid", |coordinator| {
+        coordinator.configure("jit.hold_seconds", 2)
+    })?;
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    let mark = world.coordinator.mark()?;
+    fails(&outside, &wallet.invoice(bought, Some(PAYMENT - 1))?)?;
+    refused(&world, mark, "only 499999999 msat came")?;
+    ensure!(wallet.channels().is_empty());
+    ensure!(world.node.mempool()?.is_empty());
+    outside.pay(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))
+}
+
+/// Terms that have expired buy nothing, and an order that has expired is not served: its payment comes back at once.
+#[test]
+fn an_expired_order_is_not_served() -> Result<()> {
+    let (world, outside, wallet) = town("jit_expired", |coordinator| {
+        coordinator.configure("jit.valid_seconds", 2)
+    })?;
+    let offer = wallet.offer()?;
+    let bought = wallet.buy(offer.clone(), Some(PAYMENT))?;
+    let bought = bought.map_err(|error| anyhow!("{error:?}"))?;
+    wallet.until("the end of the offer", || offer.valid_until.is_past())?;
+    ensure!(code(wallet.buy(offer, Some(PAYMENT))?)? == 201);
+    let mark = world.coordinator.mark()?;
+    fails(&outside, &wallet.invoice(bought, Some(PAYMENT))?)?;
+    refused(&world, mark, "expired")?;
+    ensure!(wallet.channels().is_empty());
+    ensure!(world.node.mempool()?.is_empty());
+    Ok(())
+}
+
+/// The price changes after it was asked for: the old promise holds, after a restart too; who asks now hears the new one.
+#[test]
+fn an_old_promise_holds() -> Result<()> {
+    let (mut world, outside, wallet) = town("jit_old_promise", |_| Ok(()))?;
+    let offer = wallet.offer()?;
+    world.coordinator.terminate()?;
+    world.coordinator.configure("jit.min_fee_msat", 9_000_000)?;
+    world.coordinator.configure("jit.fee_ppm", 50_000)?;
+    returns(&mut world, &wallet)?;
+    ensure!(wallet.offer()?.min_fee_msat == 9_000_000);
+    let bought = wallet.buy(offer, Some(PAYMENT))?;
+    let bought = bought.map_err(|error| anyhow!("{error:?}"))?;
+    wallet.until("the payer", || has_usable(&outside, 1))?;
+    outside.pay(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))
+}
+
+fn returns(world: &mut World, wallet: &Independent) -> Result<()> {
+    world.coordinator.start()?;
+    world.coordinator.wait_for("ready")?;
+    wallet.until("the coordinator", || wallet.is_connected())
+}
+
+/// The coordinator dies while it holds a payment for a wallet that is away, and dies again in the middle of opening the channel: the payment is
+/// served all the same, once, for the promised fee.
+#[test]
+fn held_over_a_crash() -> Result<()> {
+    let (mut world, outside, wallet) = town("jit_crash", |_| Ok(()))?;
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    wallet.set_away(true)?;
+    let ours = outside.send(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let channels = world.coordinator.json(&["node", "channels"])?;
+        let all = channels["channels"].as_array().context("a list")?;
+        if all.iter().any(|channel| channel["pending"] == 1) {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "it is not held: {channels}");
+    }
+    world.coordinator.kill()?;
+    wallet.habits().away.store(false, Ordering::SeqCst);
+    world.coordinator.start()?;
+    world.coordinator.wait_for("jit_funded")?;
+    world.coordinator.kill()?;
+    world.coordinator.start()?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))?;
+    ensure!(outside.outcome(ours)?.is_ok());
+    is_in_the_books(&world, fee(PAYMENT))?;
+    let channels = wallet.channels();
+    ensure!(channels.iter().filter(|channel| channel.is_usable).count() == 1);
+    Ok(())
+}
+
+/// The client sends the payment back: the payer has its money, no fee is taken, and the next try goes over the channel that is there.
+#[test]
+fn a_payment_that_is_refused_costs_nothing() -> Result<()> {
+    let (world, outside, wallet) = town("jit_refused", |_| Ok(()))?;
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    wallet.habits().refuses.store(true, Ordering::SeqCst);
+    fails(&outside, &wallet.invoice(bought, Some(PAYMENT))?)?;
+    ensure!(wallet.refused() > 0);
+    ensure!(number(&order(&world)?, "taken_msat")? == 0);
+    wallet.habits().refuses.store(false, Ordering::SeqCst);
+    outside.pay(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))?;
+    ensure!(wallet.channels().len() == 1);
+    let order = is_in_the_books(&world, fee(PAYMENT))?;
+    ensure!(number(&order, "opens")? == 1, "{order}");
+    Ok(())
+}
+
+/// What the budget, the hour or the client's orders forbid is refused before any money moves; what was sold before is sent back at once.
+#[test]
+fn what_cannot_be_served_is_not_sold() -> Result<()> {
+    let (mut world, outside, wallet) = town("jit_limits", |coordinator| {
+        coordinator.configure("jit.orders_per_client", 2)
+    })?;
+    ensure!(code(wallet.menu(Some("SALE"))?)? == 200);
+    let offer = wallet.offer()?;
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    buy(&wallet, Some(PAYMENT))?;
+    ensure!(code(wallet.buy(offer.clone(), Some(PAYMENT))?)? == CLIENT_REJECTED);
+    ensure!(code(wallet.buy(offer.clone(), Some(1))?)? == 202);
+    ensure!(code(wallet.buy(offer.clone(), Some(u64::MAX))?)? == 203);
+    world.coordinator.terminate()?;
+    world.coordinator.configure("jit.onchain_budget_sat", 1)?;
+    world.coordinator.configure("jit.orders_per_client", 9)?;
+    returns(&mut world, &wallet)?;
+    let menu = wallet.menu(None)?.map_err(|error| anyhow!("{error:?}"))?;
+    ensure!(menu.is_empty(), "{menu:?}");
+    ensure!(code(wallet.buy(offer, Some(PAYMENT))?)? == CLIENT_REJECTED);
+    wallet.until("the payer", || has_usable(&outside, 1))?;
+    let mark = world.coordinator.mark()?;
+    fails(&outside, &wallet.invoice(bought, Some(PAYMENT))?)?;
+    refused(&world, mark, "budget")?;
+    ensure!(wallet.channels().is_empty());
+    ensure!(world.node.mempool()?.is_empty());
+    Ok(())
+}
+
+/// The coordinator dies after it has sent the payment on, and before the client takes it: the fee is found again, and the funding of a client that
+/// trusts us goes out then.
+#[test]
+fn taken_after_a_crash() -> Result<()> {
+    let (mut world, outside, wallet) = town("jit_crash_later", |coordinator| {
+        coordinator.configure("jit.client_trusts_lsp", true)
+    })?;
+    wallet.habits().hangs.store(true, Ordering::SeqCst);
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    let ours = outside.send(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    wallet.until("a payment that hangs", || wallet.has_hanging())?;
+    world.coordinator.kill()?;
+    returns(&mut world, &wallet)?;
+    let txid = funding(&order(&world)?)?;
+    ensure!(!world.node.mempool()?.contains(&txid), "the funding is out");
+    wallet.claim_hanging()?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))?;
+    ensure!(outside.outcome(ours)?.is_ok());
+    is_in_the_books(&world, fee(PAYMENT))?;
+    in_mempool(&world, txid)
 }

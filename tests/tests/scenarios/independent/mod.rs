@@ -4,4 +4,4 @@
 mod parts;
 mod wallet;
 
-pub use wallet::{Independent, Received, code};
+pub use wallet::{Independent, Offer, Received, code};

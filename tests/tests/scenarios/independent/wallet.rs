@@ -326,11 +326,6 @@ impl Independent {
             .sum();
         sats * 1000
     }
-
-    /// Its id.
-    pub fn id(&self) -> PublicKey {
-        self.inner.manager.get_our_node_id()
-    }
 }
 
 impl Inner {
