@@ -498,6 +498,13 @@ impl Config {
                 "the seed of real money needs kdf = \"standard\"",
             ));
         }
+        if self.jit.enabled && self.network != Network::Regtest {
+            return Err(wrong(
+                "jit.enabled",
+                "true",
+                "just-in-time channels are for regtest so far: docs/adr/0009 names the ways in which they can still lose money",
+            ));
+        }
         self.check_policy()?;
         self.check_ceremony()?;
         let server = &self.server;

@@ -142,6 +142,10 @@ fn unknown_keys_and_bad_values_are_named() {
         ("[policy]\nconfirmations = 0\n", "confirmations"),
         ("[ceremony]\nmin_clients = 1\n", "min_clients"),
         ("[server]\nqueue = 1\n", "queue"),
+        (
+            "network = \"signet\"\n[jit]\nenabled = true\n",
+            "jit.enabled",
+        ),
         ("[factory.set]\nk = 9\n", "k is 9"),
         ("[factory.set]\nkk = 9\n", "kk"),
     ] {

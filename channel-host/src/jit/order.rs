@@ -228,7 +228,8 @@ impl Record {
     pub(crate) fn may_be_funded(&self) -> bool {
         match self.stage {
             Stage::Sold | Stage::Opening | Stage::Over => false,
-            Stage::Open => !self.order.client_trusts_lsp || self.taken() > 0,
+            // The whole fee, and not a share of it: a part with a thousandth of a satoshi would buy the channel.
+            Stage::Open => !self.order.client_trusts_lsp,
             Stage::Paid => true,
         }
     }

@@ -126,9 +126,11 @@ fn a_client_that_trusts_us_pays_before_the_channel_does() {
         assert!(!record.may_be_funded());
         record.stage = Stage::Open;
         record.fee_msat = 10;
-        record.parts = vec![(([1; 32], 0), None)];
+        record.parts = vec![(([1; 32], 0), None), (([1; 32], 1), None)];
         assert_eq!(record.may_be_funded(), !trusts);
-        record.claimed(&([1; 32], 0), 10);
+        record.claimed(&([1; 32], 0), 1);
+        assert_eq!(record.may_be_funded(), !trusts, "a share is not the fee");
+        record.claimed(&([1; 32], 1), 9);
         assert!(record.may_be_funded());
     }
 }

@@ -166,6 +166,11 @@ impl Core {
             .collect()
     }
 
+    /// Whether a payment waits for the channel that is being opened, from a client that is here.
+    pub(super) fn jit_is_waited_for(&self, record: &Record) -> bool {
+        self.is_connected(&record.order.client) && self.complete(record).is_some()
+    }
+
     /// A payment for the order of which enough is here.
     fn complete(&self, record: &Record) -> Option<Set> {
         let held = self.held_for(record.scid);
@@ -182,7 +187,13 @@ impl Core {
 
     /// What the order says the fee is for this payment.
     fn jit_fee(record: &Record, set: &[Held]) -> Result<u64, JitRefusal> {
-        let payment = record.order.payment_msat.unwrap_or_else(|| total(set));
+        let came = total(set);
+        let payment = record.order.payment_msat.unwrap_or(came);
+        // More than was ordered would be a larger channel for the same fee.
+        let most = payment.saturating_mul(2).min(record.order.max_payment_msat);
+        if came > most {
+            return Err(JitRefusal::Size(came));
+        }
         record
             .order
             .fee_for(payment)
@@ -224,13 +235,18 @@ impl Core {
         }
         // Stored first: whoever starts again finds the channel by its number, or none. Never 0, which is a channel the peer opened.
         let id = rand::random::<u64>().max(1);
-        self.jit.update(record.scid, |record| {
+        let stored = self.jit.update(record.scid, |record| {
             record.stage = Stage::Opening;
             record.id = id;
             record.fee_msat = fee;
             record.capacity_sat = capacity.to_sat();
             record.funding = None;
         })?;
+        if stored.is_none() {
+            // Its time was over, and it was forgotten meanwhile.
+            self.jit_refuse(&set, JitRefusal::Expired).await;
+            return Ok(());
+        }
         if let Err(error) = self.jit_create(order, capacity, id) {
             self.jit
                 .update(record.scid, |record| record.stage = Stage::Sold)?;
@@ -244,6 +260,8 @@ impl Core {
         let mut config = self.config.ldk();
         config.channel_handshake_config.announce_for_forwarding = false;
         config.channel_handshake_limits.their_to_self_delay = order.max_to_self_delay;
+        // Who wants to see it confirmed would never be paid in time.
+        config.channel_handshake_limits.max_minimum_depth = 0;
         let capacity = capacity.to_sat();
         self.manager
             .create_channel(order.client, capacity, 0, id.into(), None, Some(config))?;
@@ -432,7 +450,9 @@ impl Core {
 
     /// The channel of an order is closed.
     pub(super) async fn jit_closed(&self, record: &Record, why: &str) -> Result<(), NodeError> {
-        let never_stood = record.stage == Stage::Opening;
+        // Once its funding may be out, another try would be another funding.
+        let withheld = record.funding.is_none() || record.order.client_trusts_lsp;
+        let never_stood = record.stage == Stage::Opening && withheld;
         self.jit.update(record.scid, |record| {
             // One that never stood may be tried again, while the order holds.
             record.stage = if never_stood {

@@ -21,6 +21,11 @@ impl Core {
         value: u64,
         script: &ScriptBuf,
     ) -> Result<(), Again> {
+        // A client that answers when the payment is gone gets nothing paid for.
+        if !self.jit_is_waited_for(record) {
+            self.reject(channel, "no payment waits for the channel any more");
+            return Ok(());
+        }
         let funding = match self.jit_funding(record, value, script).await {
             Ok(funding) => funding,
             Err(error @ NodeError::Store(_)) => return Err(error.into()),

@@ -57,6 +57,12 @@ pub(super) async fn closed(
     Ok(None)
 }
 
+/// The least fee that is worth it as feerates are: what funding a channel costs, or what is configured.
+pub(super) async fn least_fee_msat(ctx: &Context) -> u64 {
+    let costs = Means::now(ctx).await.fee.to_sat().saturating_mul(1000);
+    costs.max(ctx.config.jit.min_fee_msat)
+}
+
 /// The largest payment a channel can be opened for now, in satoshi; 0 if none.
 pub(super) async fn largest(ctx: &Context, now: u64) -> Result<u64> {
     let config = &ctx.config.jit;
@@ -110,6 +116,11 @@ pub(super) async fn may_open(
 ) -> Result<Result<(), String>> {
     let means = Means::now(ctx).await;
     let fee = means.fee;
+    if opening.fee.0 < fee.to_sat().saturating_mul(1000) {
+        return Ok(Err(
+            "the fee does not pay for the channel's funding as feerates are".into(),
+        ));
+    }
     let needed = opening.capacity.checked_add(fee);
     if needed.is_none_or(|needed| needed > means.coins) {
         return Ok(Err("the wallet has not the coins for this channel".into()));

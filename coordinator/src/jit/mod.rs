@@ -83,7 +83,7 @@ pub async fn get_info(
         vec![]
     } else {
         let offer = Offer {
-            min_fee_msat: config.min_fee_msat,
+            min_fee_msat: limits::least_fee_msat(ctx).await,
             proportional: config.fee_ppm,
             valid_until: now().saturating_add(config.valid_seconds),
             min_lifetime: config.min_lifetime,
