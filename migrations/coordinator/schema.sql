@@ -112,6 +112,35 @@ CREATE TABLE history (
 
 CREATE INDEX history_client ON history (client, number);
 
+CREATE TABLE jit_order (
+    number INTEGER PRIMARY KEY,
+    scid INTEGER NOT NULL UNIQUE, -- what payments for it name
+    client BLOB NOT NULL,
+    payment_msat INTEGER, -- none: one payment of any size
+    min_fee_msat INTEGER NOT NULL, -- the promise
+    fee_ppm INTEGER NOT NULL,
+    valid_until INTEGER NOT NULL,
+    client_trusts_lsp INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,
+    state TEXT NOT NULL, -- sold, opening, open, paid, closed
+    opens INTEGER NOT NULL DEFAULT 0,
+    opened_at INTEGER, -- the last time
+    paid_at INTEGER,
+    fee_msat INTEGER, -- of the payment that came, by the promise
+    taken_msat INTEGER NOT NULL DEFAULT 0,
+    capacity_sat INTEGER,
+    channel INTEGER,
+    funding BLOB,
+    onchain_sat INTEGER NOT NULL DEFAULT 0, -- what the funding costs; an estimate until it is known
+    problem TEXT NOT NULL DEFAULT '' -- why the last payment was sent back
+) STRICT;
+
+CREATE INDEX jit_order_channel ON jit_order (channel);
+
+CREATE INDEX jit_order_client ON jit_order (client);
+
+CREATE INDEX jit_order_opened ON jit_order (opened_at);
+
 CREATE TABLE ladder (
     id INTEGER PRIMARY KEY CHECK (id = 1),
     first_height INTEGER NOT NULL
