@@ -14,15 +14,13 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::jit::JitConfig;
 use crate::params;
 
 /// The shipped default file: every key, documented.
 pub const DEFAULT_FILE: &str = include_str!("../coordinator.default.toml");
 /// In front of every environment variable that sets a key.
 pub const ENV_PREFIX: &str = "SUPERSCALAR_COORDINATOR_";
-
-/// What a just-in-time channel must hold beyond its first payment, in satoshi.
-const LEAST_MARGIN: u64 = 20_000;
 
 /// Everything an operator can set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -248,44 +246,6 @@ pub struct WebhooksConfig {
     pub ca_file: Option<PathBuf>,
     /// Whether notifications may go to addresses that are not public.
     pub allow_private: bool,
-}
-
-/// See `[jit]` in the default file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct JitConfig {
-    /// Whether they are sold.
-    pub enabled: bool,
-    /// Least fee, thousandths of a satoshi.
-    pub min_fee_msat: u64,
-    /// Fee in parts per million of the payment.
-    pub fee_ppm: u32,
-    /// Seconds an offer holds.
-    pub valid_seconds: u64,
-    /// Least payment.
-    pub min_payment_sat: u64,
-    /// Largest payment.
-    pub max_payment_sat: u64,
-    /// What a channel holds beyond the payment.
-    pub margin_sat: u64,
-    /// Blocks a channel is kept.
-    pub min_lifetime: u32,
-    /// Longest wait for our money that a client may ask for, blocks.
-    pub max_to_self_delay: u16,
-    /// Whether the funding waits for the payment.
-    pub client_trusts_lsp: bool,
-    /// Channels opened per hour.
-    pub opens_per_hour: u64,
-    /// On-chain fees per day, satoshi.
-    pub onchain_budget_sat: u64,
-    /// Open orders of one client.
-    pub orders_per_client: u64,
-    /// Open orders of all.
-    pub max_orders: u64,
-    /// Payments that wait for channels.
-    pub max_held: usize,
-    /// Seconds each waits.
-    pub hold_seconds: u64,
 }
 
 /// See `[factory]` in the default file.
@@ -549,47 +509,11 @@ impl Config {
             self.webhooks.max_per_client as u64,
         )?;
         positive("webhooks.timeout_seconds", self.webhooks.timeout_seconds)?;
-        self.check_jit()?;
+        self.jit.check()?;
         let factory = self.factory_params(&BTreeMap::new())?;
         if self.ladder.enabled {
             self.ladder_params()
                 .validate(&factory, self.ceremony.max_clients)?;
-        }
-        Ok(())
-    }
-
-    fn check_jit(&self) -> Result<(), ConfigError> {
-        let jit = &self.jit;
-        positive("jit.valid_seconds", jit.valid_seconds)?;
-        positive("jit.hold_seconds", jit.hold_seconds)?;
-        positive("jit.min_payment_sat", jit.min_payment_sat)?;
-        if jit.max_payment_sat > Amount::MAX_MONEY.to_sat() {
-            return Err(wrong(
-                "jit.max_payment_sat",
-                jit.max_payment_sat,
-                "there are only 21 million bitcoin",
-            ));
-        }
-        if jit.max_payment_sat < jit.min_payment_sat {
-            return Err(wrong(
-                "jit.max_payment_sat",
-                jit.max_payment_sat,
-                "must be at least jit.min_payment_sat",
-            ));
-        }
-        if jit.margin_sat < LEAST_MARGIN {
-            return Err(wrong(
-                "jit.margin_sat",
-                jit.margin_sat,
-                format!("a channel has reserves and fees to pay: {LEAST_MARGIN} at least"),
-            ));
-        }
-        if u64::from(jit.fee_ppm) >= 1_000_000 {
-            return Err(wrong(
-                "jit.fee_ppm",
-                jit.fee_ppm,
-                "a fee of the whole payment leaves nothing",
-            ));
         }
         Ok(())
     }
@@ -780,14 +704,18 @@ pub fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
     parts.next().is_none().then_some(version)
 }
 
-fn positive(key: &'static str, value: u64) -> Result<(), ConfigError> {
+pub(crate) fn positive(key: &'static str, value: u64) -> Result<(), ConfigError> {
     if value == 0 {
         return Err(wrong(key, 0, "must be at least 1"));
     }
     Ok(())
 }
 
-fn wrong(key: &'static str, value: impl ToString, problem: impl Into<String>) -> ConfigError {
+pub(crate) fn wrong(
+    key: &'static str,
+    value: impl ToString,
+    problem: impl Into<String>,
+) -> ConfigError {
     ConfigError::Value {
         key,
         value: value.to_string(),

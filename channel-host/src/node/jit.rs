@@ -35,6 +35,8 @@ pub(super) struct Held {
 
 /// Parts of one payment.
 type Set = Vec<Held>;
+/// A part, less what is taken of it, and where it goes.
+type Way = (InterceptId, Intercepted, Forward);
 
 pub(super) fn unix_time() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -330,7 +332,7 @@ impl Core {
         record: &Record,
         set: &[Held],
         channels: &[ChannelDetails],
-    ) -> Result<(u64, Vec<(InterceptId, Intercepted, Forward)>), JitRefusal> {
+    ) -> Result<(u64, Vec<Way>), JitRefusal> {
         let fee = Self::jit_fee(record, set)?;
         let amounts: Vec<u64> = set.iter().map(|held| held.htlc.outbound_msat).collect();
         let shares = shares(&amounts, fee).ok_or(JitRefusal::Size(total(set)))?;

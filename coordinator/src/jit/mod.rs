@@ -3,6 +3,7 @@
 //! The service is ours and not `lightning-liquidity`'s (docs/adr/0009); `channel-host` holds the payments and opens the channels. What cannot be
 //! served is refused when it is asked for ([`limits`]), and asked again when the payment is there: nothing is opened without a yes ([`open`]).
 
+mod config;
 mod limits;
 mod params;
 #[cfg(test)]
@@ -22,6 +23,8 @@ use crate::lsps::Refusal;
 use crate::store::Result;
 use crate::store::jit::{self as rows, NewOrder};
 use params::{Offer, Text};
+
+pub use config::JitConfig;
 
 /// bLIP-50's "rejected", for what is in order and cannot be served now.
 const CLIENT_REJECTED: i32 = 1;

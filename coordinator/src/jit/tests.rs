@@ -103,7 +103,7 @@ fn numbers_are_written_as_the_specification_does() {
     );
 }
 
-async fn world(change: impl FnOnce(&mut crate::config::JitConfig)) -> TestWorld {
+async fn world(change: impl FnOnce(&mut JitConfig)) -> TestWorld {
     let mut world = TestWorld::new().await;
     let ctx = std::sync::Arc::get_mut(&mut world.ctx).expect("nobody else has it yet");
     ctx.config.jit.enabled = true;
