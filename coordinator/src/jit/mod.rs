@@ -1,7 +1,7 @@
 //! Just-in-time channels (LSPS2, bLIP-52): what is offered, what is sold, and what it may cost us.
 //!
 //! The service is ours and not `lightning-liquidity`'s (docs/adr/0009); `channel-host` holds the payments and opens the channels. What cannot be
-//! served is refused when it is asked for ([`limits`]), and asked again when the payment is there: nothing is opened without a yes ([`open`]).
+//! served is refused when it is asked for ([`buy`]), and asked again when the payment is there: nothing is opened without a yes ([`open`]).
 
 mod config;
 mod limits;
