@@ -63,7 +63,8 @@ struct State {
     reserved: HashSet<OutPoint>,
     store: Arc<dyn ChangeSetStore>,
     unsaved_blocks: u32,
-    /// BDK takes the later seen of two conflicting transactions; this never repeats.
+    /// BDK takes the later seen of two conflicting transactions, and what was seen after it was forgotten: this never repeats, after a restart
+    /// either.
     last_seen: u64,
 }
 
@@ -88,12 +89,12 @@ impl OnchainWallet {
         };
         let mut state = State {
             tip_height: wallet.latest_checkpoint().height(),
+            last_seen: newest(&wallet),
             keys,
             wallet,
             reserved: HashSet::new(),
             store,
             unsaved_blocks: 0,
-            last_seen: 0,
         };
         state.save().await?;
         Ok(Self {
@@ -185,6 +186,14 @@ impl OnchainWallet {
     pub async fn change_script(&self) -> Result<ScriptBuf> {
         self.state.lock().await.change_script().await
     }
+}
+
+/// When the wallet last wrote down that it had seen or forgotten a transaction: ahead of the clock, after many within a second.
+fn newest(wallet: &bdk_wallet::Wallet) -> u64 {
+    let graph = wallet.tx_graph();
+    let known = graph.full_txs();
+    let times = known.map(|node| node.last_seen.max(graph.get_last_evicted(node.txid)));
+    times.max().flatten().unwrap_or(0)
 }
 
 impl State {

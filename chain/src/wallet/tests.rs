@@ -377,3 +377,30 @@ async fn what_the_store_did_not_take_is_offered_to_it_again() {
         .unwrap();
     assert_ne!(reopened.new_address().await.unwrap(), next);
 }
+
+/// Within a second of having been recorded again and again, and after a restart in between.
+#[tokio::test]
+async fn what_is_forgotten_stays_forgotten_however_quickly() {
+    let (wallet, _, store) = wallet_with(&[40_000]).await;
+    let to = Address::from_script(&foreign_script(), Network::Regtest)
+        .unwrap()
+        .into_unchecked();
+    let paid = wallet
+        .build_payment(&to, SendAmount::Exactly(sat(20_000)), RATE)
+        .await
+        .unwrap();
+    for _ in 0..100 {
+        wallet.record_unconfirmed(&paid.transaction).await.unwrap();
+    }
+    drop(wallet);
+    let master = master(1);
+    let open = || OnchainWallet::open(Network::Regtest, &master, store.clone(), None);
+    let wallet = open().await.unwrap();
+    let gone = [paid.transaction.compute_txid()];
+    wallet.forget_unconfirmed(gone).await.unwrap();
+    assert_eq!(wallet.balance().await.unwrap(), balance(40_000, 0, 0));
+    drop(wallet);
+    let wallet = open().await.unwrap();
+    wallet.record_unconfirmed(&paid.transaction).await.unwrap();
+    assert!(wallet.coins().await.is_empty(), "its coins are taken again");
+}
