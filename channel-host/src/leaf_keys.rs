@@ -26,6 +26,11 @@ pub fn is_signed_by(text: &str, signature: &str, node: &PublicKey) -> bool {
     message_signing::verify(text.as_bytes(), signature, node)
 }
 
+/// What the LSP signs of a notification to a webhook (LSPS5, bLIP-55): the time and the body as they travel.
+pub fn notification_text(timestamp: &str, body: &str) -> String {
+    format!("LSPS5: DO NOT SIGN THIS MESSAGE MANUALLY: LSP: At {timestamp} I notify {body}")
+}
+
 /// The channel keys of one seed: for leaves a pure function of seed and channel id, for ordinary channels LDK's own.
 ///
 /// Cheap to share and to use from many threads. LDK's half of the secrets is not wiped when dropped (`KeysManager`

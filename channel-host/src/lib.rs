@@ -26,6 +26,7 @@
 //! [`Host`] keeps a node running.
 //!
 
+mod clock;
 mod coins;
 mod config;
 mod error;
@@ -51,7 +52,7 @@ pub use host::{Host, HostState};
 pub use ids::{is_leaf, lsp_channel_id};
 pub use jit::{JitGates, JitOpening, JitOrder, JitRefusal, opening_fee};
 pub use leaf::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKind, Stage};
-pub use leaf_keys::{LeafKeys, is_signed_by};
+pub use leaf_keys::{LeafKeys, is_signed_by, notification_text};
 pub use lsps0::{AskError, LspsService, RpcError, read_params};
 pub use moves::{MovePart, PartState, PartView};
 pub use node::{ChannelView, LeafBalance, Node, PaymentState, PaymentView, Settlement};

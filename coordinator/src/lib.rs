@@ -5,6 +5,7 @@ pub mod app;
 pub mod ceremony;
 pub mod chain_task;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod config_file;
 pub mod context;

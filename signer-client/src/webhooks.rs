@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use bitcoin::secp256k1::PublicKey;
-use channel_host::is_signed_by;
+use channel_host::{is_signed_by, notification_text};
 use chrono::DateTime;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -82,15 +82,10 @@ pub fn read_notification(
     if apart > TOLERANCE {
         return Err(NotificationError::Stale(timestamp.to_owned()));
     }
-    if !is_signed_by(&signed_text(timestamp, body), signature, coordinator) {
+    if !is_signed_by(&notification_text(timestamp, body), signature, coordinator) {
         return Err(NotificationError::Signature(*coordinator));
     }
     serde_json::from_str(body).map_err(|error| NotificationError::Body(error.to_string()))
-}
-
-/// What bLIP-55 has the LSP sign.
-fn signed_text(timestamp: &str, body: &str) -> String {
-    format!("LSPS5: DO NOT SIGN THIS MESSAGE MANUALLY: LSP: At {timestamp} I notify {body}")
 }
 
 impl SignerClient {
@@ -150,7 +145,10 @@ mod tests {
 
     fn signed(timestamp: &str, body: &str) -> (PublicKey, String) {
         let keys = LeafKeys::new(&[1; 32]);
-        (keys.node_id(), keys.sign(&signed_text(timestamp, body)))
+        (
+            keys.node_id(),
+            keys.sign(&notification_text(timestamp, body)),
+        )
     }
 
     fn at(timestamp: &str) -> SystemTime {

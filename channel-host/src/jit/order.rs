@@ -42,6 +42,14 @@ impl JitOrder {
         (sizes.contains(&payment_msat) && fee < payment_msat).then_some(fee)
     }
 
+    /// The same for what came, which may be somewhat more than was ordered: much more would be a larger channel for the same fee.
+    pub(crate) fn fee_of(&self, came_msat: u64) -> Option<u64> {
+        let payment = self.payment_msat.unwrap_or(came_msat);
+        let most = payment.saturating_mul(2).min(self.max_payment_msat);
+        let fee = self.fee_for(payment)?;
+        (came_msat <= most).then_some(fee)
+    }
+
     /// The size of the channel for what comes through it first.
     pub(crate) fn capacity(&self, payment_msat: u64) -> Amount {
         let payment = payment_msat.div_ceil(1000);

@@ -68,6 +68,24 @@ fn a_fee_is_divided_to_the_last_msat() {
 }
 
 #[test]
+fn more_than_was_ordered_buys_no_larger_channel() {
+    let mut order = order();
+    let (wanted, most) = (order.min_payment_msat, order.max_payment_msat);
+    order.payment_msat = Some(wanted);
+    let fee = order.fee_for(wanted);
+    assert!(fee.is_some());
+    assert_eq!(order.fee_of(wanted), fee);
+    assert_eq!(order.fee_of(2 * wanted), fee, "somewhat more is in order");
+    assert_eq!(order.fee_of(2 * wanted + 1), None);
+    order.payment_msat = Some(most);
+    assert_eq!(order.fee_of(most + 1), None);
+    // Without a size the fee follows what came.
+    order.payment_msat = None;
+    assert_eq!(order.fee_of(most), order.fee_for(most));
+    assert_eq!(order.fee_of(most + 1), None);
+}
+
+#[test]
 fn a_part_is_counted_once() {
     let mut record = Record::new(1, order());
     record.stage = Stage::Open;

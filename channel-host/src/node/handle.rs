@@ -1,6 +1,6 @@
 //! LDK's events, one by one. What is not handled durably is asked for again.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use lightning::events::bump_transaction::BumpTransactionEvent;
 use lightning::events::{Event, PaymentFailureReason, ReplayEvent};
@@ -10,6 +10,7 @@ use lightning::types::payment::PaymentHash as LdkHash;
 use super::Core;
 use super::exit::is_worth_it;
 use super::payments::NO_WAY;
+use crate::clock::since_epoch;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent, NotTakenIn, PaymentHash};
 use crate::leaf::{Record, Side};
@@ -253,9 +254,7 @@ impl Core {
     }
 
     fn score(&self, update: impl FnOnce(&mut dyn ScoreUpdate, Duration)) {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO);
+        let now = since_epoch();
         if let Ok(mut scorer) = self.scorer.write() {
             update(&mut *scorer, now);
         }

@@ -4,7 +4,6 @@
 //! and again after a crash, when LDK asks anew about what it holds.
 
 use std::sync::{MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitcoin::Amount;
 use lightning::ln::channel_state::ChannelDetails;
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 
 use super::Core;
 use super::handle::Again;
+use crate::clock::since_epoch;
 use crate::config::FeePolicy;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent};
@@ -38,9 +38,8 @@ type Set = Vec<Held>;
 /// A part, less what is taken of it, and where it goes.
 type Way = (InterceptId, Intercepted, Forward);
 
-pub(super) fn unix_time() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or(Duration::ZERO).as_secs()
+fn unix_time() -> u64 {
+    since_epoch().as_secs()
 }
 
 fn total(set: &[Held]) -> u64 {
@@ -190,16 +189,7 @@ impl Core {
     /// What the order says the fee is for this payment.
     fn jit_fee(record: &Record, set: &[Held]) -> Result<u64, JitRefusal> {
         let came = total(set);
-        let payment = record.order.payment_msat.unwrap_or(came);
-        // More than was ordered would be a larger channel for the same fee.
-        let most = payment.saturating_mul(2).min(record.order.max_payment_msat);
-        if came > most {
-            return Err(JitRefusal::Size(came));
-        }
-        record
-            .order
-            .fee_for(payment)
-            .ok_or(JitRefusal::Size(payment))
+        record.order.fee_of(came).ok_or(JitRefusal::Size(came))
     }
 
     async fn jit_open(&self, record: &Record) -> Result<(), NodeError> {

@@ -1,7 +1,6 @@
 //! Starting a node: reading what is stored, catching up with the chain, then opening the doors.
 
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chain::Follower;
 use lightning::chain::channelmonitor::ChannelMonitor;
@@ -29,6 +28,7 @@ use super::gossip::Hearsay;
 use super::log::TracingLog;
 use super::parts::fail_unsent;
 use super::*;
+use crate::clock::since_epoch;
 use crate::error::NodeError;
 use crate::lsps0::Questions;
 use crate::store::{Change, EntryKey};
@@ -239,9 +239,7 @@ async fn load(
         }
         None => {
             let best_block = BlockLocator::new(tip.hash, tip.height);
-            let now = SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or(Duration::ZERO);
+            let now = since_epoch();
             let manager = ChannelManager::new(
                 Arc::clone(&fees),
                 Arc::clone(&monitors),
@@ -335,9 +333,7 @@ async fn load(
         custom_message_handler: Arc::clone(&lsps),
         send_only_message_handler: Arc::clone(&monitors),
     };
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
+    let now = since_epoch();
     let peers = Arc::new(Peers::new(
         handler,
         u32::try_from(now.as_secs()).unwrap_or(u32::MAX),

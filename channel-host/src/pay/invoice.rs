@@ -1,6 +1,6 @@
 //! BOLT 11 invoices, built by us: LDK's builder names one channel per peer, we name the client's intercept SCID, which outlives channels.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bitcoin::Network;
 use bitcoin::secp256k1::PublicKey;
@@ -10,6 +10,7 @@ use lightning::routing::router::{RouteHint, RouteHintHop};
 use lightning::sign::{KeysManager, NodeSigner, Recipient};
 use lightning::types::payment::{PaymentHash, PaymentSecret};
 
+use crate::clock::since_epoch;
 use crate::error::NodeError;
 use crate::event::Msat;
 
@@ -72,9 +73,7 @@ pub(crate) fn build(
     registered: Registered,
 ) -> Result<Bolt11Invoice, NodeError> {
     let refused = |error: &dyn std::fmt::Display| NodeError::Refused(error.to_string());
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
+    let now = since_epoch();
     let mut invoice = InvoiceBuilder::new(Currency::from(network))
         .description(request.description.clone())
         .duration_since_epoch(now)

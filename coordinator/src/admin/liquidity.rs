@@ -4,8 +4,9 @@ use proto::admin::*;
 use proto::session::ServiceError;
 
 use super::convert::store_error;
+use crate::clock::unix_time;
 use crate::context::Context;
-use crate::jit::{self, scid_text};
+use crate::jit::scid_text;
 use crate::store::jit::{self as rows, OrderRow};
 
 /// The most orders that are listed at once.
@@ -15,7 +16,7 @@ const DAY: u64 = 86_400;
 
 /// Channels sold just in time.
 pub async fn jit(ctx: &Context, limit: u32) -> Result<LiquidityJitResponse, ServiceError> {
-    let now = jit::now();
+    let now = unix_time();
     let read = ctx.store.read(async |tx| {
         Ok((
             rows::list(tx, limit.min(MOST)).await?,

@@ -9,7 +9,7 @@ mod params;
 #[cfg(test)]
 mod tests;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{JitGates, JitOpening, JitOrder, RpcError, opening_fee, read_params};
@@ -17,6 +17,7 @@ use factory_tree::ids::ClientId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
 use crate::lsps::Refusal;
@@ -32,12 +33,6 @@ const UNKNOWN_TOKEN: i32 = 200;
 const INVALID_PARAMS: i32 = 201;
 const TOO_SMALL: i32 = 202;
 const TOO_LARGE: i32 = 203;
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or(Duration::ZERO).as_secs()
-}
 
 /// How long and how many payments wait for channels.
 #[must_use]

@@ -256,21 +256,29 @@ async fn an_order_goes_through_its_states_and_repeats_change_nothing() {
         .await
         .unwrap();
     assert_eq!((opens, onchain, taken), (1, 321, 3_000_000));
-    // A channel that never stood leaves its order as it was.
-    sell(&world, 2).await;
-    write(2).await;
-    funded(
-        &world.ctx,
-        2,
-        rows::Funding {
-            channel: 5,
+    // One that never stood may be tried again only where no funding can be out.
+    for (scid, trusts, state) in [
+        (2, false, rows::State::Closed),
+        (3, true, rows::State::Sold),
+    ] {
+        sell(&world, scid).await;
+        let trusting = world.ctx.store.write(async |tx| {
+            let query = "UPDATE jit_order SET client_trusts_lsp = ? WHERE scid = ?";
+            let done = sqlx::query(query).bind(trusts).bind(scid as i64);
+            done.execute(tx).await?;
+            Ok(())
+        });
+        trusting.await.unwrap();
+        write(scid).await;
+        let channel_id = 10 + scid;
+        let funding = rows::Funding {
+            channel: channel_id,
             ..funding
-        },
-    )
-    .await
-    .unwrap();
-    channel(&world.ctx, 5, false).await.unwrap();
-    assert_eq!(row(&world, 2).await.state, rows::State::Sold);
+        };
+        funded(&world.ctx, scid, funding).await.unwrap();
+        channel(&world.ctx, channel_id, false).await.unwrap();
+        assert_eq!(row(&world, scid).await.state, state);
+    }
 }
 
 #[tokio::test]

@@ -203,8 +203,8 @@ pub async fn channel(conn: &mut Conn, channel: u64, stands: bool) -> Result<Opti
     let query = if stands {
         "UPDATE jit_order SET state = 'open' WHERE channel = ? AND state = 'opening' RETURNING scid"
     } else {
-        // One that never stood may be tried again.
-        "UPDATE jit_order SET state = CASE state WHEN 'opening' THEN 'sold' ELSE 'closed' END \
+        // One that never stood may be tried again, unless its funding may be out: that would be another funding.
+        "UPDATE jit_order SET state = CASE WHEN state = 'opening' AND client_trusts_lsp THEN 'sold' ELSE 'closed' END \
          WHERE channel = ? AND state IN ('opening', 'open', 'paid') RETURNING scid"
     };
     let scid: Option<i64> = sqlx::query_scalar(query)

@@ -10,7 +10,6 @@ mod why;
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use channel_host::{RpcError, read_params};
 use factory_tree::ids::{ClientId, FactoryId};
@@ -20,6 +19,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use self::pace::Pace;
+use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::lsps::Refusal;
 use crate::store::webhooks::{self as rows, Wake, WebhookRow};
@@ -73,12 +73,6 @@ impl Webhooks {
     fn take(&self) -> HashSet<(ClientId, Why)> {
         std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-/// Seconds since 1970.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or(Duration::ZERO).as_secs()
 }
 
 fn notification(method: &str, params: &Value) -> String {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use channel_host::notification_text;
 use chrono::{DateTime, SubsecRound, Utc};
 use factory_tree::ids::ClientId;
 use reqwest::redirect::Policy;
@@ -13,7 +14,8 @@ use tokio::task::JoinSet;
 
 use super::address::{self, PublicOnly};
 use super::pace::Pace;
-use super::{now, queue};
+use super::queue;
+use crate::clock::unix_time as now;
 use crate::config::WebhooksConfig;
 use crate::context::Context;
 use crate::event::Event;
@@ -233,7 +235,7 @@ async fn post(ctx: &Context, poster: &Poster, wake: &WakeRow) -> Result<(), Stri
         return Err("not at port 443 of a public address".to_owned());
     }
     let timestamp = timestamp(SystemTime::now());
-    let text = signed_text(&timestamp, &wake.body);
+    let text = notification_text(&timestamp, &wake.body);
     let signature = ctx.keys.leaf_keys().sign(&text);
     let answer = poster
         .0
@@ -258,11 +260,6 @@ async fn post(ctx: &Context, poster: &Poster, wake: &WakeRow) -> Result<(), Stri
 fn timestamp(at: SystemTime) -> String {
     let at: DateTime<Utc> = at.into();
     at.trunc_subsecs(3).to_rfc3339()
-}
-
-/// What bLIP-55 has the LSP sign.
-fn signed_text(timestamp: &str, body: &str) -> String {
-    format!("LSPS5: DO NOT SIGN THIS MESSAGE MANUALLY: LSP: At {timestamp} I notify {body}")
 }
 
 /// An error with its causes: reqwest's own words leave them out.

@@ -100,10 +100,16 @@ fn found_on_chain(ladder: &Ladder, index: usize) -> Result<()> {
 /// Lives until these wallets have found their balances. Who closed a channel alone waits for its own delay.
 pub(crate) fn find_on_chain(ladder: &mut Ladder, which: &[usize]) -> Result<()> {
     let blocks = scenarios::mining::TO_SELF_DELAY + 4 * ladder.spacing();
-    ladder.live("they find their balances", blocks, |ladder| {
+    let found = ladder.live("they find their balances", blocks, |ladder| {
         Ok(which
             .iter()
             .all(|index| found_on_chain(ladder, *index).is_ok()))
+    });
+    // What is missing says more than that something is.
+    found.or_else(|error| {
+        let mut each = which.iter();
+        each.try_for_each(|index| found_on_chain(ladder, *index))?;
+        Err(error)
     })
 }
 
