@@ -57,8 +57,8 @@ pub use lsps0::{AskError, LspsService, RpcError, read_params};
 pub use moves::{MovePart, PartState, PartView};
 pub use node::{ChannelView, LeafBalance, Node, PaymentState, PaymentView, Settlement};
 pub use pay::{
-    CLAIM_BUFFER, ClaimRefusal, ForwardRefusal, InterceptHint, InvoiceRequest, InvoiceView,
-    LeafTerms, claim_verdict, min_final_delta, read_invoice,
+    CLAIM_BUFFER, ClaimRefusal, Description, ForwardRefusal, InterceptHint, InvoiceRequest,
+    InvoiceView, LeafTerms, claim_verdict, min_final_delta, read_invoice,
 };
 pub use store::{Change, EntryKey, Store, StoreError};
 pub use timeout::{TimeoutError, funding_redeem_script};

@@ -333,7 +333,7 @@ impl Keys {
             let Some(member) = members.get(one.position as usize) else {
                 continue;
             };
-            match one.keys.open(member, &secret) {
+            match one.keys.open(member, &[], &secret) {
                 Ok(keys) => {
                     let id = lsp_channel_id(member.leaf_id.0, fresh);
                     let mut own = ctx.keys.leaf_keys().funding_secret(id);

@@ -10,14 +10,16 @@ use crate::factory::Member;
 use crate::keys::{HandoverError, mask_secret, unmask_secret};
 
 /// A client's secret keys in one factory, each masked for the coordinator's factory key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MaskedKeys {
     /// Of its factory key.
     pub factory: [u8; 32],
     /// Of the output key of its payout script, even.
     pub payout: [u8; 32],
-    /// Of its channel funding key.
+    /// Of the funding key of the channel it was born with.
     pub channel: [u8; 32],
+    /// Of those of the channels it bought, in the order of the sales.
+    pub sold: Vec<[u8; 32]>,
 }
 
 /// Why handed-over keys are refused.
@@ -32,6 +34,22 @@ pub enum KeysError {
     /// The channel key.
     #[error("the channel key: {0}")]
     Channel(HandoverError),
+    /// The key of a channel it bought.
+    #[error("the key of the channel bought as number {number}: {error}")]
+    Sold {
+        /// Which of its channels, counted from 1.
+        number: usize,
+        /// Why.
+        error: HandoverError,
+    },
+    /// Not one key per channel it bought.
+    #[error("{found} keys of channels that were bought, not {expected}")]
+    Count {
+        /// How many keys.
+        found: usize,
+        /// How many channels.
+        expected: usize,
+    },
     /// The payout script is not one output key's.
     #[error("the payout script is not a P2TR output")]
     PayoutScript,
@@ -41,14 +59,17 @@ pub enum KeysError {
 pub struct ClientKeys {
     /// Of its factory key.
     pub factory: SecretKey,
-    /// Of its channel funding key.
+    /// Of the funding key of the channel it was born with.
     pub channel: SecretKey,
+    /// Of those of the channels it bought, in the order of the sales.
+    pub sold: Vec<SecretKey>,
 }
 
 impl Drop for ClientKeys {
     fn drop(&mut self) {
         self.factory.non_secure_erase();
         self.channel.non_secure_erase();
+        self.sold.iter_mut().for_each(SecretKey::non_secure_erase);
     }
 }
 
@@ -59,38 +80,61 @@ impl core::fmt::Debug for ClientKeys {
 }
 
 impl MaskedKeys {
-    /// Masks a client's secrets for the coordinator's factory key: factory, payout (of the output key, even) and channel.
+    /// Masks a client's secrets for the coordinator's factory key: factory, payout (of the output key, even) and channels, the one it was born
+    /// with first.
     ///
     /// # Errors
     /// [`KeysError`], never for valid keys.
     pub fn new(
         factory: &SecretKey,
         payout: &SecretKey,
-        channel: &SecretKey,
+        (channel, sold): (&SecretKey, &[SecretKey]),
         lsp_key: &PublicKey,
     ) -> Result<Self, KeysError> {
         Ok(Self {
             factory: mask_secret(factory, lsp_key).map_err(KeysError::Factory)?,
             payout: mask_secret(payout, lsp_key).map_err(KeysError::Payout)?,
             channel: mask_secret(channel, lsp_key).map_err(KeysError::Channel)?,
+            sold: (1..)
+                .zip(sold)
+                .map(|(number, secret)| {
+                    mask_secret(secret, lsp_key).map_err(|error| KeysError::Sold { number, error })
+                })
+                .collect::<Result<_, _>>()?,
         })
     }
 
-    /// Opens them with the coordinator's factory secret, and checks every one against the member's public keys.
+    /// Opens them with the coordinator's factory secret, and checks every one against the member's public keys; `sold`: those of the channels
+    /// it bought, in the order of the sales.
     ///
     /// # Errors
     /// [`KeysError`] names the first that is another secret, or none.
-    pub fn open(&self, member: &Member, lsp: &SecretKey) -> Result<ClientKeys, KeysError> {
+    pub fn open(
+        &self,
+        member: &Member,
+        sold: &[PublicKey],
+        lsp: &SecretKey,
+    ) -> Result<ClientKeys, KeysError> {
+        let (found, expected) = (self.sold.len(), sold.len());
+        if found != expected {
+            return Err(KeysError::Count { found, expected });
+        }
         let payout = output_key(&member.payout_script).ok_or(KeysError::PayoutScript)?;
         let payout = payout.public_key(Parity::Even);
         let mut checked = unmask_secret(&self.payout, &payout, lsp).map_err(KeysError::Payout)?;
         checked.non_secure_erase();
-        let keys = ClientKeys {
+        let mut keys = ClientKeys {
             factory: unmask_secret(&self.factory, &member.factory_key, lsp)
                 .map_err(KeysError::Factory)?,
             channel: unmask_secret(&self.channel, &member.channel_key, lsp)
                 .map_err(KeysError::Channel)?,
+            sold: Vec::with_capacity(expected),
         };
+        for ((number, masked), public) in (1..).zip(&self.sold).zip(sold) {
+            let secret = unmask_secret(masked, public, lsp);
+            keys.sold
+                .push(secret.map_err(|error| KeysError::Sold { number, error })?);
+        }
         Ok(keys)
     }
 }
@@ -114,12 +158,12 @@ mod tests {
         for number in 0..8 {
             let client = TestClient::new(1, number, Amount::from_sat(50_000));
             let masked = client.masked_keys(&public(&lsp));
-            let opened = masked.open(&client.member(), &lsp).unwrap();
+            let opened = masked.open(&client.member(), &[], &lsp).unwrap();
             assert_eq!(opened.factory, client.factory);
             assert_eq!(opened.channel, client.channel);
             assert_ne!(masked.factory, client.factory.secret_bytes());
             let other = secret(2, "lsp", 0);
-            assert!(masked.open(&client.member(), &other).is_err());
+            assert!(masked.open(&client.member(), &[], &other).is_err());
         }
     }
 
@@ -130,22 +174,22 @@ mod tests {
         let stranger = TestClient::new(1, 4, Amount::from_sat(50_000)).masked_keys(&public(&lsp));
         let own = client.masked_keys(&public(&lsp));
         let open = |masked: MaskedKeys| {
-            let opened = masked.open(&client.member(), &lsp);
+            let opened = masked.open(&client.member(), &[], &lsp);
             opened.map(|_| ()).unwrap_err()
         };
         let factory = MaskedKeys {
             factory: stranger.factory,
-            ..own
+            ..own.clone()
         };
         assert!(matches!(open(factory), KeysError::Factory(_)));
         let payout = MaskedKeys {
             payout: stranger.payout,
-            ..own
+            ..own.clone()
         };
         assert!(matches!(open(payout), KeysError::Payout(_)));
         let channel = MaskedKeys {
             channel: stranger.channel,
-            ..own
+            ..own.clone()
         };
         assert!(matches!(open(channel), KeysError::Channel(_)));
         let member = Member {
@@ -153,8 +197,36 @@ mod tests {
             ..client.member()
         };
         assert!(matches!(
-            own.open(&member, &lsp),
+            own.open(&member, &[], &lsp),
             Err(KeysError::PayoutScript)
+        ));
+    }
+
+    #[test]
+    fn the_keys_of_every_bought_channel_are_handed_over() {
+        let lsp = secret(1, "lsp", 0);
+        let client = TestClient::new(1, 3, Amount::from_sat(50_000));
+        let bought = [secret(1, "bought", 1), secret(1, "bought", 2)];
+        let publics = bought.each_ref().map(public);
+        let mut masked = client.masked_keys(&public(&lsp));
+        masked.sold = bought
+            .iter()
+            .map(|key| mask_secret(key, &public(&lsp)).unwrap())
+            .collect();
+        let open = |sold: &[PublicKey]| masked.open(&client.member(), sold, &lsp);
+        assert_eq!(open(&publics).unwrap().sold, bought);
+        let [one, two] = publics;
+        let (found, expected) = (2, 1);
+        assert!(
+            matches!(open(&[one]), Err(KeysError::Count { found: f, expected: e }) if (f, e) == (found, expected))
+        );
+        assert!(matches!(
+            open(&[one, one]),
+            Err(KeysError::Sold { number: 2, .. })
+        ));
+        assert!(matches!(
+            open(&[two, one]),
+            Err(KeysError::Sold { number: 1, .. })
         ));
     }
 }

@@ -125,7 +125,7 @@ impl TestClient {
             Parity::Even => output.secret_key(),
             Parity::Odd => output.secret_key().negate(),
         };
-        MaskedKeys::new(&self.factory, &even, &self.channel, lsp_key).unwrap()
+        MaskedKeys::new(&self.factory, &even, (&self.channel, &[]), lsp_key).unwrap()
     }
 
     #[must_use]

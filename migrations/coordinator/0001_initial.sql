@@ -131,7 +131,8 @@ CREATE TABLE handover (
     height INTEGER NOT NULL,
     factory_key BLOB NOT NULL,
     payout_key BLOB NOT NULL,
-    channel_key BLOB NOT NULL
+    channel_key BLOB NOT NULL,
+    sold_keys BLOB NOT NULL -- 32 bytes each, in the order of the sales
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX handover_factory ON handover (factory, position);
 
@@ -264,3 +265,43 @@ CREATE TABLE jit_order (
 CREATE INDEX jit_order_client ON jit_order (client);
 CREATE INDEX jit_order_channel ON jit_order (channel);
 CREATE INDEX jit_order_opened ON jit_order (opened_at);
+
+-- Sales from stocks (protocol.md section 6): every order that took a quote. Its transactions follow from the stock and the terms.
+CREATE TABLE sale (
+    number INTEGER PRIMARY KEY,
+    sale BLOB NOT NULL UNIQUE,
+    client BLOB NOT NULL, -- the buyer
+    factory BLOB NOT NULL REFERENCES factory (factory),
+    position INTEGER NOT NULL, -- the buyer's
+    stock_txid BLOB NOT NULL,
+    stock_vout INTEGER NOT NULL,
+    place INTEGER NOT NULL, -- which sale of that stock, from 1
+    leaf_id BLOB NOT NULL UNIQUE, -- of the new channel
+    channel_key BLOB NOT NULL UNIQUE, -- the buyer's
+    fresh BLOB NOT NULL, -- the randomness of our key of it, drawn before it is used
+    capacity_sat INTEGER NOT NULL,
+    fee_msat INTEGER NOT NULL,
+    quote TEXT NOT NULL, -- as it was signed
+    sign_until INTEGER NOT NULL, -- height
+    hash BLOB NOT NULL UNIQUE, -- of the payment
+    invoice TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'sold', 'settled', 'cancelled')),
+    held_until INTEGER, -- height at which the held payment expires
+    attempts INTEGER NOT NULL DEFAULT 0,
+    bound TEXT, -- JSON: the terms, once a client may have signed them
+    chain BLOB, -- our complete signature of the chain transaction
+    sold TEXT, -- JSON: everything that was signed, once it is complete
+    taken_msat INTEGER NOT NULL DEFAULT 0, -- what was taken of the payment
+    ordered_at INTEGER NOT NULL, -- Unix time
+    ended_at INTEGER,
+    note TEXT NOT NULL DEFAULT '' -- what it waits for, or why nothing came of it
+) STRICT;
+CREATE INDEX sale_factory ON sale (factory);
+CREATE INDEX sale_client ON sale (client);
+CREATE INDEX sale_state ON sale (state);
+
+-- What liquidity costs: one row for everybody (no client), and those for single clients. The configuration says it where there is none.
+CREATE TABLE price (
+    client BLOB PRIMARY KEY,
+    price TEXT NOT NULL -- JSON
+) STRICT;

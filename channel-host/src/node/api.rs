@@ -178,7 +178,8 @@ impl Node {
         Ok(self.core.invoice(request, None)?.to_string())
     }
 
-    /// An invoice whose payment waits for [`Node::claim`] or [`Node::fail`] ([`crate::NodeEvent::PaymentHeld`]).
+    /// An invoice whose payment waits for [`Node::claim`] or [`Node::fail`] ([`crate::NodeEvent::PaymentHeld`]); `blocks`: how long it may have
+    /// to, on top of the time a claim needs.
     ///
     /// # Errors
     /// [`NodeError::Refused`] if it cannot be written.
@@ -186,8 +187,12 @@ impl Node {
         &self,
         request: &InvoiceRequest,
         hash: PaymentHash,
+        blocks: u32,
     ) -> Result<String, NodeError> {
-        Ok(self.core.invoice(request, Some(hash))?.to_string())
+        Ok(self
+            .core
+            .invoice(request, Some((hash, blocks)))?
+            .to_string())
     }
 
     /// Claims a held payment by its preimage.

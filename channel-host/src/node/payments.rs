@@ -177,13 +177,14 @@ impl Core {
         })
     }
 
-    /// `hold`: the hash of a preimage that is not ours to know yet.
+    /// `hold`: the hash of a preimage that is not ours to know yet, and the blocks it may be held.
     pub(super) fn invoice(
         &self,
         request: &InvoiceRequest,
-        hold: Option<PaymentHash>,
+        hold: Option<(PaymentHash, u32)>,
     ) -> Result<Bolt11Invoice, NodeError> {
-        let min_final = min_final_delta(self.exit_delay(None));
+        let held = hold.map_or(0, |(_, blocks)| blocks);
+        let min_final = min_final_delta(self.exit_delay(None)).saturating_add(held);
         let seconds = u32::try_from(request.expiry.as_secs()).unwrap_or(u32::MAX);
         let enforced = u16::try_from(min_final).unwrap_or(u16::MAX);
         let amount = request.amount.map(|amount| amount.0);
@@ -191,7 +192,7 @@ impl Core {
             None => self
                 .manager
                 .create_inbound_payment(amount, seconds, Some(enforced), None),
-            Some(hash) => {
+            Some((hash, _)) => {
                 let hash = LdkHash(hash.0);
                 self.manager
                     .create_inbound_payment_for_hash(hash, amount, seconds, Some(enforced), None)

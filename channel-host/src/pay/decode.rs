@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use bitcoin::Network;
+use bitcoin::hashes::Hash;
 use bitcoin::secp256k1::PublicKey;
 use lightning::bolt11_invoice::{Bolt11Invoice, Bolt11InvoiceDescriptionRef};
 
@@ -21,6 +22,8 @@ pub struct InvoiceView {
     pub amount: Option<Msat>,
     /// What for; empty where only its hash is given.
     pub description: String,
+    /// The hash, where only that is given.
+    pub description_hash: Option<[u8; 32]>,
     /// Until when it can be paid, since 1970.
     pub expires_at: Option<Duration>,
 }
@@ -36,15 +39,16 @@ pub fn read_invoice(text: &str, network: Network) -> Result<InvoiceView, NodeErr
         let text = format!("this invoice is for {}, not {network}", invoice.network());
         return Err(NodeError::Refused(text));
     }
-    let description = match invoice.description() {
-        Bolt11InvoiceDescriptionRef::Direct(text) => text.to_string(),
-        Bolt11InvoiceDescriptionRef::Hash(_) => String::new(),
+    let (description, description_hash) = match invoice.description() {
+        Bolt11InvoiceDescriptionRef::Direct(text) => (text.to_string(), None),
+        Bolt11InvoiceDescriptionRef::Hash(hash) => (String::new(), Some(hash.0.to_byte_array())),
     };
     Ok(InvoiceView {
         hash: PaymentHash(invoice.payment_hash().0),
         payee: invoice.get_payee_pub_key(),
         amount: invoice.amount_milli_satoshis().map(Msat),
         description,
+        description_hash,
         expires_at: invoice.expires_at(),
     })
 }

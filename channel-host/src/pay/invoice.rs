@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bitcoin::Network;
+use bitcoin::hashes::{Hash, sha256};
 use bitcoin::secp256k1::PublicKey;
 use lightning::bolt11_invoice::{Bolt11Invoice, Currency, InvoiceBuilder};
 use lightning::routing::gossip::RoutingFees;
@@ -29,13 +30,34 @@ pub struct InterceptHint {
     pub proportional_millionths: u32,
 }
 
+/// What an invoice is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Description {
+    /// In words.
+    Text(String),
+    /// By the SHA-256 of what both sides know (BOLT 11's `h`).
+    Hash([u8; 32]),
+}
+
+impl From<&str> for Description {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Description {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
 /// What an invoice is to say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvoiceRequest {
     /// How much; `None` leaves it to the payer.
     pub amount: Option<Msat>,
     /// What for.
-    pub description: String,
+    pub description: Description,
     /// How long it can be paid.
     pub expiry: Duration,
     /// Ways to us that are not announced.
@@ -74,8 +96,12 @@ pub(crate) fn build(
 ) -> Result<Bolt11Invoice, NodeError> {
     let refused = |error: &dyn std::fmt::Display| NodeError::Refused(error.to_string());
     let now = since_epoch();
-    let mut invoice = InvoiceBuilder::new(Currency::from(network))
-        .description(request.description.clone())
+    let invoice = InvoiceBuilder::new(Currency::from(network));
+    let invoice = match &request.description {
+        Description::Text(text) => invoice.description(text.clone()),
+        Description::Hash(hash) => invoice.description_hash(sha256::Hash::from_byte_array(*hash)),
+    };
+    let mut invoice = invoice
         .duration_since_epoch(now)
         .payee_pub_key(payee)
         .payment_hash(registered.hash)

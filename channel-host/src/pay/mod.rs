@@ -8,7 +8,7 @@ mod router;
 
 pub use decode::{InvoiceView, read_invoice};
 pub use forward::ForwardRefusal;
-pub use invoice::{InterceptHint, InvoiceRequest};
+pub use invoice::{Description, InterceptHint, InvoiceRequest};
 pub use policy::{CLAIM_BUFFER, ClaimRefusal, LeafTerms, claim_verdict, min_final_delta};
 
 pub(crate) use forward::{Forward, Intercepted, decide};

@@ -230,7 +230,7 @@ pub async fn invoice(
     let (node, network) = (running(ctx)?, ctx.config.network);
     let wanted = InvoiceRequest {
         amount: request.amount_msat.map(Msat),
-        description: request.description,
+        description: request.description.into(),
         expiry: Duration::from_secs(request.expiry_seconds.into()),
         hints: Vec::new(),
     };

@@ -178,7 +178,7 @@ pub async fn hand_over(
         let (member, mut secret) = our_key(ctx, id, place.row.position)
             .await
             .map_err(|error| failed(id, &error))?;
-        let opened = keys.open(&member, &secret);
+        let opened = keys.open(&member, &[], &secret);
         secret.non_secure_erase();
         if let Err(error) = opened {
             ctx.events.emit(Event::HandoverRefused {

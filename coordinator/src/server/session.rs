@@ -208,6 +208,10 @@ async fn handle(
         }
         FromClient::MovePart(part) => ladder::move_part(&front.ctx, client, part).await,
         FromClient::Handover(keys) => ladder::hand_over(&front.ctx, client, keys).await,
+        FromClient::Sale(_) => {
+            let text = "there is no such sale (any more)";
+            Err(ServiceError::new(ErrorCode::NotFound, text))
+        }
         FromClient::Hello(_) | FromClient::Answer(_) => {
             let text = "this session is authenticated already";
             Err(ServiceError::new(ErrorCode::Unexpected, text))

@@ -37,7 +37,7 @@ pub struct MemberRow {
 }
 
 /// Keys that were handed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandoverRow {
     /// Whose, in leaf order.
     pub position: u32,
@@ -258,8 +258,8 @@ pub async fn hand_over(
     height: u32,
 ) -> Result<Option<bool>> {
     let done = sqlx::query(
-        "INSERT INTO handover (leaf_id, factory, position, height, factory_key, payout_key, channel_key) \
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 WHERE NOT EXISTS (SELECT 1 FROM exit e WHERE e.leaf_id = ?1) ON CONFLICT DO NOTHING",
+        "INSERT INTO handover (leaf_id, factory, position, height, factory_key, payout_key, channel_key, sold_keys) \
+         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE NOT EXISTS (SELECT 1 FROM exit e WHERE e.leaf_id = ?1) ON CONFLICT DO NOTHING",
     )
     .bind(member.leaf.0.as_slice())
     .bind(member.factory.0.as_slice())
@@ -268,6 +268,7 @@ pub async fn hand_over(
     .bind(keys.factory.as_slice())
     .bind(keys.payout.as_slice())
     .bind(keys.channel.as_slice())
+    .bind(keys.sold.concat())
     .execute(&mut *conn)
     .await?;
     let known: bool =
@@ -302,7 +303,7 @@ pub async fn handed_over(conn: &mut Conn) -> Result<Vec<(FactoryId, u32)>> {
 /// Those of the database.
 pub async fn keys(conn: &mut Conn, factory: FactoryId) -> Result<Vec<HandoverRow>> {
     let rows = sqlx::query(
-        "SELECT position, factory_key, payout_key, channel_key FROM handover WHERE factory = ? ORDER BY position",
+        "SELECT position, factory_key, payout_key, channel_key, sold_keys FROM handover WHERE factory = ? ORDER BY position",
     )
     .bind(factory.0.as_slice())
     .fetch_all(conn)
@@ -321,8 +322,18 @@ pub async fn keys(conn: &mut Conn, factory: FactoryId) -> Result<Vec<HandoverRow
                     factory: key(row, "factory_key")?,
                     payout: key(row, "payout_key")?,
                     channel: key(row, "channel_key")?,
+                    sold: sold_keys(row.try_get("sold_keys")?)?,
                 },
             })
         })
         .collect()
+}
+
+/// 32 bytes each.
+fn sold_keys(bytes: &[u8]) -> Result<Vec<[u8; 32]>> {
+    let (keys, rest) = bytes.as_chunks::<32>();
+    if rest.is_empty() {
+        return Ok(keys.to_vec());
+    }
+    Err(StoreError::value("masked keys", "they are cut off"))
 }

@@ -8,6 +8,7 @@ mod build;
 pub mod cosigner;
 mod coverage;
 pub mod message;
+pub mod order;
 pub mod rules;
 pub mod seller;
 #[cfg(test)]

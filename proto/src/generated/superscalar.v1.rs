@@ -708,6 +708,12 @@ pub struct MovePart {
     /// The younger one, 32 bytes.
     #[prost(bytes = "bytes", tag = "2")]
     pub to: ::prost::bytes::Bytes,
+    /// The leaf id of its channel in the one that ends, 16 bytes; absent: of the channel it was born with.
+    #[prost(bytes = "bytes", optional, tag = "6")]
+    pub from_leaf: ::core::option::Option<::prost::bytes::Bytes>,
+    /// The leaf id of its channel in the younger one, 16 bytes; absent likewise.
+    #[prost(bytes = "bytes", optional, tag = "7")]
+    pub to_leaf: ::core::option::Option<::prost::bytes::Bytes>,
     /// Hash of a preimage that only the client knows, 32 bytes.
     #[prost(bytes = "bytes", tag = "3")]
     pub hash: ::prost::bytes::Bytes,
@@ -751,9 +757,12 @@ pub struct Handover {
     /// Of the output key of its payout script (BIP-341, even), 32 bytes.
     #[prost(bytes = "bytes", tag = "3")]
     pub payout_key: ::prost::bytes::Bytes,
-    /// Of its channel funding key, 32 bytes.
+    /// Of the funding key of the channel it was born with, 32 bytes.
     #[prost(bytes = "bytes", tag = "4")]
     pub channel_key: ::prost::bytes::Bytes,
+    /// Of the funding keys of the channels it bought, in the order of the sales, 32 bytes each.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub sold_channel_keys: ::prost::bytes::Bytes,
 }
 /// To a client: these keys are the right ones, and stored.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -828,13 +837,198 @@ impl NoticeLevel {
         }
     }
 }
+/// One attempt at one sale.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SaleRound {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub sale: ::prost::bytes::Bytes,
+    /// Counted from 1.
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+}
+/// A channel that a sale makes.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SoldChannel {
+    /// Whose: its place in leaf order.
+    #[prost(uint32, tag = "1")]
+    pub position: u32,
+    /// Its leaf id, 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub leaf_id: ::prost::bytes::Bytes,
+    /// The client's funding key.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub channel_key: ::prost::bytes::Bytes,
+    /// The coordinator's funding key.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub lsp_channel_key: ::prost::bytes::Bytes,
+    /// What it holds.
+    #[prost(uint64, tag = "5")]
+    pub capacity_sat: u64,
+}
+/// Sale 1, to every client of the stock: the terms.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SaleOffer {
+    /// Which attempt.
+    #[prost(message, optional, tag = "1")]
+    pub round: ::core::option::Option<SaleRound>,
+    /// The leaf's stock.
+    #[prost(message, optional, tag = "2")]
+    pub stock: ::core::option::Option<OutPoint>,
+    /// Which sale of that stock, from 1.
+    #[prost(uint32, tag = "3")]
+    pub number: u32,
+    /// The buyer's channel.
+    #[prost(message, optional, tag = "4")]
+    pub bought: ::core::option::Option<SoldChannel>,
+    /// Small channels for those who sign with the buyer.
+    #[prost(message, repeated, tag = "5")]
+    pub bonus: ::prost::alloc::vec::Vec<SoldChannel>,
+    /// The last height at which it may be signed.
+    #[prost(uint32, tag = "6")]
+    pub until_height: u32,
+}
+/// Sale 2, from a client: it takes part.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SaleJoin {
+    /// Which attempt.
+    #[prost(message, optional, tag = "1")]
+    pub round: ::core::option::Option<SaleRound>,
+    /// One public nonce per session, in session order.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub nonces: ::prost::bytes::Bytes,
+}
+/// Sale 3, to the buyer; when it has signed, to the others.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SaleSign {
+    /// Which attempt.
+    #[prost(message, optional, tag = "1")]
+    pub round: ::core::option::Option<SaleRound>,
+    /// Every signer's nonces, in key-aggregation order, the coordinator's first.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub nonces: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// The buyer's partial signatures, in session order; absent in what is sent to the buyer.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub buyer: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// Sale 4, from a client: its part of every signature.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SalePartials {
+    /// Which attempt.
+    #[prost(message, optional, tag = "1")]
+    pub round: ::core::option::Option<SaleRound>,
+    /// In session order.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub partials: ::prost::bytes::Bytes,
+    /// Its ECDSA signature on the timeout of its new channel, 64 bytes (compact), if it gets one.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub channel_signature: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// Sale 5, to a client: the sale, complete.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SaleFinals {
+    /// Which attempt.
+    #[prost(message, optional, tag = "1")]
+    pub round: ::core::option::Option<SaleRound>,
+    /// Schnorr signatures in session order.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub signatures: ::prost::bytes::Bytes,
+    /// The coordinator's ECDSA signature on the timeout of the receiver's new channel, 64 bytes (compact), if it gets one.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub channel_signature: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// Sale 6, from a client: the sale is in its exit kit.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SaleAck {
+    /// Which attempt.
+    #[prost(message, optional, tag = "1")]
+    pub round: ::core::option::Option<SaleRound>,
+}
+/// From a client, instead of any other answer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SaleDecline {
+    /// Which attempt.
+    #[prost(message, optional, tag = "1")]
+    pub round: ::core::option::Option<SaleRound>,
+    /// The kind of reason.
+    #[prost(enumeration = "DeclineKind", tag = "2")]
+    pub kind: i32,
+    /// The name of the rule that was broken, for DECLINE_KIND_REFUSED.
+    #[prost(string, tag = "3")]
+    pub rule: ::prost::alloc::string::String,
+    /// What was found, for people.
+    #[prost(string, tag = "4")]
+    pub text: ::prost::alloc::string::String,
+}
+/// To a client: the attempt is over.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SaleFailed {
+    /// Which attempt.
+    #[prost(message, optional, tag = "1")]
+    pub round: ::core::option::Option<SaleRound>,
+    /// The kind of reason.
+    #[prost(enumeration = "SaleFailKind", tag = "2")]
+    pub kind: i32,
+    /// More of it, for people.
+    #[prost(string, tag = "3")]
+    pub text: ::prost::alloc::string::String,
+}
+/// Why an attempt at a sale failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SaleFailKind {
+    /// Never valid.
+    Unspecified = 0,
+    /// Somebody did not answer in time.
+    Silent = 1,
+    /// Somebody sent an invalid signature.
+    Guilty = 2,
+    /// Somebody declined.
+    Declined = 3,
+    /// The coordinator was restarted.
+    Restarted = 4,
+    /// It was taken back.
+    Cancelled = 5,
+    /// The coordinator cannot go on.
+    Unable = 6,
+}
+impl SaleFailKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SALE_FAIL_KIND_UNSPECIFIED",
+            Self::Silent => "SALE_FAIL_KIND_SILENT",
+            Self::Guilty => "SALE_FAIL_KIND_GUILTY",
+            Self::Declined => "SALE_FAIL_KIND_DECLINED",
+            Self::Restarted => "SALE_FAIL_KIND_RESTARTED",
+            Self::Cancelled => "SALE_FAIL_KIND_CANCELLED",
+            Self::Unable => "SALE_FAIL_KIND_UNABLE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SALE_FAIL_KIND_UNSPECIFIED" => Some(Self::Unspecified),
+            "SALE_FAIL_KIND_SILENT" => Some(Self::Silent),
+            "SALE_FAIL_KIND_GUILTY" => Some(Self::Guilty),
+            "SALE_FAIL_KIND_DECLINED" => Some(Self::Declined),
+            "SALE_FAIL_KIND_RESTARTED" => Some(Self::Restarted),
+            "SALE_FAIL_KIND_CANCELLED" => Some(Self::Cancelled),
+            "SALE_FAIL_KIND_UNABLE" => Some(Self::Unable),
+            _ => None,
+        }
+    }
+}
 /// From a client, over its session stream. The first is Hello, the second Answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClientMessage {
     /// What it says.
     #[prost(
         oneof = "client_message::Body",
-        tags = "1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 14, 15, 20, 21"
+        tags = "1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 14, 15, 20, 21, 30, 31, 32, 33"
     )]
     pub body: ::core::option::Option<client_message::Body>,
 }
@@ -885,6 +1079,18 @@ pub mod client_message {
         /// Migration: the keys of a factory it has left.
         #[prost(message, tag = "21")]
         Handover(super::Handover),
+        /// Sale 2.
+        #[prost(message, tag = "30")]
+        SaleJoin(super::SaleJoin),
+        /// Sale 4.
+        #[prost(message, tag = "31")]
+        SalePartials(super::SalePartials),
+        /// Sale 6.
+        #[prost(message, tag = "32")]
+        SaleAck(super::SaleAck),
+        /// Sale, instead of any of these.
+        #[prost(message, tag = "33")]
+        SaleDecline(super::SaleDecline),
     }
 }
 /// To a client, over its session stream. The first is Challenge, the second Welcome.
@@ -893,7 +1099,7 @@ pub struct ServerMessage {
     /// What it says.
     #[prost(
         oneof = "server_message::Body",
-        tags = "1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 20, 21, 22"
+        tags = "1, 2, 3, 4, 5, 10, 11, 12, 13, 14, 15, 20, 21, 22, 30, 31, 32, 33"
     )]
     pub body: ::core::option::Option<server_message::Body>,
 }
@@ -944,6 +1150,18 @@ pub mod server_message {
         /// A factory ends: what happens when.
         #[prost(message, tag = "22")]
         Notice(super::Notice),
+        /// Sale 1.
+        #[prost(message, tag = "30")]
+        SaleOffer(super::SaleOffer),
+        /// Sale 3.
+        #[prost(message, tag = "31")]
+        SaleSign(super::SaleSign),
+        /// Sale 5.
+        #[prost(message, tag = "32")]
+        SaleFinals(super::SaleFinals),
+        /// Sale: the attempt is over.
+        #[prost(message, tag = "33")]
+        SaleFailed(super::SaleFailed),
     }
 }
 /// Handshake 1, from a client.

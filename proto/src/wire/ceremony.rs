@@ -149,22 +149,24 @@ pub(super) fn decline_to_wire(reason: &DeclineReason) -> (v1::DeclineKind, Strin
     }
 }
 
-impl TryFrom<v1::Decline> for DeclineReason {
-    type Error = WireError;
-    fn try_from(wire: v1::Decline) -> Result<Self, WireError> {
-        let found = text("decline.text", wire.text)?;
-        match v1::DeclineKind::try_from(wire.kind) {
-            Ok(v1::DeclineKind::Terms) => Ok(Self::Terms(found)),
-            Ok(v1::DeclineKind::Refused) => Ok(Self::Refused {
-                rule: text("decline.rule", wire.rule)?,
-                found,
-            }),
-            Ok(v1::DeclineKind::Unable) => Ok(Self::Unable(found)),
-            Ok(v1::DeclineKind::Unspecified) | Err(_) => Err(WireError::UnknownEnum {
-                field: "decline.kind",
-                value: wire.kind,
-            }),
-        }
+/// The same back.
+pub(super) fn decline_from_wire(
+    kind: i32,
+    rule: String,
+    found: String,
+) -> Result<DeclineReason, WireError> {
+    let found = text("decline.text", found)?;
+    match v1::DeclineKind::try_from(kind) {
+        Ok(v1::DeclineKind::Terms) => Ok(DeclineReason::Terms(found)),
+        Ok(v1::DeclineKind::Refused) => Ok(DeclineReason::Refused {
+            rule: text("decline.rule", rule)?,
+            found,
+        }),
+        Ok(v1::DeclineKind::Unable) => Ok(DeclineReason::Unable(found)),
+        Ok(v1::DeclineKind::Unspecified) | Err(_) => Err(WireError::UnknownEnum {
+            field: "decline.kind",
+            value: kind,
+        }),
     }
 }
 

@@ -3,13 +3,16 @@
 use std::fmt;
 
 use factory_tree::handover::MaskedKeys;
-use factory_tree::ids::FactoryId;
+use factory_tree::ids::{FactoryId, LeafId};
 use factory_tree::ladder::{Notice as Words, Warning};
 use factory_tree::units::Height;
 
 use super::WireError;
-use super::fields::{copied, fixed, text};
+use super::fields::{copied, fixed, items, joined, text};
 use crate::v1;
+
+/// Sales of one stock: their number is a byte.
+const MAX_SOLD: usize = 255;
 
 /// A client wants this much to arrive over its channel in the younger factory.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -18,6 +21,10 @@ pub struct MovePart {
     pub from: FactoryId,
     /// The younger one.
     pub to: FactoryId,
+    /// Its channel in the one that ends; `None`: the one it was born with.
+    pub from_leaf: Option<LeafId>,
+    /// Its channel in the younger one, likewise.
+    pub to_leaf: Option<LeafId>,
     /// Of a preimage that only the client knows.
     pub hash: [u8; 32],
     /// What the coordinator's payment carries (BOLT 11).
@@ -42,7 +49,7 @@ pub struct PartTerms {
 }
 
 /// What a client hands over of a factory it has left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Handover {
     /// The factory.
     pub factory: FactoryId,
@@ -65,6 +72,8 @@ impl fmt::Debug for MovePart {
         f.debug_struct("MovePart")
             .field("from", &self.from)
             .field("to", &self.to)
+            .field("from_leaf", &self.from_leaf)
+            .field("to_leaf", &self.to_leaf)
             .field("amount_msat", &self.amount_msat)
             .finish_non_exhaustive()
     }
@@ -84,12 +93,19 @@ fn factory(field: &'static str, bytes: &[u8]) -> Result<FactoryId, WireError> {
     fixed(field, bytes).map(FactoryId)
 }
 
+fn leaf(field: &'static str, bytes: Option<bytes::Bytes>) -> Result<Option<LeafId>, WireError> {
+    let leaf = bytes.map(|bytes| fixed(field, &bytes).map(LeafId));
+    leaf.transpose()
+}
+
 impl TryFrom<v1::MovePart> for MovePart {
     type Error = WireError;
     fn try_from(wire: v1::MovePart) -> Result<Self, WireError> {
         Ok(Self {
             from: factory("move_part.from", &wire.from)?,
             to: factory("move_part.to", &wire.to)?,
+            from_leaf: leaf("move_part.from_leaf", wire.from_leaf)?,
+            to_leaf: leaf("move_part.to_leaf", wire.to_leaf)?,
             hash: fixed("move_part.hash", &wire.hash)?,
             payment_secret: fixed("move_part.payment_secret", &wire.payment_secret)?,
             amount_msat: wire.amount_msat,
@@ -102,6 +118,8 @@ impl From<MovePart> for v1::MovePart {
         Self {
             from: copied(part.from.0),
             to: copied(part.to.0),
+            from_leaf: part.from_leaf.map(|leaf| copied(leaf.0)),
+            to_leaf: part.to_leaf.map(|leaf| copied(leaf.0)),
             hash: copied(part.hash),
             payment_secret: copied(part.payment_secret),
             amount_msat: part.amount_msat,
@@ -143,6 +161,12 @@ impl TryFrom<v1::Handover> for Handover {
                 factory: fixed("handover.factory_key", &wire.factory_key)?,
                 payout: fixed("handover.payout_key", &wire.payout_key)?,
                 channel: fixed("handover.channel_key", &wire.channel_key)?,
+                sold: items(
+                    "handover.sold_channel_keys",
+                    &wire.sold_channel_keys,
+                    MAX_SOLD,
+                )?
+                .to_vec(),
             },
         })
     }
@@ -156,6 +180,7 @@ impl From<Handover> for v1::Handover {
             factory_key: copied(keys.factory),
             payout_key: copied(keys.payout),
             channel_key: copied(keys.channel),
+            sold_channel_keys: joined(keys.sold.into_iter()),
         }
     }
 }

@@ -12,6 +12,7 @@ mod ids;
 mod ladder;
 mod params;
 mod proposal;
+mod sale;
 mod session;
 
 pub use error::WireError;

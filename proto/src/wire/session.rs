@@ -3,12 +3,14 @@
 use bitcoin::{Amount, Network};
 use factory_tree::ceremony::message::{Round, ToClient, ToCoordinator};
 use factory_tree::ids::FactoryId;
+use factory_tree::sale::message::{ToCoSigner, ToSeller};
 
 use super::WireError;
-use super::ceremony::{abort_to_wire, decline_to_wire};
+use super::ceremony::{abort_to_wire, decline_from_wire, decline_to_wire};
 use super::fields::{amount, copied, fixed};
 use super::ids::round;
 use super::ladder::{Handover, MovePart, Notice, PartTerms, taken};
+use super::sale;
 use crate::session::{ServiceError, SessionToken};
 use crate::v1::{self, client_message, server_message};
 
@@ -70,6 +72,8 @@ pub enum FromClient {
     Handover(Handover),
     /// Part of a ceremony.
     Ceremony(ToCoordinator),
+    /// Part of a sale.
+    Sale(ToSeller),
 }
 
 /// To a client, parsed.
@@ -93,6 +97,8 @@ pub enum FromServer {
     Notice(Notice),
     /// Part of a ceremony.
     Ceremony(ToClient),
+    /// Part of a sale.
+    Sale(ToCoSigner),
 }
 
 impl TryFrom<v1::Interest> for Interest {
@@ -185,6 +191,10 @@ impl TryFrom<v1::ClientMessage> for FromClient {
             Body::InterestWithdrawn(_) => return Ok(Self::InterestWithdrawn),
             Body::MovePart(part) => return part.try_into().map(Self::MovePart),
             Body::Handover(keys) => return keys.try_into().map(Self::Handover),
+            Body::SaleJoin(join) => return sale::join(join).map(Self::Sale),
+            Body::SalePartials(partials) => return sale::partials(partials).map(Self::Sale),
+            Body::SaleAck(ack) => return sale::ack(ack).map(Self::Sale),
+            Body::SaleDecline(decline) => return sale::decline(decline).map(Self::Sale),
             Body::Join(join) => ToCoordinator::Join(Box::new(join.try_into()?)),
             Body::Present(present) => ToCoordinator::Present(round(present.round)?),
             Body::Partials(partials) => ToCoordinator::Partials(Box::new(partials.try_into()?)),
@@ -196,9 +206,9 @@ impl TryFrom<v1::ClientMessage> for FromClient {
                 round: round(opened.round)?,
                 factory: FactoryId(fixed("channel_opened.factory", &opened.factory)?),
             },
-            Body::Decline(mut decline) => ToCoordinator::Decline {
-                round: round(decline.round.take())?,
-                reason: decline.try_into()?,
+            Body::Decline(decline) => ToCoordinator::Decline {
+                round: round(decline.round)?,
+                reason: decline_from_wire(decline.kind, decline.rule, decline.text)?,
             },
         };
         Ok(Self::Ceremony(ceremony))
@@ -222,6 +232,10 @@ impl FromServer {
             Body::PartTerms(terms) => return terms.try_into().map(Self::PartTerms),
             Body::HandoverTaken(factory) => return taken(&factory).map(Self::HandoverTaken),
             Body::Notice(notice) => return notice.try_into().map(Self::Notice),
+            Body::SaleOffer(offer) => return sale::offer(offer).map(Self::Sale),
+            Body::SaleSign(sign) => return sale::sign(sign).map(Self::Sale),
+            Body::SaleFinals(finals) => return sale::finals(finals).map(Self::Sale),
+            Body::SaleFailed(failed) => return sale::failed(failed).map(Self::Sale),
             Body::Invitation(invitation) => ToClient::Invitation(Box::new(invitation.try_into()?)),
             Body::ConfirmPing(ping) => ToClient::ConfirmPing(round(ping.round)?),
             Body::Proposal(proposal) => ToClient::Proposal(Box::new(proposal.try_into()?)),
@@ -343,8 +357,9 @@ impl From<&FromClient> for v1::ClientMessage {
             FromClient::Interest(interest) => Body::Interest((*interest).into()),
             FromClient::InterestWithdrawn => Body::InterestWithdrawn(v1::InterestWithdrawn {}),
             FromClient::MovePart(part) => Body::MovePart((*part).into()),
-            FromClient::Handover(keys) => Body::Handover((*keys).into()),
+            FromClient::Handover(keys) => Body::Handover(keys.clone().into()),
             FromClient::Ceremony(message) => return message.into(),
+            FromClient::Sale(message) => return message.into(),
         };
         body.into()
     }
@@ -365,6 +380,7 @@ impl From<&FromServer> for v1::ServerMessage {
             }),
             FromServer::Notice(notice) => Body::Notice(notice.clone().into()),
             FromServer::Ceremony(message) => return message.into(),
+            FromServer::Sale(message) => return message.into(),
         };
         body.into()
     }

@@ -1,7 +1,7 @@
 use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
 use factory_tree::ceremony::message::{AbortReason, DeclineReason, Round, ToClient, ToCoordinator};
 use factory_tree::handover::MaskedKeys;
-use factory_tree::ids::{Attempt, CeremonyId, FactoryId};
+use factory_tree::ids::{Attempt, CeremonyId, FactoryId, LeafId};
 use factory_tree::ladder::{Notice as Words, Warning};
 use factory_tree::params::{ExpiryPolicy, FactoryParams, Profile};
 use factory_tree::units::Height;
@@ -53,6 +53,8 @@ fn every_kind_of_message_comes_back() {
         FromClient::MovePart(MovePart {
             from: FactoryId([1; 32]),
             to: FactoryId([2; 32]),
+            from_leaf: None,
+            to_leaf: Some(LeafId([9; 16])),
             hash: [3; 32],
             payment_secret: [4; 32],
             amount_msat: 5,
@@ -63,6 +65,7 @@ fn every_kind_of_message_comes_back() {
                 factory: [2; 32],
                 payout: [3; 32],
                 channel: [4; 32],
+                sold: vec![[5; 32], [6; 32]],
             },
         }),
     ] {
@@ -95,6 +98,8 @@ fn payment_secrets_are_not_shown() {
     let part = MovePart {
         from: FactoryId([1; 32]),
         to: FactoryId([2; 32]),
+        from_leaf: None,
+        to_leaf: None,
         hash: [3; 32],
         payment_secret: [0xab; 32],
         amount_msat: 5,

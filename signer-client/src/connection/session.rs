@@ -268,6 +268,7 @@ impl Session {
                 Ok(())
             }
             FromServer::Notice(notice) => crate::migration::notice(client, notice).await,
+            FromServer::Sale(_) => Ok(()),
             FromServer::Challenge(_) | FromServer::Welcome(_) => Err(Error::Handshake(
                 "a second handshake within one session".to_owned(),
             )),

@@ -116,7 +116,7 @@ impl SignerClient {
         };
         let request = InvoiceRequest {
             amount: options.amount,
-            description: options.description.clone(),
+            description: options.description.clone().into(),
             expiry: options.expiry,
             hints: vec![hint(lsp, &route)],
         };

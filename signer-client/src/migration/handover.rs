@@ -34,7 +34,7 @@ fn masked(keys: &ClientKeys, place: &Place) -> Result<wire::Handover> {
     let keys = MaskedKeys::new(
         &secrets.factory,
         &secrets.payout,
-        &secrets.channel,
+        (&secrets.channel, &[]),
         &kit.lsp_key,
     );
     Ok(wire::Handover {

@@ -211,6 +211,8 @@ impl Mover {
         }
         pace.asking(link.number, now);
         let question = MovePart {
+            from_leaf: None,
+            to_leaf: None,
             from: part.from,
             to: part.to,
             hash: part.hash.0,

@@ -257,7 +257,7 @@ async fn a_handover_goes_on_after_a_crash_at_each_step() {
     // Sent, no answer.
     world.crash();
     world.look().await;
-    assert_eq!(world.said(), Some(FromClient::Handover(first)));
+    assert_eq!(world.said(), Some(FromClient::Handover(first.clone())));
     // Not twice in one session.
     world.look().await;
     assert_eq!(world.said(), None);

@@ -472,7 +472,7 @@ pub async fn held(payer: &mut Member, payee: &mut Member) -> Result<u32> {
         hints: vec![],
     };
     let hash = PaymentHash(sha256::Hash::hash(&PREIMAGE).to_byte_array());
-    let invoice = payee.node().hold_invoice(&request, hash)?;
+    let invoice = payee.node().hold_invoice(&request, hash, 0)?;
     payer.node().pay(&invoice, None)?;
     payee
         .event(|event| match event {

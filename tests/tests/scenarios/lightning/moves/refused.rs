@@ -100,7 +100,7 @@ async fn nobody_else_can_pay_for_a_part() -> Result<()> {
         expiry: std::time::Duration::from_secs(600),
         hints: vec![],
     };
-    let invoice = all.lsp.node().hold_invoice(&request, part.hash)?;
+    let invoice = all.lsp.node().hold_invoice(&request, part.hash, 0)?;
     stranger.node().pay(&invoice, None)?;
     stranger.failed().await?;
     assert_eq!(state(&all.lsp, &part), Some(PartState::Agreed));
@@ -136,7 +136,11 @@ async fn the_hash_of_a_part_serves_nothing_else() -> Result<()> {
         hints,
     };
     let hint = all.lsp.node().client_route(client)?;
-    let hold = |hash| all.client.node().hold_invoice(&request(vec![hint]), hash);
+    let hold = |hash| {
+        all.client
+            .node()
+            .hold_invoice(&request(vec![hint]), hash, 0)
+    };
     payer.node().pay(&hold(part.hash)?, None)?;
     payer.failed().await?;
     let reason = all

@@ -1,0 +1,205 @@
+//! What a buyer and the LSP agree on before anything is signed: a quote, and the order that takes it.
+//!
+//! A quote is a text that the LSP signs with its node key; the invoice names its hash, so that what
+//! is paid for is what was quoted.
+
+use bitcoin::hashes::{Hash, sha256};
+use bitcoin::secp256k1::PublicKey;
+use bitcoin::{Amount, OutPoint};
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClientId, FactoryId, LeafId, SaleId};
+use crate::units::Height;
+
+/// The terms the LSP offers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quote {
+    /// Names the sale that would come of it.
+    pub sale: SaleId,
+    /// For whom.
+    pub client: ClientId,
+    /// In which factory.
+    pub factory: FactoryId,
+    /// From which stock.
+    pub stock: OutPoint,
+    /// Which sale of that stock it would be.
+    pub number: u8,
+    /// What was asked for.
+    #[serde(rename = "asked_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub asked: Amount,
+    /// What the channel would hold: as much, or all there is where the rest would be no stock.
+    #[serde(rename = "capacity_sat", with = "bitcoin::amount::serde::as_sat")]
+    pub capacity: Amount,
+    /// The price, in msat.
+    pub fee_msat: u64,
+    /// Unix time until which it can be taken.
+    pub valid_until: u64,
+    /// The last height at which the sale may be signed.
+    pub sign_until: Height,
+}
+
+/// Why a text is no quote.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this is no quote: {0}")]
+pub struct QuoteError(String);
+
+impl Quote {
+    /// The text that is signed.
+    #[must_use]
+    pub fn text(&self) -> String {
+        // Writing these fields cannot fail.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// Reads a text; only what [`Self::text`] writes, so that one quote has one hash.
+    ///
+    /// # Errors
+    /// [`QuoteError`].
+    pub fn parse(text: &str) -> Result<Self, QuoteError> {
+        let quote: Self = serde_json::from_str(text).map_err(|e| QuoteError(e.to_string()))?;
+        if quote.text() == text {
+            return Ok(quote);
+        }
+        Err(QuoteError("it is written in another way".into()))
+    }
+}
+
+/// A quote as it travels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignedQuote {
+    /// [`Quote::text`].
+    pub text: String,
+    /// The LSP's signature on [`Self::message`], as Lightning nodes sign messages (zbase32).
+    pub signature: String,
+}
+
+impl SignedQuote {
+    /// What is signed: nothing else the node signs begins like this.
+    #[must_use]
+    pub fn message(text: &str) -> String {
+        format!("SuperScalar quote: {text}")
+    }
+
+    /// What the invoice names as its description's hash (BOLT 11).
+    #[must_use]
+    pub fn hash(&self) -> [u8; 32] {
+        sha256::Hash::hash(self.text.as_bytes()).to_byte_array()
+    }
+}
+
+/// A client asks for a quote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuoteRequest {
+    /// In which factory; the LSP chooses where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factory: Option<FactoryId>,
+    /// How much.
+    pub amount_sat: u64,
+}
+
+/// A client takes a quote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Order {
+    /// The quote.
+    pub quote: SignedQuote,
+    /// The leaf id of the new channel, drawn by the client.
+    pub leaf_id: LeafId,
+    /// The client's funding key of it.
+    pub channel_key: PublicKey,
+}
+
+/// Names a sale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PurchaseRequest {
+    /// Which.
+    pub sale: SaleId,
+}
+
+/// How far an order is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PurchaseState {
+    /// The invoice is not paid.
+    Ordered,
+    /// The payment is held; the stock's clients sign, or are waited for.
+    Paid,
+    /// Everything is signed; the channel is opened.
+    Sold,
+    /// The channel stands, and the payment was taken.
+    Settled,
+    /// Nothing came of it, and the payment, if any, was sent back.
+    Cancelled,
+}
+
+/// An order, as the LSP tells of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Purchase {
+    /// Which.
+    pub sale: SaleId,
+    /// How far it is.
+    pub state: PurchaseState,
+    /// The hold invoice (BOLT 11).
+    pub invoice: String,
+    /// What it waits for, or why nothing came of it; for people.
+    pub note: String,
+}
+
+/// The methods, beside those of LSPS specifications, on the same transport (bLIP-50).
+pub mod method {
+    /// [`super::QuoteRequest`] to [`super::SignedQuote`].
+    pub const QUOTE: &str = "superscalar.get_quote";
+    /// [`super::Order`] to [`super::Purchase`]; the same order again is answered with the same.
+    pub const BUY: &str = "superscalar.buy";
+    /// [`super::PurchaseRequest`] to [`super::Purchase`].
+    pub const PURCHASE: &str = "superscalar.get_purchase";
+    /// [`super::PurchaseRequest`] to [`super::Purchase`]: takes an order back, while that is possible.
+    pub const CANCEL: &str = "superscalar.cancel_purchase";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn quote() -> Quote {
+        Quote {
+            sale: SaleId([1; 16]),
+            client: ClientId([2; 33]),
+            factory: FactoryId([3; 32]),
+            stock: OutPoint::null(),
+            number: 1,
+            asked: Amount::from_sat(50_000),
+            capacity: Amount::from_sat(60_000),
+            fee_msat: 1_234_000,
+            valid_until: 1_800_000_000,
+            sign_until: Height(900_000),
+        }
+    }
+
+    #[test]
+    fn a_quote_has_one_text() {
+        let text = quote().text();
+        assert_eq!(Quote::parse(&text), Ok(quote()));
+        assert!(Quote::parse(&text.replace(',', ", ")).is_err());
+        assert!(Quote::parse(&text.replace("asked_sat", "other")).is_err());
+        assert!(Quote::parse("").is_err());
+    }
+
+    #[test]
+    fn another_word_is_another_quote() {
+        let signed = |text: String| SignedQuote {
+            text,
+            signature: String::new(),
+        };
+        let dearer = Quote {
+            fee_msat: 1_234_001,
+            ..quote()
+        };
+        assert_ne!(signed(quote().text()).hash(), signed(dearer.text()).hash());
+    }
+}
