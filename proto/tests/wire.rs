@@ -10,3 +10,5 @@ mod proposals;
 mod refusals;
 #[path = "wire/round_trips.rs"]
 mod round_trips;
+#[path = "wire/sales.rs"]
+mod sales;

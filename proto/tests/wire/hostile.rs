@@ -7,22 +7,22 @@ use proto::v1;
 use proto::wire::{FromClient, FromServer};
 use std::sync::LazyLock;
 
-use crate::fixture;
+use crate::{fixture, sales};
 
 static CLIENT_MESSAGES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
-    let messages = fixture::to_coordinator();
-    messages
-        .iter()
-        .map(|message| v1::ClientMessage::from(message).encode_to_vec())
-        .collect()
+    let ceremony = fixture::to_coordinator();
+    let sale = sales::to_seller();
+    let ceremony = ceremony.iter().map(v1::ClientMessage::from);
+    let all = ceremony.chain(sale.iter().map(v1::ClientMessage::from));
+    all.map(|message| message.encode_to_vec()).collect()
 });
 
 static SERVER_MESSAGES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
-    let messages = fixture::to_client();
-    messages
-        .iter()
-        .map(|message| v1::ServerMessage::from(message).encode_to_vec())
-        .collect()
+    let ceremony = fixture::to_client();
+    let sale = sales::to_cosigner();
+    let ceremony = ceremony.iter().map(v1::ServerMessage::from);
+    let all = ceremony.chain(sale.iter().map(v1::ServerMessage::from));
+    all.map(|message| message.encode_to_vec()).collect()
 });
 
 /// Parses bytes as both sides would; what is accepted can be sent again, and is accepted again.
