@@ -66,13 +66,17 @@ pub trait FeeCoins: Send + Sync + fmt::Debug {
         feerate: FeeRate,
     ) -> Result<Transaction, FeeCoinsError>;
 
-    /// Says that a transaction of [`Self::pay`] is still wanted, though no mempool may have it yet: its coins are not free.
+    /// Says that a transaction of [`Self::pay`] is still wanted, though no mempool may have it yet: its coins are nobody else's until
+    /// [`Self::let_go`] or [`Self::give_up`]. Said again after a start.
     ///
     /// # Errors
     /// [`FeeCoinsError`].
     async fn keep(&self, _transaction: &Transaction) -> Result<(), FeeCoinsError> {
         Ok(())
     }
+
+    /// Says that whether the coins of a transaction that was kept are free is for the mempool and the chain to say again.
+    async fn let_go(&self, _transaction: &Transaction) {}
 
     /// Says that a transaction of [`Self::pay`] was never sent out and never will be: its coins are free.
     ///

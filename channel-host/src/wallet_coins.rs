@@ -36,6 +36,11 @@ fn failed(error: impl std::fmt::Display) -> FeeCoinsError {
     FeeCoinsError(error.to_string())
 }
 
+fn inputs(transaction: &Transaction) -> Vec<OutPoint> {
+    let inputs = transaction.input.iter();
+    inputs.map(|input| input.previous_output).collect()
+}
+
 fn fee_coin(coin: WalletCoin) -> FeeCoin {
     FeeCoin {
         outpoint: coin.outpoint,
@@ -67,8 +72,7 @@ impl FeeCoins for WalletCoins {
     }
 
     async fn record(&self, transaction: &Transaction) -> Result<(), FeeCoinsError> {
-        let inputs = transaction.input.iter().map(|input| input.previous_output);
-        self.lent().extend(inputs);
+        self.lent().extend(inputs(transaction));
         let recorded = self.wallet.record_unconfirmed(transaction).await;
         recorded.map_err(failed)
     }
@@ -89,11 +93,18 @@ impl FeeCoins for WalletCoins {
     }
 
     async fn keep(&self, transaction: &Transaction) -> Result<(), FeeCoinsError> {
+        // Reserved as well: what no mempool has is forgotten at the next block, and its coins would be anybody's.
+        self.wallet.reserve(inputs(transaction)).await;
         let recorded = self.wallet.record_unconfirmed(transaction).await;
         recorded.map_err(failed)
     }
 
+    async fn let_go(&self, transaction: &Transaction) {
+        self.wallet.release(inputs(transaction)).await;
+    }
+
     async fn give_up(&self, transaction: &Transaction) -> Result<(), FeeCoinsError> {
+        self.let_go(transaction).await;
         let gone = [transaction.compute_txid()];
         self.wallet.forget_unconfirmed(gone).await.map_err(failed)
     }

@@ -104,6 +104,19 @@ impl JitBook {
         orders.values().find(|record| record.id == id).cloned()
     }
 
+    /// Whether nothing may go over this channel but the payment of its order.
+    pub(crate) fn is_unpaid(&self, user_channel_id: u128) -> bool {
+        let of = self.by_channel(user_channel_id);
+        of.is_some_and(|record| record.is_unpaid())
+    }
+
+    /// Whether a payment of this hash is that of another order.
+    pub(crate) fn has_elsewhere(&self, scid: u64, hash: &[u8; 32]) -> bool {
+        let orders = self.lock();
+        let mut others = orders.values().filter(|record| record.scid != scid);
+        others.any(|record| record.hash.as_ref() == Some(hash))
+    }
+
     pub(crate) fn by_part(&self, part: &PartKey) -> Option<Record> {
         let orders = self.lock();
         orders

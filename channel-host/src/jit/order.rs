@@ -126,6 +126,12 @@ pub enum JitRefusal {
     /// Its hash is that of a part of a move.
     #[error("a part of somebody's balance moves under its hash")]
     PartOfMove,
+    /// Its hash is that of another order's payment.
+    #[error("another order is paid under its hash")]
+    OtherOrder,
+    /// The client needs no channel for it.
+    #[error("the client can be paid over a channel that it has")]
+    HasRoom,
     /// The host says no.
     #[error("{0}")]
     Host(String),
@@ -169,6 +175,8 @@ pub(crate) struct Record {
     /// What the channel is to hold.
     pub capacity_sat: u64,
     pub funding: Option<Transaction>,
+    /// Whether we have sent it out: only when its channel stood, so that there is a way back from it, whatever becomes of the channel.
+    pub released: bool,
     /// The payment that was sent on, if one was.
     pub hash: Option<[u8; 32]>,
     /// The parts it came in, and what was taken of each that the client has claimed.
@@ -185,6 +193,7 @@ impl Record {
             fee_msat: 0,
             capacity_sat: 0,
             funding: None,
+            released: false,
             hash: None,
             parts: Vec::new(),
         }
@@ -196,7 +205,8 @@ impl Record {
 
     /// Whether nothing can come of it any more.
     pub(crate) fn is_stale(&self, now: u64) -> bool {
-        matches!(self.stage, Stage::Sold | Stage::Over) && self.is_expired(now)
+        let owed = self.released && self.funding.is_some();
+        matches!(self.stage, Stage::Sold | Stage::Over) && self.is_expired(now) && !owed
     }
 
     pub(crate) fn hash(&self) -> Option<PaymentHash> {
@@ -224,6 +234,10 @@ impl Record {
         match self.stage {
             Stage::Over => Some(JitRefusal::Over),
             Stage::Sold if self.is_expired(now) => Some(JitRefusal::Expired),
+            // A channel that nobody paid for in time is not held open by parts.
+            Stage::Opening | Stage::Open if self.is_unpaid_for() && self.is_expired(now) => {
+                Some(JitRefusal::Expired)
+            }
             Stage::Paid => None,
             _ if one && self.order.fee_for(htlc.outbound_msat).is_none() => {
                 Some(JitRefusal::Size(htlc.outbound_msat))
@@ -232,9 +246,21 @@ impl Record {
         }
     }
 
+    /// Whether its funding is withheld until it is paid for, and it is not.
+    pub(crate) fn is_unpaid_for(&self) -> bool {
+        self.order.client_trusts_lsp && !self.released && self.taken() == 0
+    }
+
+    /// Whether the fee of its channel, which is there or comes, is not paid: nothing else goes over it.
+    pub(crate) fn is_unpaid(&self) -> bool {
+        matches!(self.stage, Stage::Opening | Stage::Open)
+    }
+
     /// Whether the channel's funding may go out.
     pub(crate) fn may_be_funded(&self) -> bool {
         match self.stage {
+            // The client may have claimed, and closed at once: what it claimed is real.
+            _ if self.released => true,
             Stage::Sold | Stage::Opening | Stage::Over => false,
             // The whole fee, and not a share of it: a part with a thousandth of a satoshi would buy the channel.
             Stage::Open => !self.order.client_trusts_lsp,

@@ -1,4 +1,7 @@
+use bitcoin::Transaction;
+use bitcoin::absolute::LockTime;
 use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+use bitcoin::transaction::Version;
 use tempfile::TempDir;
 
 use super::*;
@@ -151,6 +154,74 @@ fn a_client_that_trusts_us_pays_before_the_channel_does() {
         record.claimed(&([1; 32], 1), 9);
         assert!(record.may_be_funded());
     }
+}
+
+#[test]
+fn what_was_sent_out_is_owed_whatever_becomes_of_the_channel() {
+    let mut record = Record::new(1, order());
+    record.stage = Stage::Over;
+    record.funding = Some(Transaction {
+        version: Version::TWO,
+        lock_time: LockTime::ZERO,
+        input: vec![],
+        output: vec![],
+    });
+    assert!(!record.may_be_funded());
+    assert!(record.is_stale(9_999));
+    record.released = true;
+    assert!(record.may_be_funded());
+    assert!(!record.is_stale(9_999));
+    record.funding = None;
+    assert!(record.is_stale(9_999), "it is in the chain");
+}
+
+#[test]
+fn a_channel_that_nobody_pays_for_is_not_held_open() {
+    let htlc = Intercepted {
+        hash: PaymentHash([5; 32]),
+        scid: 1,
+        inbound_msat: 50_000_000,
+        outbound_msat: 50_000_000,
+        outgoing_expiry: 900,
+    };
+    let mut record = Record::new(1, order());
+    for stage in [Stage::Opening, Stage::Open] {
+        record.stage = stage;
+        assert_eq!(record.refusal(&htlc, true, 1_001), None, "it is funded");
+        let withheld = Record {
+            order: JitOrder {
+                client_trusts_lsp: true,
+                ..order()
+            },
+            ..record.clone()
+        };
+        assert_eq!(withheld.refusal(&htlc, true, 1_000), None, "in time");
+        let late = withheld.refusal(&htlc, true, 1_001);
+        assert_eq!(late, Some(JitRefusal::Expired));
+    }
+}
+
+#[test]
+fn nothing_but_its_own_payment_goes_over_a_channel_whose_fee_is_not_paid() {
+    let directory = TempDir::new().unwrap();
+    let store = Store::open(&directory.path().join("channels.sqlite")).unwrap();
+    let book = JitBook::open(store).unwrap();
+    book.add(1, order(), 0).unwrap();
+    let to = |stage| {
+        let change = |record: &mut Record| {
+            record.stage = stage;
+            record.id = 9;
+            record.hash = Some([5; 32]);
+        };
+        book.update(1, change).unwrap();
+        book.is_unpaid(9)
+    };
+    assert!(to(Stage::Opening) && to(Stage::Open));
+    assert!(!to(Stage::Paid) && !to(Stage::Over));
+    assert!(!book.is_unpaid(8), "an ordinary channel");
+    // Two orders under one hash could not be told apart.
+    assert!(book.has_elsewhere(2, &[5; 32]));
+    assert!(!book.has_elsewhere(1, &[5; 32]) && !book.has_elsewhere(2, &[6; 32]));
 }
 
 #[test]

@@ -51,7 +51,13 @@ impl Core {
             return;
         }
         let client = self.scids.client(htlc.scid);
-        let refused = match decide(&self.book, &channels, client, &self.config.fees, &htlc) {
+        let refused = match decide(
+            &self.gates(None),
+            &channels,
+            client,
+            &self.config.fees,
+            &htlc,
+        ) {
             Err(ForwardRefusal::Away) if Instant::now() < waiting.until => {
                 self.waiting().push(waiting);
                 return;

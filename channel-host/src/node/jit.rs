@@ -17,7 +17,7 @@ use crate::config::FeePolicy;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent};
 use crate::jit::{JitGates, JitOpening, JitOrder, JitRefusal, PartKey, Record, Stage, shares};
-use crate::pay::{Forward, ForwardRefusal, Intercepted, decide, leaf_delta};
+use crate::pay::{Forward, ForwardRefusal, Gates, Intercepted, decide, leaf_delta, leaves_time};
 
 /// The way to an order's client costs nothing but the opening fee (bLIP-52).
 const FREE: FeePolicy = FeePolicy {
@@ -52,6 +52,15 @@ impl Core {
         self.jit_held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What may go over which channel; `only`: nothing but this ordinary one.
+    pub(super) fn gates(&self, only: Option<u64>) -> Gates<'_> {
+        Gates {
+            book: &self.book,
+            jit: &self.jit,
+            only,
+        }
+    }
+
     fn jit_gates(&self) -> JitGates {
         let service = self.config.lsps.as_ref();
         service.map_or(JitGates::default(), |service| service.jit_gates())
@@ -82,6 +91,8 @@ impl Core {
         // What a client revealed for its part is never timed out, whatever else has that hash: so nothing else may have it.
         let refusal = if self.parts.get(htlc.hash).is_some() {
             Some(JitRefusal::PartOfMove)
+        } else if self.is_of_another(&htlc) {
+            Some(JitRefusal::OtherOrder)
         } else {
             let has_room = waiting < gates.held;
             record.refusal(&htlc, has_room, unix_time())
@@ -104,6 +115,12 @@ impl Core {
             self.tell(NodeEvent::ReceiverAway { client }).await;
         }
         Ok(true)
+    }
+
+    /// Whether another order is paid under this hash: which of the two a part belongs to could not be told later.
+    fn is_of_another(&self, htlc: &Intercepted) -> bool {
+        let other = |held: &Held| held.htlc.hash == htlc.hash && held.htlc.scid != htlc.scid;
+        self.held().iter().any(other) || self.jit.has_elsewhere(htlc.scid, &htlc.hash.0)
     }
 
     /// Does for one order what is due.
@@ -149,11 +166,7 @@ impl Core {
                 record.funding = None;
             })?;
             // LDK sends a funding out when it has stored its channel: this one went nowhere.
-            if let Some(funding) = &record.funding
-                && let Err(error) = self.config.coins.give_up(funding).await
-            {
-                tracing::warn!(%error, "a channel's coins are free later");
-            }
+            self.jit_free(&record, true).await;
         }
         self.jit_release().await;
         self.jit_tick().await
@@ -209,6 +222,11 @@ impl Core {
             }
         };
         let payment = total(&set);
+        // Before it costs anything.
+        if let Err(reason) = self.jit_servable(order, &set, payment.saturating_sub(fee)) {
+            self.jit_refuse(&set, reason).await;
+            return Ok(());
+        }
         let capacity = order.capacity(payment);
         let opening = JitOpening {
             scid: record.scid,
@@ -248,6 +266,23 @@ impl Core {
         Ok(())
     }
 
+    /// Whether a payment can go on over a new channel, and needs one: LDK takes a channel of its own choice, perhaps one where the client has
+    /// agreed to no fee.
+    fn jit_servable(&self, order: &JitOrder, set: &[Held], arrives: u64) -> Result<(), JitRefusal> {
+        let channels = self.manager.list_channels();
+        let mut known = channels.iter().filter(|channel| {
+            channel.counterparty.node_id == order.client
+                && !self.jit.is_unpaid(channel.user_channel_id)
+        });
+        if known.any(|channel| channel.outbound_capacity_msat >= arrives) {
+            return Err(JitRefusal::HasRoom);
+        }
+        for held in set {
+            leaves_time(&self.book, &channels, &FREE, &held.htlc)?;
+        }
+        Ok(())
+    }
+
     fn jit_create(&self, order: &JitOrder, capacity: Amount, id: u64) -> Result<(), NodeError> {
         let mut config = self.config.ldk();
         config.channel_handshake_config.announce_for_forwarding = false;
@@ -266,7 +301,7 @@ impl Core {
         // One that is gone is told of by LDK.
         let stands = channel_of(&channels, record).is_some_and(|channel| channel.is_usable);
         if !stands {
-            return Ok(());
+            return self.jit_give_up(record, &channels);
         }
         let opened = self
             .jit
@@ -331,7 +366,8 @@ impl Core {
         for (held, share) in set.iter().zip(shares) {
             let mut htlc = held.htlc;
             htlc.outbound_msat = htlc.outbound_msat.saturating_sub(share);
-            let way = decide(&self.book, channels, client, &FREE, &htlc)?;
+            let gates = self.gates(Some(record.id));
+            let way = decide(&gates, channels, client, &FREE, &htlc)?;
             if !way.fits {
                 return Err(ForwardRefusal::NoRoom.into());
             }
@@ -367,12 +403,10 @@ impl Core {
 
     /// A channel whose funding was never to go out unless it was paid for, and whose time is over.
     fn jit_give_up(&self, record: &Record, channels: &[ChannelDetails]) -> Result<(), NodeError> {
-        let unpaid = record.order.client_trusts_lsp && record.taken() == 0;
-        if !unpaid || !record.is_expired(unix_time()) || !self.held_for(record.scid).is_empty() {
+        let waits = !self.held_for(record.scid).is_empty();
+        if !record.is_unpaid_for() || !record.is_expired(unix_time()) || waits {
             return Ok(());
         }
-        self.jit
-            .update(record.scid, |record| record.stage = Stage::Over)?;
         if let Some(channel) = channel_of(channels, record) {
             let at = (channel.channel_id, record.order.client);
             self.reject(at, "the channel was not paid for in time");
@@ -385,7 +419,7 @@ impl Core {
         let client = Some(record.order.client);
         for held in self.held_for(record.scid) {
             let channels = self.manager.list_channels();
-            match decide(&self.book, &channels, client, &FREE, &held.htlc) {
+            match decide(&self.gates(None), &channels, client, &FREE, &held.htlc) {
                 Err(ForwardRefusal::Away) => {}
                 Err(reason) => self.jit_refuse(&[held], reason.into()).await,
                 Ok(to) => {
@@ -444,6 +478,7 @@ impl Core {
     pub(super) async fn jit_closed(&self, record: &Record, why: &str) -> Result<(), NodeError> {
         // Once its funding may be out, another try would be another funding.
         let withheld = record.funding.is_none() || record.order.client_trusts_lsp;
+        let withheld = withheld && !record.released;
         let never_stood = record.stage == Stage::Opening && withheld;
         self.jit.update(record.scid, |record| {
             // One that never stood may be tried again, while the order holds.
@@ -452,7 +487,11 @@ impl Core {
             } else {
                 Stage::Over
             };
+            if withheld {
+                record.funding = None;
+            }
         })?;
+        self.jit_free(record, withheld).await;
         let reason = if never_stood {
             JitRefusal::NoChannel(why.to_owned())
         } else {
@@ -465,7 +504,10 @@ impl Core {
 }
 
 /// The order's channel.
-fn channel_of<'a>(channels: &'a [ChannelDetails], record: &Record) -> Option<&'a ChannelDetails> {
+pub(super) fn channel_of<'a>(
+    channels: &'a [ChannelDetails],
+    record: &Record,
+) -> Option<&'a ChannelDetails> {
     let mut of_id = channels.iter().filter(|_| record.id != 0);
     of_id.find(|channel| channel.user_channel_id == u128::from(record.id))
 }

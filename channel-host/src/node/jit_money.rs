@@ -2,10 +2,12 @@
 
 use bitcoin::{Amount, ScriptBuf, Transaction};
 use lightning::events::InboundHTLCLocator;
+use lightning::ln::channel_state::ChannelDetails;
 
 use super::Core;
 use super::channels::FUNDING_TARGET;
 use super::handle::Again;
+use super::jit::channel_of;
 use super::leaves::Channel;
 use crate::coins::FeeCoinsError;
 use crate::error::NodeError;
@@ -76,6 +78,7 @@ impl Core {
         let refused = |error: FeeCoinsError| NodeError::Refused(error.to_string());
         let (coins, amount) = (&self.config.coins, Amount::from_sat(value));
         let funding = coins.pay(script, amount, feerate).await.map_err(refused)?;
+        coins.keep(&funding).await.map_err(refused)?;
         self.jit.update(record.scid, |record| {
             record.funding = Some(funding.clone());
         })?;
@@ -98,20 +101,73 @@ impl Core {
     pub(super) async fn jit_release(&self) {
         let channels = self.manager.list_channels();
         for record in self.jit.all() {
-            let unconfirmed = channels.iter().any(|channel| {
-                channel.user_channel_id == u128::from(record.id)
-                    && channel.confirmations.unwrap_or(0) == 0
-            });
-            let may_go = record.may_be_funded();
-            let Some(funding) = record.funding.filter(|_| unconfirmed) else {
-                continue;
-            };
-            if let Err(error) = self.config.coins.keep(&funding).await {
-                tracing::warn!(%error, "a channel's funding is not in the wallet's books");
+            if let Err(error) = self.jit_release_one(&record, &channels).await {
+                tracing::warn!(%error, "a channel's funding is looked at again at the next block");
             }
-            if may_go {
-                self.broadcaster.send(vec![funding]);
+        }
+    }
+
+    async fn jit_release_one(
+        &self,
+        record: &Record,
+        channels: &[ChannelDetails],
+    ) -> Result<(), NodeError> {
+        let Some(funding) = &record.funding else {
+            return Ok(());
+        };
+        let coins = &self.config.coins;
+        let done = match channel_of(channels, record) {
+            Some(channel) => channel.confirmations.unwrap_or(0) > 0,
+            // Closed: what was never sent out was given up with it, what was is owed until it is in the chain.
+            None if !record.released => return Ok(()),
+            None => {
+                let in_chain = self.is_spent(funding).await?;
+                if in_chain {
+                    self.jit
+                        .update(record.scid, |record| record.funding = None)?;
+                }
+                in_chain
             }
+        };
+        if done {
+            coins.let_go(funding).await;
+            return Ok(());
+        }
+        let kept = coins.keep(funding).await;
+        kept.map_err(|error| NodeError::Refused(error.to_string()))?;
+        if record.may_be_funded() {
+            // Stored first: from now on it may be in a block, whatever becomes of its channel.
+            if !record.released {
+                self.jit
+                    .update(record.scid, |record| record.released = true)?;
+            }
+            self.broadcaster.send(vec![funding.clone()]);
+        }
+        Ok(())
+    }
+
+    /// Whether a block has spent what a transaction spends.
+    async fn is_spent(&self, transaction: &Transaction) -> Result<bool, NodeError> {
+        for input in &transaction.input {
+            let coin = self.config.chain.coin(input.previous_output).await?;
+            if coin.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The channel of an order is closed, and its funding was not sent out by us: the coins are free, or as free as the mempool says.
+    pub(super) async fn jit_free(&self, record: &Record, withheld: bool) {
+        let coins = &self.config.coins;
+        match &record.funding {
+            Some(funding) if withheld => {
+                if let Err(error) = coins.give_up(funding).await {
+                    tracing::warn!(%error, "a channel's coins are free later");
+                }
+            }
+            Some(funding) if !record.released => coins.let_go(funding).await,
+            _ => {}
         }
     }
 

@@ -7,6 +7,7 @@ use lightning::ln::types::ChannelId;
 use super::policy::required_delta;
 use crate::config::FeePolicy;
 use crate::event::PaymentHash;
+use crate::jit::JitBook;
 use crate::leaf::{Book, LeafId, Record};
 
 /// Why a payment is not forwarded.
@@ -75,27 +76,47 @@ pub(crate) struct Forward {
     pub fits: bool,
 }
 
+/// Which channels are open to a payment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gates<'a> {
+    pub book: &'a Book,
+    pub jit: &'a JitBook,
+    /// Nothing but this ordinary channel, by its number.
+    pub only: Option<u64>,
+}
+
+impl Gates<'_> {
+    /// A leaf that is not in force; a channel whose opening fee is not paid, which this payment does not pay.
+    fn shut(&self, (channel, leaf): &WithLeaf<'_>) -> bool {
+        let id = channel.user_channel_id;
+        match self.only {
+            Some(only) => id != u128::from(only),
+            None => leaf.as_ref().is_some_and(Record::is_gated) || self.jit.is_unpaid(id),
+        }
+    }
+}
+
 /// Where it goes, if everything is in order but perhaps the room. `client` is whose intercept SCID the next hop is, if it is one.
 pub(crate) fn decide(
-    book: &Book,
+    gates: &Gates<'_>,
     channels: &[ChannelDetails],
     client: Option<PublicKey>,
     fees: &FeePolicy,
     htlc: &Intercepted,
 ) -> Result<Forward, ForwardRefusal> {
+    let book = gates.book;
     let peer = next_hop(channels, client, htlc.scid).ok_or(ForwardRefusal::UnknownNext)?;
     let parts = sources(book, channels, htlc);
     let with_peer = channels_with(channels, &peer, book);
     let is_usable = with_peer.iter().any(|(channel, _)| channel.is_usable);
     let likely = likely_channel(&with_peer, htlc.outbound_msat);
-    let is_gated = |leaf: &Option<Record>| leaf.as_ref().is_some_and(Record::is_gated);
-    let none_open = with_peer.iter().all(|(_, leaf)| is_gated(leaf));
-    if likely.is_some_and(|(_, leaf)| is_gated(leaf)) || (none_open && !with_peer.is_empty()) {
+    let none_open = with_peer.iter().all(|to| gates.shut(to));
+    if likely.is_some_and(|to| gates.shut(to)) || (none_open && !with_peer.is_empty()) {
         return Err(ForwardRefusal::Gated);
     }
     // LDK takes a channel of its own choice when it comes to that, perhaps one in which room came free or which came back: each that may ever
     // carry it must be in order. A gated one carries nothing, so its room does not change.
-    let open = || with_peer.iter().filter(|(_, leaf)| !is_gated(leaf));
+    let open = || with_peer.iter().filter(|to| !gates.shut(to));
     let may_carry =
         |(channel, _): &&WithLeaf<'_>| channel.outbound_capacity_msat >= htlc.outbound_msat;
     let mut targets: Vec<&WithLeaf<'_>> = open().filter(may_carry).collect();
@@ -128,6 +149,25 @@ pub(crate) fn decide(
         expiry,
         fits: likely.is_some(),
     })
+}
+
+/// Whether what pays for it leaves time enough to go on over a channel that is no leaf.
+///
+/// # Errors
+/// Why it can go on over none.
+pub(crate) fn leaves_time(
+    book: &Book,
+    channels: &[ChannelDetails],
+    fees: &FeePolicy,
+    htlc: &Intercepted,
+) -> Result<(), ForwardRefusal> {
+    let parts = sources(book, channels, htlc);
+    if parts.is_empty() {
+        return Err(ForwardRefusal::UnknownPrevious);
+    }
+    parts
+        .iter()
+        .try_for_each(|part| check(part, &None, fees, htlc))
 }
 
 /// Whether one part may go on over one channel.

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use bitcoin::{Amount, Txid};
+use scenarios::bitcoind::Options;
 use scenarios::event::Event;
 use scenarios::outside::{CHANNEL, Outside};
 use scenarios::process::PATIENCE;
@@ -162,6 +163,31 @@ fn a_client_that_trusts_us() -> Result<()> {
     in_mempool(&world, txid)
 }
 
+/// The client has claimed and closes at once, and the funding is in no mempool any more: what it claimed is real all the same.
+#[test]
+fn what_was_claimed_is_real() -> Result<()> {
+    let (world, outside, wallet) = town("jit_claimed", |coordinator| {
+        coordinator.configure("jit.client_trusts_lsp", true)
+    })?;
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    outside.pay(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))?;
+    let txid = funding(&is_in_the_books(&world, fee(PAYMENT))?)?;
+    in_mempool(&world, txid)?;
+    wallet.close_all()?;
+    world.coordinator.wait_for("onchain_channel_closed")?;
+    world.node.restart_with(Options {
+        arguments: vec!["-persistmempool=0".into()],
+        ..Options::default()
+    })?;
+    ensure!(world.node.mempool()?.is_empty());
+    world.node.mine_empty(1)?;
+    in_mempool(&world, txid)?;
+    world.mine(1)?;
+    ensure!(world.node.mempool()?.iter().all(|left| *left != txid));
+    Ok(())
+}
+
 /// One payment of any size, when the client did not say how much.
 #[test]
 fn of_any_size() -> Result<()> {
@@ -312,6 +338,16 @@ fn a_payment_that_is_refused_costs_nothing() -> Result<()> {
     ensure!(wallet.refused() > 0);
     ensure!(number(&order(&world)?, "taken_msat")? == 0);
     wallet.habits().refuses.store(false, Ordering::SeqCst);
+    // Over the channel's own number nobody avoids the fee.
+    let alias = wallet
+        .channels()
+        .first()
+        .and_then(|c| c.get_inbound_payment_scid());
+    let around = Offer {
+        scid: alias.context("a number")?,
+        ..bought
+    };
+    fails(&outside, &wallet.invoice(around, Some(PAYMENT))?)?;
     outside.pay(&wallet.invoice(bought, Some(PAYMENT))?)?;
     is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))?;
     ensure!(wallet.channels().len() == 1);

@@ -312,6 +312,20 @@ impl Independent {
         Ok(())
     }
 
+    /// Closes its channels alone.
+    pub fn close_all(&self) -> Result<()> {
+        for channel in self.channels() {
+            let (id, peer) = (channel.channel_id, channel.counterparty.node_id);
+            let closed = self.inner.manager.force_close_broadcasting_latest_txn(
+                &id,
+                &peer,
+                "enough".to_owned(),
+            );
+            closed.map_err(|error| anyhow!("{error:?}"))?;
+        }
+        Ok(())
+    }
+
     /// Its channels.
     pub fn channels(&self) -> Vec<ChannelDetails> {
         self.inner.manager.list_channels()
