@@ -282,6 +282,41 @@ async fn an_order_goes_through_its_states_and_repeats_change_nothing() {
 }
 
 #[tokio::test]
+async fn every_opening_counts_and_what_nothing_came_of_is_forgotten() {
+    let world = world(|_| {}).await;
+    for scid in [1, 2] {
+        sell(&world, scid).await;
+    }
+    let opening = opening(1);
+    let write = world.ctx.store.write(async |tx| {
+        rows::opening(tx, &opening, 900, now()).await?;
+        rows::opening(tx, &opening, 900, now()).await?;
+        Ok((
+            rows::opens_since(tx, 0).await?,
+            rows::onchain_since(tx, 0).await?,
+        ))
+    });
+    assert_eq!(write.await.unwrap(), (2, 1_800));
+    // Two days later.
+    let order = NewOrder {
+        scid: 3,
+        client: client(1),
+        payment_msat: None,
+        min_fee_msat: 1,
+        fee_ppm: 1,
+        valid_until: now() + 300_000,
+        client_trusts_lsp: false,
+        created_at: now() + 200_000,
+    };
+    let write = world.ctx.store.write(async |tx| {
+        rows::sold(tx, &order).await?;
+        rows::list(tx, 10).await
+    });
+    let left: Vec<u64> = write.await.unwrap().iter().map(|row| row.scid).collect();
+    assert_eq!(left, [3, 1], "the second was never used");
+}
+
+#[tokio::test]
 async fn nothing_is_opened_without_coins_or_order() {
     let world = world(|_| {}).await;
     let why = open(&world.ctx, opening(1)).await.unwrap().unwrap_err();

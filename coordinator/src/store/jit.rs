@@ -130,11 +130,19 @@ fn optional(value: Option<u64>) -> Result<Option<i64>> {
     value.map(|value| codec::int("amount", value)).transpose()
 }
 
-/// An order is sold.
+/// An order nothing came of is forgotten so many seconds after its time.
+const KEPT: u64 = 86_400;
+
+/// An order is sold; those nothing came of are forgotten with it, so that whoever only asks does not fill the disk.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn sold(conn: &mut Conn, order: &NewOrder) -> Result<()> {
+    let past = order.created_at.saturating_sub(KEPT);
+    sqlx::query("DELETE FROM jit_order WHERE state = 'sold' AND opens = 0 AND valid_until < ?")
+        .bind(codec::int("time", past)?)
+        .execute(&mut *conn)
+        .await?;
     sqlx::query(
         "INSERT INTO jit_order (scid, client, payment_msat, min_fee_msat, fee_ppm, valid_until, client_trusts_lsp, \
          created_at, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'sold')",
@@ -245,25 +253,26 @@ pub async fn refused(conn: &mut Conn, scid: u64, problem: &str) -> Result<()> {
     Ok(())
 }
 
-/// Channels opened since then.
+/// Channels opened for orders whose last one was opened since then: rather too many than too few.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn opens_since(conn: &mut Conn, since: u64) -> Result<u64> {
-    let opens: i64 = sqlx::query_scalar("SELECT count(*) FROM jit_order WHERE opened_at > ?")
-        .bind(codec::int("time", since)?)
-        .fetch_one(conn)
-        .await?;
-    codec::number("count", opens)
+    let opens: Option<i64> =
+        sqlx::query_scalar("SELECT sum(opens) FROM jit_order WHERE opened_at > ?")
+            .bind(codec::int("time", since)?)
+            .fetch_one(conn)
+            .await?;
+    codec::number("count", opens.unwrap_or(0))
 }
 
-/// What channels opened since then cost on the chain, in satoshi.
+/// What these cost on the chain, in satoshi, if each cost what the last one did.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn onchain_since(conn: &mut Conn, since: u64) -> Result<u64> {
     let sum: Option<i64> =
-        sqlx::query_scalar("SELECT sum(onchain_sat) FROM jit_order WHERE opened_at > ?")
+        sqlx::query_scalar("SELECT sum(onchain_sat * opens) FROM jit_order WHERE opened_at > ?")
             .bind(codec::int("time", since)?)
             .fetch_one(conn)
             .await?;
@@ -283,14 +292,14 @@ pub async fn taken_since(conn: &mut Conn, since: u64) -> Result<u64> {
     codec::number("sum", sum.unwrap_or(0))
 }
 
-/// Orders for which no channel stands and which are valid: of this client, and of all.
+/// Orders that are valid and have no channel, and those whose channel's fee is not paid: of this client, and of all.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn open_orders(conn: &mut Conn, client: ClientId, now: u64) -> Result<(u64, u64)> {
     let row = sqlx::query(
         "SELECT count(*) FILTER (WHERE client = ?), count(*) FROM jit_order \
-         WHERE state IN ('sold', 'opening') AND valid_until >= ?",
+         WHERE state = 'open' OR state IN ('sold', 'opening') AND valid_until >= ?",
     )
     .bind(client.0.as_slice())
     .bind(codec::int("time", now)?)
