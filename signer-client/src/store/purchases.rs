@@ -60,13 +60,17 @@ pub trait PurchaseStore {
     async fn add_purchase(&self, row: &PurchaseRow) -> Result<()>;
 
     /// Takes a newer quote for a sale that nothing is being paid for, on the place that was drawn for it; `false` if something is.
-    async fn renew_purchase(&self, sale: SaleId, quote: &SignedQuote, consent: bool)
-    -> Result<bool>;
+    async fn renew_purchase(
+        &self,
+        sale: SaleId,
+        quote: &SignedQuote,
+        consent: bool,
+    ) -> Result<bool>;
 
     /// Remembers the invoice before it is paid.
     async fn set_invoice(&self, sale: SaleId, hash: PaymentHash, invoice: &str) -> Result<()>;
 
-    /// How far it is, and what there is to say about it; `ended`: the Unix time of its end, if it has one.
+    /// How far it is, and what there is to say about it; `ended`: the Unix time of its end, if it has one. What is sold stays so.
     async fn set_purchase(
         &self,
         sale: SaleId,
@@ -177,14 +181,17 @@ impl PurchaseStore for SqliteStore {
         note: &str,
         ended: Option<u64>,
     ) -> Result<()> {
-        sqlx::query("UPDATE purchases SET state = ?, note = ?, ended_time = ? WHERE sale = ?")
-            .bind(state_name(state))
-            .bind(note)
-            .bind(ended.map(whole))
-            .bind(sale.0.as_slice())
-            .execute(self.pool())
-            .await
-            .map_err(|error| self.error(error))?;
+        sqlx::query(
+            "UPDATE purchases SET state = ?1, note = ?2, ended_time = ?3
+             WHERE sale = ?4 AND (state NOT IN ('sold', 'settled') OR ?1 IN ('sold', 'settled'))",
+        )
+        .bind(state_name(state))
+        .bind(note)
+        .bind(ended.map(whole))
+        .bind(sale.0.as_slice())
+        .execute(self.pool())
+        .await
+        .map_err(|error| self.error(error))?;
         Ok(())
     }
 
@@ -228,7 +235,9 @@ fn read(row: &SqliteRow) -> Result<PurchaseRow> {
         consent: row.flag("consent")?,
         hash,
         invoice: row.maybe_text("invoice")?,
-        state: state.map(|(state, _)| *state).ok_or(unreadable("purchase"))?,
+        state: state
+            .map(|(state, _)| *state)
+            .ok_or(unreadable("purchase"))?,
         note: row.text("note")?,
         created_time: row.whole("created_time")?,
         ended_time: row.maybe_whole("ended_time")?,
