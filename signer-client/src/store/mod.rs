@@ -38,6 +38,7 @@ pub use moves::{
     Agreed, DeclineRow, MoveRow, MoveStore, NoticeRow, PartEnd, PartProgress, PartRow, Token,
 };
 pub use payments::{Direction, Moment, Payment, PaymentEnd, PaymentState, PaymentStore};
+pub(crate) use purchases::state_name;
 pub use purchases::{PurchaseRow, PurchaseStore};
 pub use sales::SaleStore;
 pub use signed::SignedStore;
