@@ -15,6 +15,7 @@ use super::context::Context;
 use super::follow::{self, Progress};
 use super::lightning::ask;
 use super::table::{Table, grouped, short, with_msat};
+use crate::client::KitCache;
 use crate::lightning::stored;
 use crate::sales::{
     LimitQuote, LimitView, PurchaseView, SaleError, limit as limit_of, purchases as all,
@@ -46,7 +47,10 @@ async fn show(context: &Context) -> Result<(), CliError> {
     let store = context.store().await?;
     let view: LimitView = match context.occupant()?.filter(|by| by.serves) {
         Some(_) => parsed(context.ask(&store, Request::Limit).await?)?,
-        None => limit_of(&store, &stored(&store).await?).await?,
+        None => {
+            let kits = KitCache::new(SharedStore::clone(&store));
+            limit_of(&store, &kits, &stored(&store).await?).await?
+        }
     };
     context.print(&view, &text(context, &view))
 }

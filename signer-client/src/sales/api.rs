@@ -114,7 +114,8 @@ impl SignerClient {
     /// # Errors
     /// The store's.
     pub async fn limit(&self) -> Result<LimitView> {
-        limit(&self.inner.store, &self.channels().await?).await
+        let inner = &self.inner;
+        limit(&inner.store, &inner.kits, &self.channels().await?).await
     }
 
     /// Asks what a channel of `amount`, all of it to be received, would cost: in this factory, or in the one the coordinator chooses.

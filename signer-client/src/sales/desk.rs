@@ -227,7 +227,10 @@ impl<'a> Desk<'a> {
                 }
                 Err(error)
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.note(&row, state, &error.to_string()).await?;
+                Err(error)
+            }
         }
     }
 

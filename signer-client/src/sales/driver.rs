@@ -8,7 +8,7 @@ use factory_tree::ids::{FactoryId, SaleId};
 use factory_tree::kit::ExitKit;
 use factory_tree::sale::CoSigner;
 use factory_tree::sale::cosigner::{
-    CoSignerEffect, CoSignerEvent, CoSignerInput, CoSignerPhase, CoSignerStep, PendingSale, Secrets,
+    CoSignerEffect, CoSignerEvent, CoSignerInput, CoSignerPhase, CoSignerStep, Secrets,
 };
 use factory_tree::sale::message::{Finals, Offer, SaleRound, Sign, ToCoSigner, ToSeller};
 use factory_tree::sale::order::PurchaseState;
@@ -25,12 +25,11 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::fault;
 use crate::lightning::leaf_at;
-use crate::store::FactoryRow;
 
 /// One machine for each stock this wallet shares: a newer offer takes the place of an older one.
 #[derive(Debug)]
 pub(crate) struct Driver {
-    client: Arc<Inner>,
+    pub(super) client: Arc<Inner>,
     ground: Arc<dyn Ground>,
     machines: HashMap<FactoryId, CoSigner>,
     /// Sales in the kit that wait for the Lightning node before they are acknowledged.
@@ -156,71 +155,14 @@ impl Driver {
                 None => return Ok(()),
             },
         };
+        if self.sound(factory).await?.is_none() {
+            return Ok(());
+        }
         self.input(factory, CoSignerInput::Finals(finals), out)
             .await
     }
 
-    /// The machine of a sale that was signed before a restart, or is in a kit already. Its signatures are of the terms, whichever attempt
-    /// they were made in.
-    async fn resumed(&self, round: SaleRound) -> Result<Option<(FactoryId, CoSigner)>> {
-        let pending = self.client.store.pending_sales().await?;
-        let pending = pending
-            .into_iter()
-            .find(|(_, pending)| pending.sale.id == round.sale);
-        let found = match pending {
-            Some((factory, pending)) => self.sound(factory).await?.map(|kit| (kit, pending)),
-            None => self.kept(round.sale).await?,
-        };
-        let Some((kit, pending)) = found else {
-            return Ok(None);
-        };
-        let (factory, pending) = (kit.factory_id, PendingSale { round, ..pending });
-        let secrets = self.secrets(&kit);
-        let kit = ExitKit::clone(&kit);
-        match blocking(move || CoSigner::resume(pending, kit, secrets)).await? {
-            Ok(machine) => Ok(Some((factory, machine))),
-            Err(error) => {
-                tracing::warn!(%error, "a sale that was signed is not the next any more");
-                Ok(None)
-            }
-        }
-    }
-
-    /// The kit of a factory that is still ours.
-    async fn sound(&self, factory: FactoryId) -> Result<Option<Arc<ExitKit>>> {
-        let row = self.client.store.factory(factory).await?;
-        if !is_ours(&row) {
-            return Ok(None);
-        }
-        self.client.kits.sound(factory).await
-    }
-
-    /// The kit that has this sale.
-    async fn kept(&self, sale: SaleId) -> Result<Option<(Arc<ExitKit>, PendingSale)>> {
-        for row in self.client.store.factories().await? {
-            if !is_ours(&row) {
-                continue;
-            }
-            let Some(kit) = self.client.kits.sound(row.factory).await? else {
-                continue;
-            };
-            let held = kit.sales.iter().find(|held| held.id == sale).cloned();
-            if let Some(sale) = held {
-                let pending = PendingSale {
-                    round: SaleRound {
-                        sale: sale.id,
-                        attempt: factory_tree::ids::Attempt(0),
-                    },
-                    sale,
-                    channel_signature: None,
-                };
-                return Ok(Some((kit, pending)));
-            }
-        }
-        Ok(None)
-    }
-
-    fn secrets(&self, kit: &ExitKit) -> Secrets {
+    pub(super) fn secrets(&self, kit: &ExitKit) -> Secrets {
         let keys = &self.client.keys;
         Secrets {
             factory_secret: keys.factory_secret(kit.join_nonce),
@@ -402,11 +344,6 @@ impl Driver {
             }),
         }
     }
-}
-
-/// Whether what is signed in a factory is ours to use.
-fn is_ours(row: &FactoryRow) -> bool {
-    row.is_live() && !row.is_given_away()
 }
 
 /// Why an attempt failed, for people.

@@ -87,12 +87,15 @@ pub struct LimitView {
     pub stocks: Vec<StockView>,
 }
 
-/// From a store and these channels.
+/// From a store, its kits and these channels.
 ///
 /// # Errors
 /// The store's.
-pub(crate) async fn limit(store: &SharedStore, channels: &[ChannelView]) -> Result<LimitView> {
-    let kits = KitCache::new(SharedStore::clone(store));
+pub(crate) async fn limit(
+    store: &SharedStore,
+    kits: &KitCache,
+    channels: &[ChannelView],
+) -> Result<LimitView> {
     let mut view = LimitView::default();
     for row in store.factories().await? {
         if !row.stands() {

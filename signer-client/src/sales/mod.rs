@@ -9,6 +9,7 @@
 //! | `desk` | brings purchases forward, through every crash and every lost connection |
 //! | `offers` | what an offer is judged by |
 //! | `driver` | signs: one machine for each stock |
+//! | `resumed` | goes on with what was signed before a restart |
 //! | `ground` | lets the Lightning node expect what was bought |
 //!
 //! Whatever must survive is in the store before it has an effect.
@@ -21,6 +22,7 @@ mod ground;
 mod limit;
 mod offers;
 mod quote;
+mod resumed;
 mod shop;
 #[cfg(test)]
 mod tests;

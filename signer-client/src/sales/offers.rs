@@ -105,27 +105,31 @@ pub(super) async fn agreed(
     offer: &Offer,
 ) -> Result<std::result::Result<Agreed, DeclineReason>> {
     let tip = Height(client.followed_height());
-    let mate = Agreed {
-        role: Role::Mate {
-            least_bonus: Amount::ZERO,
-        },
-        // A bonus that nobody drew a place for is none.
-        place: None,
-        place_used: false,
-        tip,
-    };
-    let purchase = client.store.purchase(offer.round.sale).await?;
-    let Some(purchase) = purchase.filter(|row| row.factory == factory) else {
-        return Ok(Ok(mate));
-    };
-    // What is not paid for is not bought: then the machine finds a sale to us that nobody ordered.
-    if offer.sale.bought.position != kit.position || !is_paid(client, &purchase).await? {
-        return Ok(Ok(mate));
+    if offer.sale.bought.position != kit.position {
+        return Ok(Ok(Agreed {
+            role: Role::Mate {
+                least_bonus: Amount::ZERO,
+            },
+            // A bonus that nobody drew a place for is none.
+            place: None,
+            place_used: false,
+            tip,
+        }));
     }
     let refused = |rule: SaleRule, found: String| {
         let rule = rule.name().to_owned();
         Ok(Err(DeclineReason::Refused { rule, found }))
     };
+    let purchase = client.store.purchase(offer.round.sale).await?;
+    let Some(purchase) = purchase.filter(|row| row.factory == factory) else {
+        return refused(SaleRule::Members, "nothing was ordered".to_owned());
+    };
+    if !is_paid(client, &purchase).await? {
+        return refused(
+            SaleRule::Members,
+            "what was ordered is not paid for".to_owned(),
+        );
+    }
     let quote = match Quote::parse(&purchase.quote.text) {
         Ok(quote) => quote,
         Err(error) => return refused(SaleRule::Members, error.to_string()),

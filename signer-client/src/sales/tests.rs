@@ -3,6 +3,8 @@
 // The same chain as for sessions.
 #[path = "../../tests/session/chain.rs"]
 mod chain;
+mod shop;
+mod wallet;
 mod world;
 
 use bitcoin::Amount;
@@ -19,7 +21,8 @@ use super::{QuoteRefusal, SaleError, UpgradeOptions};
 use crate::error::Error;
 use crate::migration::calendar;
 use crate::store::{ExitRow, Goal, Handover, PaymentEnd, PaymentState, Progress};
-use world::{ASKED, FAR, FEE, SALE, World, coordinator, sale_error};
+use shop::{FEE, SALE, coordinator};
+use world::{ASKED, World, sale_error};
 
 const YES: UpgradeOptions = UpgradeOptions {
     consent: true,
@@ -130,7 +133,8 @@ async fn the_same_quote_is_one_purchase() {
     let world = World::new().await;
     let first = world.buy(true).await.unwrap();
     assert_eq!(first.state, PurchaseState::Paid);
-    assert_eq!(first, world.buy(true).await.unwrap());
+    let again = world.buy(true).await.unwrap();
+    assert_eq!((again.state, again.leaf), (first.state, first.leaf));
     let counter = world.shop.counter();
     assert_eq!((counter.paid, counter.orders.len()), (1, 1));
 }
@@ -201,6 +205,7 @@ async fn what_is_refused_is_over_and_may_be_bought_again() {
 
 /// What the buyer answers to an offer.
 async fn answer(world: &mut World) -> String {
+    world.mail.clear();
     world.start(1);
     let (client, offer) = world.mail.pop_front().unwrap();
     assert_eq!(client, world.buyer.client.node_id());
@@ -509,7 +514,4 @@ async fn a_purchase_is_cancelled_while_that_is_possible() {
     assert_eq!(purchase.state, PurchaseState::Paid);
     let last = world.shop.counter().asked.last().unwrap().0.clone();
     assert_eq!(last, method::CANCEL);
-    let unknown = sale_error(Err(SaleError::Unknown(SALE).into()));
-    assert!(unknown.to_string().contains("limit purchases"));
-    assert!(FAR > 0);
 }

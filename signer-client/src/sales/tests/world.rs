@@ -1,23 +1,19 @@
 //! Two wallets that share a stock, the coordinator's machine, and a shop that answers as the test says.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
-use async_trait::async_trait;
-use bitcoin::secp256k1::{PublicKey, SecretKey, ecdsa};
+use bitcoin::secp256k1::{SecretKey, ecdsa};
 use bitcoin::{Amount, Network, Script};
-use channel_host::{
-    AskError, InvoiceView, Leaf, LeafId as NodeLeaf, LeafKeys, Msat, NodeError, PaymentHash,
-    RpcError,
-};
+use channel_host::{LeafKeys, Msat};
 use factory_tree::ceremony::coordinator::LspSigner;
 use factory_tree::ceremony::message::Round;
 use factory_tree::factory::FactoryTx;
-use factory_tree::ids::{Attempt, ClientId, LeafId, SaleId};
+use factory_tree::ids::{Attempt, ClientId, LeafId};
 use factory_tree::kit::ExitKit;
 use factory_tree::params::{FactoryParams, Profile};
 use factory_tree::sale::message::{SaleRound, ToCoSigner, ToSeller};
-use factory_tree::sale::order::{Order, Purchase, PurchaseState, Quote, SignedQuote, method};
+use factory_tree::sale::order::{Quote, SignedQuote};
 use factory_tree::sale::seller::{
     SaleRecord, SaleTerms, Seller, SellerEffect, SellerInput, SellerOutcome, SellerStep, Setup,
     SoldRecord,
@@ -25,270 +21,20 @@ use factory_tree::sale::seller::{
 use factory_tree::sale::{Sale, SoldChannel, Stock};
 use factory_tree::testing::{ATTEMPT, BIRTH, CEREMONY, TestClient, TestFactory, public, secret};
 use factory_tree::units::{Blocks, Height};
-use proto::v1::ClientMessage;
-use proto::wire::FromClient;
-use serde_json::{Value, json};
-use tokio::sync::mpsc;
 
 use super::super::api::{UpgradeOptions, buy};
 use super::super::desk::Desk;
-use super::super::driver::Driver;
-use super::super::ground::Ground;
-use super::super::shop::Shop;
 use super::super::{PurchaseView, SaleError};
-use crate::client::{ClientParts, Inner, SignerClient};
-use crate::config::Config;
-use crate::connection::Outgoing;
+use super::shop::{FEE, HASH, SALE, TestShop, coordinator};
+use super::wallet::Wallet;
 use crate::error::{Error, Result};
 use crate::keys::ClientKeys;
-use crate::store::{
-    Direction, FactoryRow, FactoryStore, JoinRow, JoinStore, PaymentEnd, PaymentState, SharedStore,
-    SqliteStore,
-};
+use crate::store::PaymentEnd;
 
-pub(super) const ASKED: u64 = 100_000;
-pub(super) const FEE: u64 = 1_234_000;
-pub(super) const SALE: SaleId = SaleId([7; 16]);
-/// What the quote says of its end, in Unix time.
-pub(super) const FAR: u64 = 4_000_000_000;
-const HASH: PaymentHash = PaymentHash([8; 32]);
-
-pub(super) fn coordinator() -> LeafKeys {
-    LeafKeys::new(&[1; 32])
-}
-
-fn hex(key: &PublicKey) -> String {
-    key.to_string()
-}
-
-/// What the coordinator answers, and what it was asked.
-#[derive(Debug)]
-pub(super) struct Counter {
-    pub(super) asked: Vec<(String, Value)>,
-    pub(super) orders: Vec<Order>,
-    pub(super) state: PurchaseState,
-    pub(super) away: bool,
-    pub(super) refuses: bool,
-    pub(super) quote: Option<SignedQuote>,
-    /// What its invoices say.
-    pub(super) invoice: InvoiceView,
-    /// Payments that were begun.
-    pub(super) paid: usize,
-    pub(super) poor: bool,
-    pub(super) stands: bool,
-}
-
-#[derive(Debug)]
-pub(super) struct TestShop {
-    client: SignerClient,
-    counter: Mutex<Counter>,
-}
-
-impl TestShop {
-    pub(super) fn counter(&self) -> MutexGuard<'_, Counter> {
-        self.counter.lock().unwrap()
-    }
-}
-
-#[async_trait]
-impl Shop for TestShop {
-    async fn ask(&self, method: &str, params: &Value) -> Result<Value> {
-        let mut counter = self.counter();
-        counter.asked.push((method.to_owned(), params.clone()));
-        if counter.away {
-            return Err(AskError::Away(coordinator().node_id()).into());
-        }
-        if counter.refuses {
-            return Err(AskError::Refused(RpcError::new(1, "reserved for another client")).into());
-        }
-        match method {
-            method::QUOTE => return Ok(json!(counter.quote.clone().unwrap())),
-            method::BUY => {
-                let order: Order = serde_json::from_value(params.clone()).unwrap();
-                // The same order again is answered with the same, another is not.
-                assert!(counter.orders.iter().all(|known| *known == order));
-                counter.orders.push(order);
-            }
-            method::CANCEL if counter.state == PurchaseState::Ordered => {
-                counter.state = PurchaseState::Cancelled;
-            }
-            _ => {}
-        }
-        Ok(json!(Purchase {
-            sale: SALE,
-            state: counter.state,
-            invoice: "invoice".to_owned(),
-            note: "a note".to_owned(),
-        }))
-    }
-
-    fn read(&self, invoice: &str) -> Result<InvoiceView> {
-        assert_eq!(invoice, "invoice");
-        Ok(self.counter().invoice.clone())
-    }
-
-    async fn pay(&self, _invoice: &str) -> Result<()> {
-        if self.counter().poor {
-            return Err(Error::PaymentRefused("there is no room".to_owned()));
-        }
-        let inner = &self.client.inner;
-        let now = inner.now();
-        let begun = inner.store.begin_payment(HASH, Msat(FEE), "", now);
-        assert_eq!(begun.await?, None, "paid twice");
-        self.counter().paid += 1;
-        Ok(())
-    }
-
-    fn stands(&self, _leaf: NodeLeaf) -> bool {
-        self.counter().stands
-    }
-}
-
-/// A node that remembers which leaves it expects.
-#[derive(Debug, Default)]
-pub(super) struct TestGround {
-    pub(super) expected: Mutex<Vec<Leaf>>,
-    pub(super) down: Mutex<bool>,
-}
-
-#[async_trait]
-impl Ground for TestGround {
-    async fn expect(&self, _client: &Inner, leaf: Leaf) -> Result<()> {
-        if *self.down.lock().unwrap() {
-            return Err(NodeError::Refused("it is starting".to_owned()).into());
-        }
-        self.expected.lock().unwrap().push(leaf);
-        Ok(())
-    }
-}
-
-/// One client of the stock.
-pub(super) struct Wallet {
-    pub(super) client: SignerClient,
-    pub(super) driver: Driver,
-    pub(super) ground: Arc<TestGround>,
-    out: Outgoing,
-    heard: mpsc::Receiver<ClientMessage>,
-    _seed: tempfile::TempDir,
-}
-
-impl Wallet {
-    async fn new(keys: ClientKeys, seed: tempfile::TempDir, kit: &ExitKit) -> Self {
-        let store = SqliteStore::in_memory().await.unwrap();
-        hold(&store, kit).await;
-        let mut config = Config::new(Network::Regtest);
-        let node = hex(&coordinator().node_id());
-        config.coordinator = Some(format!("superscalar://{node}@127.0.0.1:1?plain=1"));
-        let client = SignerClient::open(ClientParts {
-            config,
-            keys: Arc::new(keys),
-            store: Arc::new(store),
-            chain: Arc::new(super::chain::StandingChain),
-            channels: std::path::PathBuf::new(),
-        })
-        .await
-        .unwrap();
-        client.inner.set_height(BIRTH.0 + 10);
-        let ground = Arc::new(TestGround::default());
-        let (out, heard) = Outgoing::new(64);
-        Self {
-            driver: Driver::on(Arc::clone(&client.inner), ground.clone()),
-            client,
-            ground,
-            out,
-            heard,
-            _seed: seed,
-        }
-    }
-
-    pub(super) fn store(&self) -> &SharedStore {
-        self.client.store()
-    }
-
-    /// As after kill -9: what is not stored is gone.
-    pub(super) fn crash(&mut self) {
-        self.driver = Driver::on(Arc::clone(&self.client.inner), self.ground.clone());
-    }
-
-    pub(super) async fn tell(&mut self, message: ToCoSigner) {
-        self.driver.received(message, &self.out).await.unwrap();
-    }
-
-    pub(super) async fn look(&mut self) {
-        self.driver.look(&self.out).await.unwrap();
-    }
-
-    pub(super) fn said(&mut self) -> Option<ToSeller> {
-        let message = self.heard.try_recv().ok()?;
-        match FromClient::try_from(message).unwrap() {
-            FromClient::Sale(message) => Some(message),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    pub(super) async fn kit(&self, world: &World) -> ExitKit {
-        self.client
-            .inner
-            .kits
-            .read(world.kit.factory_id)
-            .await
-            .unwrap()
-    }
-
-    pub(super) async fn purchase(&self) -> Option<PurchaseView> {
-        self.client.purchases().await.unwrap().pop()
-    }
-
-    pub(super) async fn payment(&self) -> Option<PaymentState> {
-        let payment = self.store().payment(HASH, Direction::Out).await.unwrap();
-        payment.map(|payment| payment.state)
-    }
-}
-
-async fn hold(store: &SqliteStore, kit: &ExitKit) {
-    let round = Round {
-        ceremony: CEREMONY,
-        attempt: ATTEMPT,
-    };
-    let common_pin = kit.funding_tx.input[0].previous_output;
-    let join = JoinRow {
-        join_nonce: kit.join_nonce,
-        round,
-        leaf_id: kit.leaf_id,
-        factory_key: kit.factory_key,
-        channel_key: kit.channel_key,
-        payout_script: kit.payout_script.clone(),
-        common_pin,
-        capacity: kit.capacity,
-    };
-    store.record_join(&join).await.unwrap();
-    let row = FactoryRow {
-        factory: kit.factory_id,
-        round,
-        join_nonce: kit.join_nonce,
-        funding: kit.funding(),
-        common_pin,
-        capacity: kit.capacity,
-        birth: kit.birth,
-        expiry: kit.expiry,
-        confirmations: 1,
-        fee: Amount::ZERO,
-        acked: false,
-        failed: false,
-        confirmed: None,
-        usable: false,
-        abandoned: None,
-        closed: None,
-        handover: None,
-    };
-    let text = kit.to_json().unwrap();
-    store.store_kit(&row, text.as_bytes()).await.unwrap();
-    let confirmed = Some(kit.birth);
-    store
-        .set_confirmed(kit.factory_id, confirmed, true)
-        .await
-        .unwrap();
-}
+/// What is asked for.
+pub(super) const ASKED: u64 = 250_000;
+/// When the quote ends, in Unix time.
+const FAR: u64 = 4_000_000_000;
 
 /// Signs as the coordinator: one key for all that it sells.
 #[derive(Debug)]
@@ -367,28 +113,7 @@ impl World {
         let buyer = Wallet::new(first.1, first.0, &kit).await;
         let mate = Wallet::new(second.1, second.0, &signed.kit(1)).await;
         let factory = signed.factory;
-        let shop = Arc::new(TestShop {
-            client: buyer.client.clone(),
-            counter: Mutex::new(Counter {
-                asked: Vec::new(),
-                orders: Vec::new(),
-                state: PurchaseState::Ordered,
-                away: false,
-                refuses: false,
-                quote: None,
-                invoice: InvoiceView {
-                    hash: HASH,
-                    payee: coordinator().node_id(),
-                    amount: Some(Msat(FEE)),
-                    description: String::new(),
-                    description_hash: None,
-                    expires_at: None,
-                },
-                paid: 0,
-                poor: false,
-                stands: false,
-            }),
-        });
+        let shop = Arc::new(TestShop::new(buyer.client.clone()));
         Self {
             factory,
             kit,
