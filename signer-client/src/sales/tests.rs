@@ -1,8 +1,5 @@
 //! Purchases and sales on real stores, against the coordinator's machine: through refusals and crashes.
 
-// The same chain as for sessions.
-#[path = "../../tests/session/chain.rs"]
-mod chain;
 mod shop;
 mod wallet;
 mod world;
@@ -284,6 +281,44 @@ async fn nothing_is_signed_in_a_factory_that_is_left_or_given_away() {
         .await
         .unwrap();
     assert!(answer(&mut world).await.contains("handing_over"));
+}
+
+#[tokio::test]
+async fn a_leaf_id_that_served_is_not_signed_for() {
+    let mut world = World::new().await;
+    let leaf_id = world.buy(true).await.unwrap().leaf;
+    let store = world.buyer.store();
+    let mut join = store.joins().await.unwrap().remove(0);
+    let other = crate::keys::tests::fresh().1.join_public([9; 16]);
+    (join.join_nonce, join.leaf_id) = ([9; 16], leaf_id);
+    (join.factory_key, join.channel_key) = (other.factory_key, other.channel_key);
+    join.payout_script = other.payout_script;
+    store.record_join(&join).await.unwrap();
+    assert_eq!(answer(&mut world).await, "sale_leaf_id");
+}
+
+/// Whoever has the keys has the sale as well.
+#[tokio::test]
+async fn the_kit_of_a_factory_that_was_given_away_stays_as_it_is() {
+    let mut world = World::new().await;
+    world.buy(true).await.unwrap();
+    world.start(1);
+    world
+        .run_until(|message| matches!(message, ToCoSigner::Finals(_)))
+        .await;
+    let (factory, sent) = (world.kit.factory_id, Some(Handover::Sent));
+    world
+        .buyer
+        .store()
+        .set_handover(factory, sent)
+        .await
+        .unwrap();
+    let (_, finals) = world.mail.pop_front().unwrap();
+    world.buyer.tell(finals.clone()).await;
+    world.buyer.crash();
+    world.buyer.tell(finals).await;
+    assert_eq!(world.buyer.said(), None);
+    assert!(world.buyer.kit(&world).await.sales.is_empty());
 }
 
 /// The user leaves between the offer and the signature.

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::connection::Outgoing;
 use crate::error::Result;
 use crate::keys::ClientKeys;
+use crate::migration::tests::chain::StandingChain;
 use crate::store::{
     Direction, FactoryRow, FactoryStore, JoinRow, JoinStore, PaymentState, SharedStore, SqliteStore,
 };
@@ -66,7 +67,7 @@ impl Wallet {
             config,
             keys: Arc::new(keys),
             store: Arc::new(store),
-            chain: Arc::new(super::chain::StandingChain),
+            chain: Arc::new(StandingChain),
             channels: std::path::PathBuf::new(),
         })
         .await
