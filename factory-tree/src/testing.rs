@@ -185,11 +185,21 @@ impl TestFactory {
         params: FactoryParams,
         capacities: &[Amount],
     ) -> Result<Self, TreeError> {
+        let clients = (0u64..).zip(capacities);
+        let clients = clients.map(|(number, capacity)| TestClient::new(seed, number, *capacity));
+        Self::of(seed, params, clients.collect())
+    }
+
+    /// A factory of these clients.
+    ///
+    /// # Errors
+    /// When the parameters allow no such factory.
+    pub fn of(
+        seed: u64,
+        params: FactoryParams,
+        clients: Vec<TestClient>,
+    ) -> Result<Self, TreeError> {
         let lsp = secret(seed, "lsp", 0);
-        let clients: Vec<TestClient> = (0u64..)
-            .zip(capacities)
-            .map(|(number, capacity)| TestClient::new(seed, number, *capacity))
-            .collect();
         let spec = FactorySpec {
             params,
             birth: BIRTH,

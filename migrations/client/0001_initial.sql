@@ -198,6 +198,36 @@ CREATE TABLE declines (
     height INTEGER NOT NULL
 ) STRICT;
 
+-- Purchases of inbound liquidity. The place of the new channel (nonce, leaf id, key) is drawn once, and stays with the sale.
+CREATE TABLE purchases (
+    sale BLOB PRIMARY KEY CHECK (length(sale) = 16),
+    factory_id BLOB NOT NULL REFERENCES factories (factory_id),
+    nonce BLOB NOT NULL UNIQUE CHECK (length(nonce) = 16),
+    leaf_id BLOB NOT NULL UNIQUE CHECK (length(leaf_id) = 16),
+    channel_key BLOB NOT NULL UNIQUE CHECK (length(channel_key) = 33),
+    -- The quote as it was signed, and the coordinator's signature on it.
+    quote TEXT NOT NULL,
+    signature TEXT NOT NULL,
+    -- Whether the user accepts to hold more than is covered.
+    consent INTEGER NOT NULL CHECK (consent IN (0, 1)),
+    -- What the coordinator answered, once it was found good.
+    hash BLOB CHECK (length(hash) = 32),
+    invoice TEXT,
+    state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'sold', 'settled', 'cancelled')),
+    -- What it waits for, or why nothing came of it.
+    note TEXT NOT NULL,
+    created_time INTEGER NOT NULL,
+    ended_time INTEGER
+) STRICT;
+
+-- Sales that were signed, as buyer or as mate, and are not in the exit kit yet (JSON).
+CREATE TABLE pending_sales (
+    sale BLOB PRIMARY KEY CHECK (length(sale) = 16),
+    factory_id BLOB NOT NULL REFERENCES factories (factory_id),
+    pending TEXT NOT NULL
+) STRICT;
+CREATE INDEX pending_sales_by_factory ON pending_sales (factory_id);
+
 -- The way to the coordinator's Lightning node, as it said last. At most one row.
 CREATE TABLE lightning_route (
     id INTEGER PRIMARY KEY CHECK (id = 1),

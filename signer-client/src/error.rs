@@ -10,6 +10,7 @@ use proto::session::ServiceError;
 
 use crate::config::ConfigError;
 use crate::lock::LockError;
+use crate::sales::SaleError;
 use crate::store::StoreError;
 
 /// What this crate returns.
@@ -52,6 +53,9 @@ pub enum Error {
     /// Nothing was paid, or no invoice made.
     #[error("{0}")]
     PaymentRefused(String),
+    /// Nothing is bought.
+    #[error(transparent)]
+    Sale(#[from] SaleError),
     /// A stored exit kit.
     #[error(
         "the exit kit of factory {factory} is not good any more: {cause}; put a backup of the database back"
@@ -133,6 +137,7 @@ impl Error {
             | Self::Handshake(_)
             | Self::Lock(LockError::Held { .. })
             | Self::Store(StoreError::NoFactory(_)) => 4,
+            Self::Sale(error) => error.exit_code(),
             Self::Answered { exit_code, .. } => *exit_code,
             _ => 1,
         }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bitcoin::{OutPoint, Txid};
-use factory_tree::ids::FactoryId;
+use factory_tree::ids::{FactoryId, SaleId};
 use factory_tree::ladder::{Notice, Warning};
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -323,6 +323,64 @@ pub enum Event {
         /// In its words.
         why: String,
     },
+    /// Inbound liquidity is bought: the purchase is stored and being ordered.
+    PurchaseOrdered {
+        /// The sale that is to come of it.
+        sale: SaleId,
+        /// In which factory.
+        factory: FactoryId,
+        /// What the channel is to hold.
+        capacity_sat: u64,
+        /// What it costs.
+        fee_msat: u64,
+    },
+    /// Its payment is on its way; the coordinator holds it until the channel stands.
+    PurchasePaid {
+        /// The sale.
+        sale: SaleId,
+    },
+    /// The channel stands, and the payment was taken.
+    PurchaseSettled {
+        /// The sale.
+        sale: SaleId,
+    },
+    /// Nothing came of a purchase; what was paid came back.
+    PurchaseCancelled {
+        /// The sale.
+        sale: SaleId,
+        /// Why.
+        why: String,
+    },
+    /// A sale from a factory's stock is to be signed, as buyer or as mate.
+    SaleOffered {
+        /// `sale/attempt`.
+        round: String,
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The partial signatures on a sale were recorded and are being sent.
+    SaleSigned {
+        /// `sale/attempt`.
+        round: String,
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// A complete sale is in the exit kit, verified and rehearsed.
+    SaleStored {
+        /// `sale/attempt`.
+        round: String,
+        /// The factory.
+        factory: FactoryId,
+    },
+    /// The attempt at a sale came to nothing.
+    SaleFailed {
+        /// `sale/attempt`.
+        round: String,
+        /// The factory.
+        factory: FactoryId,
+        /// Why.
+        reason: String,
+    },
     /// The chain was followed to its tip.
     Synced {
         /// The tip.
@@ -407,6 +465,7 @@ fn log(stamped: &Stamped) {
         | Event::ServerError { .. }
         | Event::ChainTrouble { .. }
         | Event::LightningDown { .. }
+        | Event::PurchaseCancelled { .. }
         | Event::ChannelRefused { .. }
         | Event::PaymentRefused { .. } => {
             tracing::warn!(event = %text());

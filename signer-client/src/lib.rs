@@ -22,6 +22,7 @@ pub mod lock;
 mod migration;
 #[cfg(feature = "fault-points")]
 mod misbehave;
+mod sales;
 mod shared_chain;
 pub mod store;
 mod watch;
@@ -36,5 +37,9 @@ pub use error::{Error, Result};
 pub use event::{Event, Stamped};
 pub use lightning::{
     ChannelState, ChannelView, Invoice, InvoiceOptions, LightningBalance, SpentView,
+};
+pub use sales::{
+    CoverageView, LimitChannel, LimitQuote, LimitView, PurchaseView, QuoteRefusal, SaleError,
+    StockView, UpgradeOptions,
 };
 pub use shared_chain::SharedChain;

@@ -119,7 +119,7 @@ impl SignerClient {
         Ok(())
     }
 
-    async fn ask_coordinator<T: serde::de::DeserializeOwned>(
+    pub(crate) async fn ask_coordinator<T: serde::de::DeserializeOwned>(
         &self,
         method: &str,
         params: &Value,

@@ -665,7 +665,8 @@ fn name(round: Round) -> String {
     format!("{}/{}", round.ceremony, round.attempt)
 }
 
-fn refused(reason: &DeclineReason) -> Event {
+/// What is told of a refusal.
+pub(crate) fn refused(reason: &DeclineReason) -> Event {
     let (rule, found) = match reason {
         DeclineReason::Terms(text) => ("terms".to_owned(), text.clone()),
         DeclineReason::Refused { rule, found } => (rule.clone(), found.clone()),
@@ -688,7 +689,9 @@ fn join_row(record: &JoinRecord) -> JoinRow {
 }
 
 /// Curve arithmetic has no place in an async task.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work)
         .await
         .map_err(|error| Error::Task(error.to_string()))

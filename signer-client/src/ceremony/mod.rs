@@ -5,4 +5,5 @@ mod channel;
 mod driver;
 mod signer;
 
-pub(crate) use driver::Driver;
+pub(crate) use driver::{Driver, blocking, refused};
+pub(crate) use signer::LeafSigner;

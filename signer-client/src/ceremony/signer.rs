@@ -12,7 +12,7 @@ use factory_tree::ids::LeafId;
 use crate::keys::ClientKeys;
 
 /// Signs channel timeouts with the wallet's leaf keys.
-pub(super) struct LeafSigner(pub(super) Arc<ClientKeys>);
+pub(crate) struct LeafSigner(pub(crate) Arc<ClientKeys>);
 
 impl fmt::Debug for LeafSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

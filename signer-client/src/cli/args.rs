@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use bitcoin::Network;
 use clap::{Parser, Subcommand};
+use factory_tree::ids::SaleId;
 
 const AFTER_HELP: &str = "\
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 node or coordinator not reachable, 4 refused.
@@ -72,6 +73,9 @@ pub(super) enum Command {
         #[arg(long, default_value_t = 20, value_name = "N")]
         limit: u32,
     },
+    /// Show what can be received, and buy more of it from the coordinator.
+    #[command(subcommand)]
+    Limit(Limit),
     /// Have this wallet woken while it is away: the coordinator posts to an https URL (LSPS5).
     #[command(subcommand)]
     Webhook(Webhook),
@@ -103,6 +107,51 @@ pub(super) enum Webhook {
         /// Its name.
         name: String,
     },
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Limit {
+    /// Show what can be received, over which channels, what of it is covered, and what is left to be bought.
+    Show,
+    /// Ask what a channel to receive over would cost. Nothing is bought.
+    Quote(LimitAmount),
+    /// Buy such a channel, paid over Lightning, and wait for it.
+    Upgrade(Upgrade),
+    /// List purchases, oldest first.
+    Purchases,
+    /// Take a purchase back, while that is possible.
+    Cancel {
+        /// Its id; `limit purchases` lists them.
+        sale: SaleId,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct LimitAmount {
+    /// How much more to receive, in satoshi.
+    #[arg(value_name = "SAT", value_parser = clap::value_parser!(u64).range(1..=MOST_SAT))]
+    pub(super) amount: u64,
+    /// In this factory: its id, or an unambiguous beginning of it; left out: the coordinator chooses.
+    #[arg(long, value_name = "ID")]
+    pub(super) factory: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Upgrade {
+    #[command(flatten)]
+    pub(super) wanted: LimitAmount,
+    /// The most that it may cost.
+    #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u64).range(1..=MOST_SAT))]
+    pub(super) max_fee: Option<u64>,
+    /// Accept to hold more than is covered if the coordinator breaks off.
+    #[arg(long)]
+    pub(super) accept_uncovered: bool,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub(super) yes: bool,
+    /// Do not wait; `limit purchases` shows the end.
+    #[arg(long)]
+    pub(super) no_wait: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -263,6 +312,11 @@ mod tests {
         let args = Args::try_parse_from(["signer-client", "--data-dir", "/x", "exit", "ab", "-y"]);
         assert!(matches!(args.unwrap().command, Command::Exit(exit) if exit.yes));
         assert!(Args::try_parse_from(["signer-client", "exit", "ab", "--feerate", "0"]).is_err());
+        let args = Args::try_parse_from(["signer-client", "limit", "upgrade", "5", "-y"]);
+        assert!(
+            matches!(args.unwrap().command, Command::Limit(Limit::Upgrade(upgrade)) if upgrade.yes)
+        );
+        assert!(Args::try_parse_from(["signer-client", "limit", "cancel", "07"]).is_err());
         let bad = ["signer-client", "invoice", "5", "--msat", "5000"];
         assert!(Args::try_parse_from(bad).is_err());
     }

@@ -21,7 +21,7 @@ use crate::webhooks::{WebhookSet, Webhooks};
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Asks the running wallet: without it there is no Lightning.
-async fn ask(
+pub(super) async fn ask(
     context: &Context,
     command: &'static str,
     request: Request,

@@ -8,6 +8,7 @@ mod follow;
 mod init;
 mod join;
 mod lightning;
+mod limit;
 mod run;
 mod show;
 mod table;
@@ -140,6 +141,7 @@ async fn execute(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Keysend(options) => lightning::keysend(context, options).await,
         Command::Channels => lightning::channels(context).await,
         Command::Payments { limit } => lightning::payments(context, limit).await,
+        Command::Limit(command) => limit::run(context, command).await,
         Command::Webhook(command) => lightning::webhook(context, command).await,
         Command::Address => show::address(context).await,
         Command::Balance => show::balance(context).await,

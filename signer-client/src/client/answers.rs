@@ -19,6 +19,7 @@ use serde_json::json;
 use super::{Inner, Shutdown, SignerClient};
 use crate::error::{Error, Result};
 use crate::lightning::InvoiceOptions;
+use crate::sales::UpgradeOptions;
 use crate::store::{Answer, Payout, Request};
 
 /// How often to look for questions.
@@ -109,6 +110,26 @@ async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::V
             json!(client.keysend(to, Msat(amount_msat)).await?)
         }
         Request::Channels => json!(client.channels().await?),
+        Request::Limit => json!(client.limit().await?),
+        Request::QuoteLimit {
+            factory,
+            amount_sat,
+        } => {
+            let amount = Amount::from_sat(amount_sat);
+            json!(client.quote_limit(factory, amount).await?)
+        }
+        Request::UpgradeLimit {
+            quote,
+            consent,
+            max_fee_msat,
+        } => {
+            let options = UpgradeOptions {
+                consent,
+                max_fee: max_fee_msat.map(Msat),
+            };
+            json!(client.upgrade_limit(&quote, options).await?)
+        }
+        Request::CancelPurchase { sale } => json!(client.cancel_purchase(sale).await?),
         Request::SetWebhook { app_name, url } => {
             json!(client.set_webhook(&app_name, &url).await?)
         }

@@ -36,6 +36,12 @@ impl KitCache {
         self.version.load(Ordering::Acquire)
     }
 
+    /// Another kit was stored in the place of this factory's.
+    pub(crate) async fn replaced(&self, factory: FactoryId) {
+        self.kits.lock().await.remove(&factory);
+        self.added();
+    }
+
     /// A kit was stored: whoever watches its outpoints must hear of it.
     pub(crate) fn added(&self) {
         self.version.fetch_add(1, Ordering::Release);

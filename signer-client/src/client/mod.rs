@@ -25,6 +25,7 @@ use crate::event::{Event, Events, Stamped};
 use crate::keys::ClientKeys;
 use crate::lightning::Lightning;
 use crate::migration::Migration;
+use crate::sales::Sales;
 use crate::store::{
     ExitRow, FactoryRow, Goal, Identity, Interest, Live, Progress, SharedStore, StoreError,
     WalletChanges,
@@ -69,6 +70,7 @@ pub(crate) struct Inner {
     pub(crate) wallet: Arc<OnchainWallet>,
     pub(crate) lightning: Lightning,
     pub(crate) migration: Migration,
+    pub(crate) sales: Sales,
     pub(crate) events: Events,
     pub(crate) kits: KitCache,
     /// Look at the chain, the exits and the factories again.
@@ -178,6 +180,7 @@ impl SignerClient {
                 wallet: Arc::new(wallet?),
                 lightning,
                 migration: Migration::new(),
+                sales: Sales::default(),
                 events: Events::default(),
                 wake_chain: Notify::new(),
                 wake_connection: Notify::new(),
@@ -253,6 +256,9 @@ impl SignerClient {
                 Arc::clone(&self.inner),
                 shutdown.clone(),
             ));
+        }
+        if tasks.lightning && tasks.connection {
+            running.spawn(crate::sales::run(Arc::clone(&self.inner), shutdown.clone()));
         }
         if tasks.lightning {
             running.spawn(crate::lightning::run(

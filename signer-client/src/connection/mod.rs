@@ -13,6 +13,7 @@ use crate::ceremony::Driver;
 use crate::client::{Inner, Shutdown};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::sales;
 use backoff::Backoff;
 pub(crate) use outgoing::Outgoing;
 
@@ -29,11 +30,14 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
             .map_err(|error: proto::connection::ConnectionError| {
                 Error::Connection(error.to_string())
             })?;
-    let mut driver = Driver::new(Arc::clone(&client));
+    let mut drivers = session::Drivers {
+        ceremony: Driver::new(Arc::clone(&client)),
+        sales: sales::Driver::new(Arc::clone(&client)),
+    };
     let mut backoff = Backoff::new(&client.config.connection);
     let mut told = None;
     while !shutdown.is_set() {
-        let ended = session::run(&client, &connection, &mut driver, &mut shutdown).await;
+        let ended = session::run(&client, &connection, &mut drivers, &mut shutdown).await;
         if shutdown.is_set() {
             break;
         }

@@ -1,6 +1,7 @@
 //! What goes out over a session stream.
 
 use factory_tree::ceremony::message::ToCoordinator;
+use factory_tree::sale::message::ToSeller;
 use proto::v1::ClientMessage;
 use proto::v1::client_message::Body;
 use tokio::sync::mpsc;
@@ -32,6 +33,11 @@ impl Outgoing {
             Ok(())
         }
         #[cfg(not(feature = "fault-points"))]
+        self.raw(message.into()).await
+    }
+
+    /// Sends a message of a sale.
+    pub(crate) async fn sale(&self, message: &ToSeller) -> Result<()> {
         self.raw(message.into()).await
     }
 

@@ -24,12 +24,19 @@ use crate::client::{Inner, Shutdown};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::migration::Answer;
+use crate::sales;
 use crate::store::Route;
 
 /// Messages that may wait to be sent.
 const QUEUE: usize = 64;
 /// How long a unary call may take.
 const CALL: Duration = Duration::from_secs(20);
+
+/// What takes part over sessions, and outlives them.
+pub(super) struct Drivers {
+    pub(super) ceremony: Driver,
+    pub(super) sales: sales::Driver,
+}
 
 /// How a session ended.
 pub(super) struct Ended {
@@ -64,7 +71,7 @@ impl Incoming {
 pub(super) async fn run(
     client: &Inner,
     connection: &Connection,
-    driver: &mut Driver,
+    drivers: &mut Drivers,
     shutdown: &mut Shutdown,
 ) -> Ended {
     let opened = tokio::select! {
@@ -80,7 +87,7 @@ pub(super) async fn run(
             };
         }
     };
-    let served = session.serve(client, driver, shutdown).await;
+    let served = session.serve(client, drivers, shutdown).await;
     client.migration.disconnected();
     let error = match served {
         Ok(()) => Error::Disconnected("shutting down".to_owned()),
@@ -171,7 +178,7 @@ impl Session {
     async fn serve(
         &mut self,
         client: &Inner,
-        driver: &mut Driver,
+        drivers: &mut Drivers,
         shutdown: &mut Shutdown,
     ) -> Result<()> {
         client
@@ -186,10 +193,13 @@ impl Session {
             return Err(Error::Disconnected("misbehaving".to_owned()));
         }
         let status = self.status().await?;
+        let driver = &mut drivers.ceremony;
         driver.reconnected(status.round, &self.out).await?;
         driver.only_awaited(status.round, &status.awaited).await?;
         client.migration.connected(self.out.clone());
         self.tell_interest(client, driver).await?;
+        drivers.sales.look(&self.out).await?;
+        client.sales.wake();
         let mut channels = client.lightning.news();
         let mut beat = tokio::time::interval(self.heartbeat);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -199,12 +209,17 @@ impl Session {
             tokio::select! {
                 message = self.incoming.next() => {
                     deadline = Instant::now() + silence;
-                    self.received(client, driver, message?).await?;
+                    self.received(client, drivers, message?).await?;
                 }
                 _ = beat.tick() => self.out.body(Body::Heartbeat(v1::Heartbeat {})).await?,
-                () = client.wake_connection.notified() => self.tell_interest(client, driver).await?,
+                () = client.wake_connection.notified() => {
+                    self.tell_interest(client, &drivers.ceremony).await?;
+                }
                 // The sender is the client's.
-                _ = channels.changed() => driver.look_at_channel(&self.out).await?,
+                _ = channels.changed() => {
+                    drivers.ceremony.look_at_channel(&self.out).await?;
+                    drivers.sales.look(&self.out).await?;
+                }
                 () = tokio::time::sleep_until(deadline) => {
                     return Err(Error::Disconnected(format!("not a word for {} s", silence.as_secs())));
                 }
@@ -216,7 +231,7 @@ impl Session {
     async fn received(
         &mut self,
         client: &Inner,
-        driver: &mut Driver,
+        drivers: &mut Drivers,
         message: FromServer,
     ) -> Result<()> {
         match message {
@@ -241,6 +256,7 @@ impl Session {
             }
             FromServer::Ceremony(message) => {
                 let over = matches!(message, ToClient::Failed { again: false, .. });
+                let driver = &mut drivers.ceremony;
                 driver.received(message, &self.out).await?;
                 if over {
                     // The ceremony came to nothing, and with it the wish it was to fulfil.
@@ -268,7 +284,7 @@ impl Session {
                 Ok(())
             }
             FromServer::Notice(notice) => crate::migration::notice(client, notice).await,
-            FromServer::Sale(_) => Ok(()),
+            FromServer::Sale(message) => drivers.sales.received(message, &self.out).await,
             FromServer::Challenge(_) | FromServer::Welcome(_) => Err(Error::Handshake(
                 "a second handshake within one session".to_owned(),
             )),

@@ -2,7 +2,7 @@
 
 use channel_host::{KnownSpend, Leaf, LeafId, SpendKind, funding_redeem_script};
 use factory_tree::factory::SpentKind;
-use factory_tree::kit::ExitKit;
+use factory_tree::kit::{ExitKit, KitChannel};
 use factory_tree::units::Blocks;
 
 /// The name of a kit's leaf.
@@ -12,7 +12,12 @@ pub(crate) const fn leaf_id(kit: &ExitKit) -> LeafId {
 
 /// The leaf of a verified kit, with our channel id of it; nothing if the kit has no channel.
 pub(crate) fn leaf_of(kit: &ExitKit) -> Option<Leaf> {
-    let outpoint = kit.channel_outpoint()?;
+    leaf_at(kit, kit.channels().first()?)
+}
+
+/// The leaf of one of a verified kit's channels, with our channel id of it.
+pub(crate) fn leaf_at(kit: &ExitKit, channel: &KitChannel) -> Option<Leaf> {
+    let outpoint = channel.outpoint;
     let transaction = kit.txs.iter().find(|tx| tx.txid() == outpoint.txid)?;
     let timeouts = kit
         .txs
@@ -25,11 +30,11 @@ pub(crate) fn leaf_of(kit: &ExitKit) -> Option<Leaf> {
     // What is locked in a payment must be fetched before the timeout takes all of the channel.
     let last_expiry = kit.expiry.minus(Blocks(kit.params.late_margin));
     Some(Leaf {
-        id: leaf_id(kit),
-        channel_id: kit.leaf_id.as_u128(),
+        id: LeafId(channel.leaf_id.0),
+        channel_id: channel.leaf_id.as_u128(),
         transaction: transaction.tx.clone(),
         vout: outpoint.vout,
-        redeem_script: funding_redeem_script(&kit.channel_key, &kit.lsp_channel_key),
+        redeem_script: funding_redeem_script(&channel.channel_key, &channel.lsp_channel_key),
         exit_delay: kit.exit_delay.0,
         last_expiry: last_expiry.0,
         spends: spends.collect(),

@@ -25,7 +25,7 @@ mod notices;
 mod pace;
 mod terms;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};

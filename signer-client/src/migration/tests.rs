@@ -2,7 +2,7 @@
 
 // The same chain as for sessions.
 #[path = "../../tests/session/chain.rs"]
-mod chain;
+pub(crate) mod chain;
 mod world;
 
 use std::sync::Arc;

@@ -93,7 +93,7 @@ impl JoinStore for SqliteStore {
 }
 
 /// "UNIQUE constraint failed: joins.leaf_id" names the column.
-fn reused(message: &str) -> String {
+pub(super) fn reused(message: &str) -> String {
     let column = message.rsplit('.').next().unwrap_or("a key");
     column.trim().replace('_', " ")
 }

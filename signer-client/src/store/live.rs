@@ -2,6 +2,8 @@
 
 use async_trait::async_trait;
 use bitcoin::Amount;
+use factory_tree::ids::{FactoryId, SaleId};
+use factory_tree::sale::order::SignedQuote;
 use serde::{Deserialize, Serialize};
 
 use super::codec::unreadable;
@@ -76,6 +78,29 @@ pub enum Request {
     },
     /// The channels.
     Channels,
+    /// What can be received.
+    Limit,
+    /// What more would cost.
+    QuoteLimit {
+        /// In this factory, if it is to be this one.
+        factory: Option<FactoryId>,
+        /// How much more.
+        amount_sat: u64,
+    },
+    /// Buy what was quoted.
+    UpgradeLimit {
+        /// The quote.
+        quote: SignedQuote,
+        /// Whether the user accepts what is not covered.
+        consent: bool,
+        /// The most that may be paid.
+        max_fee_msat: Option<u64>,
+    },
+    /// Take a purchase back.
+    CancelPurchase {
+        /// Which.
+        sale: SaleId,
+    },
     /// Set a webhook.
     SetWebhook {
         /// Its name.

@@ -14,6 +14,8 @@ mod joins;
 mod live;
 mod moves;
 mod payments;
+mod purchases;
+mod sales;
 mod signed;
 mod sqlite;
 mod wallet;
@@ -36,6 +38,9 @@ pub use moves::{
     Agreed, DeclineRow, MoveRow, MoveStore, NoticeRow, PartEnd, PartProgress, PartRow, Token,
 };
 pub use payments::{Direction, Moment, Payment, PaymentEnd, PaymentState, PaymentStore};
+pub(crate) use purchases::state_name;
+pub use purchases::{PurchaseRow, PurchaseStore};
+pub use sales::SaleStore;
 pub use signed::SignedStore;
 pub use sqlite::SqliteStore;
 pub use wallet::{WalletChanges, WalletStore};
@@ -56,6 +61,8 @@ pub trait ClientStore:
     + PaymentStore
     + ChannelStore
     + MoveStore
+    + PurchaseStore
+    + SaleStore
     + Debug
     + Send
     + Sync
@@ -75,6 +82,8 @@ impl<S> ClientStore for S where
         + PaymentStore
         + ChannelStore
         + MoveStore
+        + PurchaseStore
+        + SaleStore
         + Debug
         + Send
         + Sync

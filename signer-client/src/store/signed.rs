@@ -4,6 +4,7 @@ use async_trait::async_trait;
 use bitcoin::OutPoint;
 use factory_tree::guard::SignedRecord;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{Sqlite, Transaction as SqlTransaction};
 
 use super::codec::{Columns, outpoint_bytes, unreadable};
 use super::{Result, SqliteStore, StoreError};
@@ -44,6 +45,19 @@ impl SignedStore for SqliteStore {
 
     async fn record_signed(&self, records: &[SignedRecord]) -> Result<()> {
         let mut tx = self.write().await?;
+        self.insert_signed(&mut tx, records).await?;
+        self.bump_epoch(&mut tx).await?;
+        self.commit(tx).await
+    }
+}
+
+impl SqliteStore {
+    /// The records alone, for what is to be stored together with them.
+    pub(super) async fn insert_signed(
+        &self,
+        tx: &mut SqlTransaction<'static, Sqlite>,
+        records: &[SignedRecord],
+    ) -> Result<()> {
         for record in records {
             // The condition is what refuses: a row of another sighash is neither inserted nor changed.
             let done = sqlx::query(
@@ -58,7 +72,7 @@ impl SignedStore for SqliteStore {
             .bind(record.own_nonce.as_slice())
             .bind(record.sum.as_slice())
             .bind(record.partial.as_slice())
-            .execute(&mut *tx)
+            .execute(&mut **tx)
             .await
             .map_err(|error| self.error(error))?;
             if done.rows_affected() == 0 {
@@ -68,8 +82,7 @@ impl SignedStore for SqliteStore {
                 });
             }
         }
-        self.bump_epoch(&mut tx).await?;
-        self.commit(tx).await
+        Ok(())
     }
 }
 

@@ -13,6 +13,8 @@ use factory_tree::units::Height;
 use super::*;
 use crate::lightning::{ChannelState, ChannelView};
 
+mod sales;
+
 fn round() -> Round {
     Round {
         ceremony: CeremonyId([9; 16]),

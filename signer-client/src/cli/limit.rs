@@ -1,0 +1,293 @@
+//! `limit`: what can be received, and buying more.
+
+use std::io::Write;
+use std::time::Duration;
+
+use bitcoin::Amount;
+use factory_tree::ids::{FactoryId, SaleId};
+use factory_tree::sale::order::PurchaseState;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::CliError;
+use super::args::{Limit, LimitAmount, Upgrade};
+use super::context::Context;
+use super::follow::{self, Progress};
+use super::lightning::ask;
+use super::table::{Table, grouped, short, with_msat};
+use crate::client::KitCache;
+use crate::lightning::stored;
+use crate::sales::{
+    LimitQuote, LimitView, PurchaseView, SaleError, limit as limit_of, purchases as all,
+};
+use crate::store::{Request, SharedStore, state_name};
+
+/// Between two looks at a purchase.
+const LOOK: Duration = Duration::from_millis(100);
+
+pub(super) async fn run(context: &Context, command: Limit) -> Result<(), CliError> {
+    match command {
+        Limit::Show => show(context).await,
+        Limit::Quote(wanted) => {
+            let quote = quote(context, &wanted).await?;
+            context.print(&quote, &explain(&quote))
+        }
+        Limit::Upgrade(options) => upgrade(context, &options).await,
+        Limit::Purchases => purchases(context).await,
+        Limit::Cancel { sale } => cancel(context, sale).await,
+    }
+}
+
+fn parsed<T: DeserializeOwned>(answer: Value) -> Result<T, CliError> {
+    Ok(serde_json::from_value(answer).map_err(std::io::Error::other)?)
+}
+
+async fn show(context: &Context) -> Result<(), CliError> {
+    context.config()?;
+    let store = context.store().await?;
+    let view: LimitView = match context.occupant()?.filter(|by| by.serves) {
+        Some(_) => parsed(context.ask(&store, Request::Limit).await?)?,
+        None => {
+            let kits = KitCache::new(SharedStore::clone(&store));
+            limit_of(&store, &kits, &stored(&store).await?).await?
+        }
+    };
+    context.print(&view, &text(context, &view))
+}
+
+fn text(context: &Context, view: &LimitView) -> String {
+    if view.channels.is_empty() && view.stocks.is_empty() {
+        return format!(
+            "Nothing can be received: this wallet is in no factory that is in use. `{}` asks for a place in one.",
+            context.again("join")
+        );
+    }
+    let mut channels = Table::new(["factory", "channel", "capacity sat", "to receive sat"]);
+    for channel in &view.channels {
+        let made = channel.sale.map_or_else(
+            || "its own".to_owned(),
+            |number| format!("of sale {number}"),
+        );
+        channels.row([
+            short(&channel.factory),
+            made,
+            grouped(channel.capacity_sat),
+            with_msat(channel.receivable_msat),
+        ]);
+    }
+    let mut stocks = Table::new(["factory", "left to be bought sat", "least sat", "sales"]);
+    for stock in &view.stocks {
+        stocks.row([
+            short(&stock.factory),
+            grouped(stock.left_sat),
+            grouped(stock.least_sat),
+            format!("{} of {}", stock.sales, stock.most_sales),
+        ]);
+    }
+    let coverage = &view.coverage;
+    format!(
+        "{}\n{}\nYou can receive {} sat now; your limit is {} sat in all.\nIf the coordinator breaks off, {} sat are covered while you stay away, {} sat if you or your watcher looks every 60 blocks.\n{}",
+        channels.render(),
+        stocks.render(),
+        with_msat(view.receivable_msat),
+        grouped(view.limit_sat),
+        grouped(coverage.away_sat),
+        grouped(coverage.awake_sat),
+        if view.needs_consent {
+            "You can hold more than is covered: whatever you buy needs --accept-uncovered."
+        } else {
+            ""
+        }
+    )
+}
+
+async fn quote(context: &Context, wanted: &LimitAmount) -> Result<LimitQuote, CliError> {
+    if context.config()?.coordinator.is_none() {
+        return Err(CliError::Client(SaleError::NoCoordinator.into()));
+    }
+    let factory: Option<FactoryId> = match &wanted.factory {
+        Some(text) => Some(context.factory(&context.store().await?, text).await?),
+        None => None,
+    };
+    let request = Request::QuoteLimit {
+        factory,
+        amount_sat: wanted.amount,
+    };
+    parsed(ask(context, "limit", request).await?)
+}
+
+fn explain(quoted: &LimitQuote) -> String {
+    let (quote, after) = (&quoted.quote, &quoted.after);
+    let mut text = format!(
+        "A channel of {} sat in factory {}, all of it to receive, for {} sat. Valid until {}.\n",
+        grouped(quote.capacity.to_sat()),
+        short(&quote.factory),
+        with_msat(quote.fee_msat),
+        time(quote.valid_until),
+    );
+    if quote.capacity != quote.asked {
+        text.push_str("  That is all there is: the rest would be too small to be sold later.\n");
+    }
+    if quoted.needs_consent {
+        text.push_str(&format!(
+            "  WARNING: you could then hold {} sat in this factory. If the coordinator breaks off, {} sat of it are covered if you or your watcher looks every 60 blocks, {} sat if you stay away. For the rest you need fee coins and have to leave by yourself.\n",
+            grouped(after.held_sat),
+            grouped(after.awake_sat),
+            grouped(after.away_sat)
+        ));
+    }
+    text
+}
+
+fn time(unix: u64) -> String {
+    let time = i64::try_from(unix)
+        .ok()
+        .and_then(|unix| chrono::DateTime::from_timestamp(unix, 0));
+    time.map_or_else(
+        || unix.to_string(),
+        |time| time.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
+    )
+}
+
+async fn upgrade(context: &Context, options: &Upgrade) -> Result<(), CliError> {
+    let quoted = quote(context, &options.wanted).await?;
+    eprint!("{}", explain(&quoted));
+    let max_fee_msat = options.max_fee.map(|sat| sat.saturating_mul(1000));
+    if let Some(max_msat) = max_fee_msat.filter(|max| quoted.quote.fee_msat > *max) {
+        let fee_msat = quoted.quote.fee_msat;
+        return Err(CliError::Client(
+            SaleError::Fee { fee_msat, max_msat }.into(),
+        ));
+    }
+    let consent = confirm(context, options, &quoted)?;
+    let request = Request::UpgradeLimit {
+        quote: quoted.signed,
+        consent,
+        max_fee_msat,
+    };
+    let begun: PurchaseView = parsed(ask(context, "limit", request).await?)?;
+    if options.no_wait {
+        let text = format!(
+            "Purchase {} is on its way. `{}` shows what becomes of it.",
+            begun.sale,
+            context.again("limit purchases")
+        );
+        return context.print(&begun, &text);
+    }
+    let store = context.store().await?;
+    eprintln!("waiting; Ctrl-C is safe, the purchase goes on");
+    let ended = tokio::select! {
+        ended = ended(&store, begun.sale) => ended?,
+        left = follow::left(context) => {
+            left?;
+            let text = "the signer-client that ran here has ended; the purchase goes on when it runs again";
+            return Err(CliError::Busy(text.to_owned()));
+        }
+    };
+    report(context, &ended)
+}
+
+/// Asks, unless that was done; whether the user accepts what is not covered.
+fn confirm(context: &Context, options: &Upgrade, quoted: &LimitQuote) -> Result<bool, CliError> {
+    let uncovered = quoted.needs_consent && !options.accept_uncovered;
+    let silent = options.yes || !context.interactive();
+    if uncovered && silent {
+        return Err(CliError::Client(
+            SaleError::Uncovered {
+                factory: quoted.quote.factory,
+                held: Amount::from_sat(quoted.after.held_sat),
+                awake: Amount::from_sat(quoted.after.awake_sat),
+            }
+            .into(),
+        ));
+    }
+    if options.yes {
+        return Ok(options.accept_uncovered);
+    }
+    if silent {
+        let text = "this costs money; say --yes where nobody can be asked";
+        return Err(CliError::Usage(text.to_owned()));
+    }
+    // More is agreed to than a price.
+    let word = if uncovered { "accept" } else { "yes" };
+    eprint!("Buy? Type {word}: ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    if answer.trim() == word {
+        Ok(uncovered || options.accept_uncovered)
+    } else {
+        Err(CliError::Refused("nothing was bought".to_owned()))
+    }
+}
+
+async fn ended(store: &SharedStore, sale: SaleId) -> Result<PurchaseView, CliError> {
+    let mut progress = Progress::new();
+    loop {
+        let known = all(store).await?;
+        let purchase = known.into_iter().find(|purchase| purchase.sale == sale);
+        let purchase = purchase.ok_or_else(|| CliError::Client(SaleError::Unknown(sale).into()))?;
+        if purchase.is_over() {
+            return Ok(purchase);
+        }
+        progress.say(&words(&purchase));
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How far a purchase is, in words.
+fn words(purchase: &PurchaseView) -> String {
+    match purchase.note.as_str() {
+        "" => state_name(purchase.state).to_owned(),
+        note => format!("{}: {note}", state_name(purchase.state)),
+    }
+}
+
+fn report(context: &Context, purchase: &PurchaseView) -> Result<(), CliError> {
+    if purchase.state == PurchaseState::Cancelled {
+        let text = format!("nothing was bought: {}", purchase.note);
+        return Err(CliError::Refused(text));
+    }
+    let text = format!(
+        "Bought: {} sat more can be received, for {} sat.",
+        grouped(purchase.capacity_sat),
+        with_msat(purchase.fee_msat)
+    );
+    context.print(purchase, &text)
+}
+
+async fn purchases(context: &Context) -> Result<(), CliError> {
+    context.config()?;
+    let purchases = all(&context.store().await?).await?;
+    let mut table = Table::new(["purchase", "factory", "sat", "fee sat", "state", "note"]);
+    for purchase in &purchases {
+        table.row([
+            purchase.sale.to_string(),
+            short(&purchase.factory),
+            grouped(purchase.capacity_sat),
+            with_msat(purchase.fee_msat),
+            state_name(purchase.state).to_owned(),
+            purchase.note.clone(),
+        ]);
+    }
+    let text = if purchases.is_empty() {
+        "No purchases.".to_owned()
+    } else {
+        table.render()
+    };
+    context.print(&json!({ "purchases": purchases }), &text)
+}
+
+async fn cancel(context: &Context, sale: SaleId) -> Result<(), CliError> {
+    let answer = ask(context, "limit", Request::CancelPurchase { sale }).await?;
+    let purchase: PurchaseView = parsed(answer)?;
+    let text = if purchase.is_over() {
+        format!("Purchase {sale} is cancelled.")
+    } else {
+        format!(
+            "Purchase {sale} is being cancelled; `{}` shows when the payment is back.",
+            context.again("limit purchases")
+        )
+    };
+    context.print(&purchase, &text)
+}

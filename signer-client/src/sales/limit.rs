@@ -1,0 +1,155 @@
+//! What can be received, over which channels, and what of it is covered if the coordinator breaks off.
+
+use factory_tree::ids::FactoryId;
+use factory_tree::kit::ExitKit;
+use factory_tree::sale::{Coverage, Stock, least_channel};
+use serde::{Deserialize, Serialize};
+
+use super::error::{QuoteRefusal, SaleError};
+use crate::client::KitCache;
+use crate::error::{Error, Result};
+use crate::lightning::{ChannelState, ChannelView};
+use crate::store::SharedStore;
+
+/// What is covered of what could be held, in satoshi.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoverageView {
+    /// What the wallet is sure of if it stays away.
+    pub away_sat: u64,
+    /// What it is sure of if it, or somebody for it, looks every 60 blocks.
+    pub awake_sat: u64,
+    /// What it could hold: the capacities of all its channels.
+    pub held_sat: u64,
+}
+
+impl From<Coverage> for CoverageView {
+    fn from(coverage: Coverage) -> Self {
+        Self {
+            away_sat: coverage.away.to_sat(),
+            awake_sat: coverage.awake.to_sat(),
+            held_sat: coverage.held.to_sat(),
+        }
+    }
+}
+
+impl CoverageView {
+    fn add(&mut self, other: Self) {
+        self.away_sat = self.away_sat.saturating_add(other.away_sat);
+        self.awake_sat = self.awake_sat.saturating_add(other.awake_sat);
+        self.held_sat = self.held_sat.saturating_add(other.held_sat);
+    }
+}
+
+/// One channel, as far as receiving goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitChannel {
+    /// The factory.
+    pub factory: FactoryId,
+    /// The leaf's id, in hexadecimal digits.
+    pub leaf: String,
+    /// Which sale made it; nothing for the one the factory was born with.
+    pub sale: Option<u8>,
+    /// What it holds.
+    pub capacity_sat: u64,
+    /// What can be received over it now.
+    pub receivable_msat: u64,
+}
+
+/// A stock from which could be bought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StockView {
+    /// The factory.
+    pub factory: FactoryId,
+    /// What is left of it.
+    pub left_sat: u64,
+    /// The smallest channel that can be bought.
+    pub least_sat: u64,
+    /// How many sales there were.
+    pub sales: u8,
+    /// How many there can be.
+    pub most_sales: u8,
+}
+
+/// What this wallet can receive.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitView {
+    /// Now.
+    pub receivable_msat: u64,
+    /// In all: what its channels hold.
+    pub limit_sat: u64,
+    /// Over these channels.
+    pub channels: Vec<LimitChannel>,
+    /// What of it is covered, over all factories.
+    pub coverage: CoverageView,
+    /// Whether more can be held than is covered already: whatever is bought needs the user's explicit consent.
+    pub needs_consent: bool,
+    /// What is left to be bought; whether it is for sale, and for how much, the coordinator says.
+    pub stocks: Vec<StockView>,
+}
+
+/// From a store, its kits and these channels.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn limit(
+    store: &SharedStore,
+    kits: &KitCache,
+    channels: &[ChannelView],
+) -> Result<LimitView> {
+    let mut view = LimitView::default();
+    for row in store.factories().await? {
+        if !row.stands() {
+            continue;
+        }
+        let Some(kit) = kits.sound(row.factory).await? else {
+            continue;
+        };
+        let own = channels.iter().filter(|own| own.factory == row.factory);
+        view.channels
+            .extend(own.filter_map(|own| channel(&kit, own)));
+        let counted = tokio::task::spawn_blocking(move || (Coverage::of_kit(&kit), stock(&kit)));
+        let (coverage, stock) = counted
+            .await
+            .map_err(|error| Error::Task(error.to_string()))?;
+        // A kit that was verified has one.
+        let coverage = CoverageView::from(
+            coverage
+                .map_err(QuoteRefusal::from)
+                .map_err(SaleError::from)?,
+        );
+        view.needs_consent |= coverage.held_sat > coverage.awake_sat;
+        view.coverage.add(coverage);
+        view.stocks.extend(stock);
+    }
+    view.limit_sat = view.coverage.held_sat;
+    view.receivable_msat = view.channels.iter().fold(0, |sum: u64, channel| {
+        sum.saturating_add(channel.receivable_msat)
+    });
+    Ok(view)
+}
+
+fn channel(kit: &ExitKit, view: &ChannelView) -> Option<LimitChannel> {
+    let stands = matches!(view.state, ChannelState::Opening | ChannelState::Open);
+    let all = kit.channels();
+    let own = all
+        .iter()
+        .find(|own| own.leaf_id.to_string() == view.leaf)?;
+    stands.then(|| LimitChannel {
+        factory: view.factory,
+        leaf: view.leaf.clone(),
+        sale: own.sale,
+        capacity_sat: view.capacity_sat,
+        receivable_msat: if view.usable { view.receivable_msat } else { 0 },
+    })
+}
+
+fn stock(kit: &ExitKit) -> Option<StockView> {
+    let stock = Stock::of_kit(kit).ok()?;
+    Some(StockView {
+        factory: kit.factory_id,
+        left_sat: stock.amount().to_sat(),
+        least_sat: least_channel(stock.params()).to_sat(),
+        sales: u8::try_from(stock.sales().len()).unwrap_or(u8::MAX),
+        most_sales: stock.params().chain_depth_max,
+    })
+}

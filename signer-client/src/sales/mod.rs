@@ -1,0 +1,54 @@
+//! Inbound liquidity, bought from a factory's stock (protocol.md section 6), and signing with others who buy.
+//!
+//! | file | what |
+//! |---|---|
+//! | `quote` | whether a quote is what was asked for, and what holding it would mean |
+//! | `limit` | what can be received, and what of it is covered |
+//! | `api` | what whoever embeds the wallet calls |
+//! | `shop` | what a purchase needs of the coordinator and of the Lightning node |
+//! | `desk` | brings purchases forward, through every crash and every lost connection |
+//! | `offers` | what an offer is judged by |
+//! | `driver` | signs: one machine for each stock |
+//! | `resumed` | goes on with what was signed before a restart |
+//! | `ground` | lets the Lightning node expect what was bought |
+//!
+//! Whatever must survive is in the store before it has an effect.
+
+mod api;
+mod desk;
+mod driver;
+mod error;
+mod ground;
+mod limit;
+mod offers;
+mod quote;
+mod resumed;
+mod shop;
+#[cfg(test)]
+mod tests;
+
+use tokio::sync::{Mutex, Notify};
+
+pub(crate) use api::purchases;
+pub use api::{PurchaseView, UpgradeOptions};
+pub(crate) use desk::run;
+pub(crate) use driver::Driver;
+pub use error::{QuoteRefusal, SaleError};
+pub(crate) use limit::limit;
+pub use limit::{CoverageView, LimitChannel, LimitView, StockView};
+pub use quote::LimitQuote;
+
+/// Between those who buy, those who bring purchases forward, and those who sign.
+#[derive(Debug, Default)]
+pub(crate) struct Sales {
+    /// One of them at a time moves a purchase.
+    turn: Mutex<()>,
+    news: Notify,
+}
+
+impl Sales {
+    /// Something changed that an open purchase may wait for.
+    pub(crate) fn wake(&self) {
+        self.news.notify_one();
+    }
+}

@@ -1,0 +1,153 @@
+//! What an offer is judged by, beside the rules of the machine: this wallet's own purchases, and whether the factory is one to sign in.
+
+use std::sync::Arc;
+
+use bitcoin::Amount;
+use bitcoin::OutPoint;
+use factory_tree::ceremony::message::DeclineReason;
+use factory_tree::ids::{FactoryId, LeafId, SaleId};
+use factory_tree::kit::ExitKit;
+use factory_tree::output::OutputRole;
+use factory_tree::sale::message::Offer;
+use factory_tree::sale::order::{PurchaseState, Quote};
+use factory_tree::sale::rules::{Agreed, Place, Role, SaleRule};
+use factory_tree::units::Height;
+
+use crate::client::Inner;
+use crate::error::Result;
+use crate::store::{Direction, FactoryRow, PaymentState, PurchaseRow};
+
+/// The stock that a kit's client shares.
+fn stock_of(kit: &ExitKit) -> Option<OutPoint> {
+    let leaf = kit.path().last()?;
+    let mut own = kit.own_outputs(leaf);
+    let found = own.find(|(_, output, _)| output.role == OutputRole::Stock);
+    found.map(|(outpoint, ..)| outpoint)
+}
+
+/// The factory whose stock this is.
+pub(super) async fn find(
+    client: &Inner,
+    stock: OutPoint,
+) -> Result<Option<(FactoryRow, Arc<ExitKit>)>> {
+    for row in client.store.factories().await? {
+        if let Some(kit) = client.kits.sound(row.factory).await?
+            && stock_of(&kit) == Some(stock)
+        {
+            return Ok(Some((row, kit)));
+        }
+    }
+    Ok(None)
+}
+
+/// Why nothing is signed in a factory now.
+pub(super) async fn unfit(client: &Inner, row: &FactoryRow) -> Result<Option<String>> {
+    let factory = row.factory;
+    if !row.stands() {
+        return Ok(Some(format!("it is {}", row.state())));
+    }
+    if client.followed_height() == 0 {
+        return Ok(Some("the chain is not followed yet".to_owned()));
+    }
+    let exits = client.store.exits().await?;
+    if exits.iter().any(|exit| exit.factory == factory) {
+        return Ok(Some("it is being left".to_owned()));
+    }
+    let spends = client.store.spends().await?;
+    if spends.iter().any(|spend| spend.outpoint == row.funding) {
+        return Ok(Some("it is on the chain".to_owned()));
+    }
+    let moves = client.store.moves().await?;
+    if moves.iter().any(|begun| begun.from == factory) {
+        return Ok(Some("its balance moves to another".to_owned()));
+    }
+    Ok(None)
+}
+
+/// Whether a purchase is one that we pay for.
+async fn is_paid(client: &Inner, row: &PurchaseRow) -> Result<bool> {
+    let (true, Some(hash)) = (
+        matches!(row.state, PurchaseState::Paid | PurchaseState::Sold),
+        row.hash,
+    ) else {
+        return Ok(false);
+    };
+    let payment = client.store.payment(hash, Direction::Out).await?;
+    Ok(payment.is_some_and(|payment| payment.state != PaymentState::Failed))
+}
+
+/// Whether a leaf id had a channel, or is to have another.
+async fn is_used(client: &Inner, leaf: LeafId, sale: SaleId) -> Result<bool> {
+    let joins = client.store.joins().await?;
+    if joins.iter().any(|join| join.leaf_id == leaf) {
+        return Ok(true);
+    }
+    let purchases = client.store.purchases().await?;
+    let other = |row: &PurchaseRow| row.leaf_id == leaf && row.sale != sale;
+    if purchases.iter().any(other) {
+        return Ok(true);
+    }
+    for row in client.store.factories().await? {
+        if let Some(kit) = client.kits.sound(row.factory).await?
+            && kit.channels().iter().any(|channel| channel.leaf_id == leaf)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What this wallet agreed to.
+pub(super) async fn agreed(
+    client: &Inner,
+    factory: FactoryId,
+    kit: &ExitKit,
+    offer: &Offer,
+) -> Result<std::result::Result<Agreed, DeclineReason>> {
+    let tip = Height(client.followed_height());
+    if offer.sale.bought.position != kit.position {
+        return Ok(Ok(Agreed {
+            role: Role::Mate {
+                least_bonus: Amount::ZERO,
+            },
+            // A bonus that nobody drew a place for is none.
+            place: None,
+            place_used: false,
+            tip,
+        }));
+    }
+    let refused = |rule: SaleRule, found: String| {
+        let rule = rule.name().to_owned();
+        Ok(Err(DeclineReason::Refused { rule, found }))
+    };
+    let purchase = client.store.purchase(offer.round.sale).await?;
+    let Some(purchase) = purchase.filter(|row| row.factory == factory) else {
+        return refused(SaleRule::Members, "nothing was ordered".to_owned());
+    };
+    if !is_paid(client, &purchase).await? {
+        return refused(
+            SaleRule::Members,
+            "what was ordered is not paid for".to_owned(),
+        );
+    }
+    let quote = match Quote::parse(&purchase.quote.text) {
+        Ok(quote) => quote,
+        Err(error) => return refused(SaleRule::Members, error.to_string()),
+    };
+    if tip > quote.sign_until {
+        let found = format!("the tip is {tip}, the quote was until {}", quote.sign_until);
+        return refused(SaleRule::Deadline, found);
+    }
+    Ok(Ok(Agreed {
+        role: Role::Buyer {
+            ordered: quote.asked,
+            consent: purchase.consent,
+        },
+        place: Some(Place {
+            leaf_id: purchase.leaf_id,
+            channel_key: purchase.channel_key,
+        }),
+        place_used: is_used(client, purchase.leaf_id, purchase.sale).await?,
+        tip,
+    }))
+}
