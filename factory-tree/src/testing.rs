@@ -498,6 +498,50 @@ impl SignedFactory {
     }
 }
 
+/// The signed sales of a stock, and the kits of its clients.
+#[derive(Clone, Debug)]
+pub struct Sold {
+    pub signed: SignedFactory,
+    pub stock: Stock,
+    pub kits: Vec<ExitKit>,
+}
+
+impl Sold {
+    /// The unsold stock that the first client shares.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn new(factory: TestFactory) -> Self {
+        let signed = factory.sign();
+        let stock = signed.factory.stock(0);
+        let kits = stock
+            .clients()
+            .map(|position| signed.kit(position))
+            .collect();
+        Self {
+            signed,
+            stock,
+            kits,
+        }
+    }
+
+    /// The next sale, as in [`TestFactory::sale`], in every kit.
+    ///
+    /// # Panics
+    /// When it cannot be sold.
+    pub fn sell(&mut self, buyer: u32, sat: u64, bonus: &[(u32, u64)]) {
+        let factory = &self.signed.factory;
+        let sale = factory.sale(&self.stock, buyer, sat, bonus);
+        let txs = self.stock.push(sale).unwrap();
+        let signatures = factory.sign_sale(&txs);
+        for kit in &mut self.kits {
+            let channel = factory.sign_sold_channel(&txs, kit.position);
+            *kit = kit.with_sale(&txs, &signatures, channel.as_ref()).unwrap();
+        }
+    }
+}
+
 /// How many cases a property test runs: `usual`, or ten times as many when `SUPERSCALAR_LONG` is
 /// set.
 #[must_use]

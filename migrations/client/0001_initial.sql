@@ -148,9 +148,11 @@ CREATE TABLE invoices (
 ) STRICT;
 CREATE INDEX invoices_by_expiry ON invoices (expires_time);
 
--- What the Lightning node said last of the channel on a factory's leaf, and its commitment once that may be published.
+-- What the Lightning node said last of a factory's channels, and their commitments once those may be published: the leaf's own, and those
+-- bought from its stock.
 CREATE TABLE channels (
-    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    leaf_id BLOB PRIMARY KEY CHECK (length(leaf_id) = 16),
+    factory_id BLOB NOT NULL REFERENCES factories (factory_id),
     view TEXT,
     commitment BLOB
 ) STRICT;
@@ -167,6 +169,9 @@ CREATE TABLE parts (
     hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
     from_factory BLOB NOT NULL REFERENCES moves (from_factory),
     to_factory BLOB NOT NULL REFERENCES factories (factory_id),
+    -- Over which channels.
+    from_leaf BLOB NOT NULL CHECK (length(from_leaf) = 16),
+    to_leaf BLOB NOT NULL CHECK (length(to_leaf) = 16),
     -- What is to arrive.
     amount_msat INTEGER NOT NULL,
     -- What the coordinator's payment carries.

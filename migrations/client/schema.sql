@@ -15,7 +15,8 @@ CREATE TABLE chain_txs (
 CREATE INDEX chain_txs_by_height ON chain_txs (height);
 
 CREATE TABLE channels (
-    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    leaf_id BLOB PRIMARY KEY CHECK (length(leaf_id) = 16),
+    factory_id BLOB NOT NULL REFERENCES factories (factory_id),
     view TEXT,
     commitment BLOB
 ) STRICT;
@@ -144,6 +145,9 @@ CREATE TABLE parts (
     hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
     from_factory BLOB NOT NULL REFERENCES moves (from_factory),
     to_factory BLOB NOT NULL REFERENCES factories (factory_id),
+    -- Over which channels.
+    from_leaf BLOB NOT NULL CHECK (length(from_leaf) = 16),
+    to_leaf BLOB NOT NULL CHECK (length(to_leaf) = 16),
     -- What is to arrive.
     amount_msat INTEGER NOT NULL,
     -- What the coordinator's payment carries.

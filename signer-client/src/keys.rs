@@ -39,8 +39,10 @@ pub struct HandoverSecrets {
     pub factory: SecretKey,
     /// Of the payout script's output key, even (BIP-341).
     pub payout: SecretKey,
-    /// Channel funding key.
+    /// Funding key of the channel it was born with.
     pub channel: SecretKey,
+    /// Those of the channels that were bought there, in the order of the sales.
+    pub sold: Vec<SecretKey>,
 }
 
 impl fmt::Debug for HandoverSecrets {
@@ -54,6 +56,7 @@ impl Drop for HandoverSecrets {
         self.factory.non_secure_erase();
         self.payout.non_secure_erase();
         self.channel.non_secure_erase();
+        self.sold.iter_mut().for_each(SecretKey::non_secure_erase);
     }
 }
 
@@ -158,9 +161,9 @@ impl ClientKeys {
         signer
     }
 
-    /// The secrets of a join, for the coordinator that takes its factory over (protocol.md section 7.3).
+    /// The secrets of a join and of what was bought in its factory, for the coordinator that takes that over (protocol.md section 7.3).
     #[must_use]
-    pub fn handover_secrets(&self, join_nonce: [u8; 16]) -> HandoverSecrets {
+    pub fn handover_secrets(&self, join_nonce: [u8; 16], bought: &[LeafId]) -> HandoverSecrets {
         let mut payout = self.payout_signer(join_nonce);
         let secret = payout.secret_key();
         // An x-only key stands for the even one of two (BIP-340).
@@ -175,6 +178,10 @@ impl ClientKeys {
             channel: self
                 .leaf
                 .funding_secret(LeafId::derive(&join_nonce, 0).as_u128()),
+            sold: bought
+                .iter()
+                .map(|leaf| self.leaf.funding_secret(leaf.as_u128()))
+                .collect(),
         }
     }
 

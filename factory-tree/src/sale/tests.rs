@@ -10,7 +10,7 @@ use crate::kit::{ExitKit, KitError};
 use crate::output::{MIN_OUTPUT, OutputRole};
 use crate::params::{ExpiryPolicy, FactoryParams, Profile};
 use crate::purpose::{Purpose, classify};
-use crate::testing::{SignedFactory, TestFactory};
+use crate::testing::{Sold, TestFactory};
 use crate::tx::TxKind;
 use crate::units::Blocks;
 
@@ -205,40 +205,6 @@ fn a_stock_carries_no_more_sales_than_agreed() {
         stock.capacity_for(sat(10_000), sat(0)),
         Err(StockError::Depth(4))
     );
-}
-
-/// The signed sales of a stock, and the kits of its clients.
-pub(super) struct Sold {
-    pub signed: SignedFactory,
-    pub stock: Stock,
-    pub kits: Vec<ExitKit>,
-}
-
-impl Sold {
-    pub(super) fn new(factory: TestFactory) -> Self {
-        let signed = factory.sign();
-        let stock = signed.factory.stock(0);
-        let kits = stock
-            .clients()
-            .map(|position| signed.kit(position))
-            .collect();
-        Self {
-            signed,
-            stock,
-            kits,
-        }
-    }
-
-    pub(super) fn sell(&mut self, buyer: u32, sat: u64, bonus: &[(u32, u64)]) {
-        let factory = &self.signed.factory;
-        let sale = factory.sale(&self.stock, buyer, sat, bonus);
-        let txs = self.stock.push(sale).unwrap();
-        let signatures = factory.sign_sale(&txs);
-        for kit in &mut self.kits {
-            let channel = factory.sign_sold_channel(&txs, kit.position);
-            *kit = kit.with_sale(&txs, &signatures, channel.as_ref()).unwrap();
-        }
-    }
 }
 
 fn sold(policy: ExpiryPolicy) -> Sold {

@@ -14,7 +14,7 @@ use crate::connection::Outgoing;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::fault;
-use crate::lightning::{coordinator_of, leaf_id, leaf_of, on_node, reconcile};
+use crate::lightning::{coordinator_of, leaf_at, leaf_id, on_node, reconcile};
 
 /// How long a node that is just being started again is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,7 +44,9 @@ impl Driver {
         let client = &self.client;
         let kit = client.kits.get(factory).await?;
         let node = self.node().await?;
-        let leaf = leaf_of(&kit).ok_or(NodeError::UnfitLeaf {
+        let channels = kit.channels();
+        let born = channels.first().and_then(|born| leaf_at(&kit, born));
+        let leaf = born.ok_or(NodeError::UnfitLeaf {
             leaf: leaf_id(&kit),
             what: "its kit has no channel",
         })?;

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bitcoin::consensus::encode::serialize_hex;
-use factory_tree::ids::FactoryId;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -186,14 +185,14 @@ pub(super) async fn channels(context: &Context) -> Result<(), CliError> {
         None => stored(&store).await?,
     };
     let rows = store.channels().await?;
-    let commitment = |factory: FactoryId| {
-        let row = rows.iter().find(|row| row.factory == factory)?;
+    let commitment = |leaf: &str| {
+        let row = rows.iter().find(|row| row.leaf.to_string() == leaf)?;
         row.commitment.as_ref().map(serialize_hex)
     };
     let shown: Vec<Shown> = channels
         .into_iter()
         .map(|channel| Shown {
-            commitment_tx: commitment(channel.factory),
+            commitment_tx: commitment(&channel.leaf),
             channel,
         })
         .collect();

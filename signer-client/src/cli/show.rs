@@ -93,11 +93,18 @@ fn describe(status: &Status, occupant: Option<&Occupant>) -> String {
 /// The account in a few lines; `moving`: what a move does now, in words.
 fn account_text(account: &Account, moving: Option<&str>) -> String {
     let mut lines = vec![format!(
-        "Account     {} sat of at most {} sat; {} sat can be received; {} sat are covered if you stay away",
+        "Account     {} sat of at most {} sat; {} sat can be received; {} sat are covered if you stay away{}",
         with_msat(account.balance_msat),
         grouped(account.limit_sat),
         with_msat(account.inbound_msat),
-        grouped(account.coverage_sat)
+        grouped(account.coverage_sat),
+        match account.coverage_awake_sat {
+            awake if awake != account.coverage_sat && awake < account.limit_sat => format!(
+                ", {} sat if the coordinator breaks off and you look every 60 blocks",
+                grouped(awake)
+            ),
+            _ => String::new(),
+        }
     )];
     if let Some(window) = &account.window {
         let heights = || {
@@ -164,14 +171,13 @@ fn factory_table(factories: &[FactoryView]) -> String {
             },
         );
         let confirmed = factory.confirmed_height;
+        let ours = factory.channels.iter().map(|channel| channel.ours_msat);
+        let ours = ours.reduce(u64::saturating_add);
         table.row([
             short(&factory.factory),
             factory.state.to_owned(),
             grouped(factory.capacity_sat),
-            factory
-                .channel
-                .as_ref()
-                .map_or("-".to_owned(), |channel| with_msat(channel.ours_msat)),
+            ours.map_or("-".to_owned(), with_msat),
             grouped(factory.coverage_sat),
             confirmed.map_or("-".to_owned(), |height| height.to_string()),
             factory.expiry_height.to_string(),
@@ -253,9 +259,13 @@ fn quote_text(quote: &Quote) -> String {
         "Staying away pays nothing: this factory must be left in time.".to_owned()
     };
     format!(
-        "Leaving factory {} brings the {} sat that are yours on Lightning, of a channel of {} sat:\n\n{}\nThe channel is on the chain after {} blocks at least, {} at worst; its timeout is valid at height {}.\n{away}",
+        "Leaving factory {} brings the {} sat that are yours on Lightning, of {} of {} sat:\n\n{}\nThe channel is on the chain after {} blocks at least, {} at worst; its timeout is valid at height {}.\n{away}",
         short(&quote.factory),
         with_msat(quote.lightning_msat),
+        match quote.channels {
+            1 => "a channel".to_owned(),
+            several => format!("{several} channels"),
+        },
         grouped(quote.capacity_sat),
         table.render(),
         quote.least_delay_blocks,

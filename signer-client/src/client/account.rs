@@ -1,9 +1,11 @@
 //! The account in plain words: what there is, what can come, what happens next and when. From the store alone.
 
+use bitcoin::{Amount, OutPoint};
 use factory_tree::exit::ExitPlan;
 use factory_tree::ids::FactoryId;
 use factory_tree::kit::ExitKit;
 use factory_tree::ladder::blocks_in_words;
+use factory_tree::sale::Coverage;
 use factory_tree::units::Height;
 use serde::Serialize;
 
@@ -20,12 +22,14 @@ use crate::store::{
 pub struct Account {
     /// What is this wallet's on Lightning, in thousandths of a satoshi.
     pub balance_msat: u64,
-    /// The most that it could hold: the capacities of the factories that it stays in.
+    /// The most that it could hold: the capacities of all channels in the factories that it stays in.
     pub limit_sat: u64,
     /// What can be received now.
     pub inbound_msat: u64,
     /// What the timeouts pay at least if the wallet stays away from now on, net.
     pub coverage_sat: u64,
+    /// The same if the coordinator breaks off wherever it likes and the wallet looks every 60 blocks, what it bought included; net.
+    pub coverage_awake_sat: u64,
     /// What a month was agreed to cost, in the youngest factory.
     pub monthly_fee_sat: u64,
     /// When the wallet has to be online next.
@@ -87,14 +91,73 @@ pub struct NoticeView {
 struct Held<'a> {
     row: &'a FactoryRow,
     kit: &'a ExitKit,
-    channel: Option<&'a ChannelView>,
+    /// Those of its channels that are not spent.
+    channels: Vec<&'a ChannelView>,
+    /// Outputs of those that are.
+    spent: Vec<OutPoint>,
 }
 
-impl Held<'_> {
+impl<'a> Held<'a> {
+    fn new(row: &'a FactoryRow, kit: &'a ExitKit, channels: &'a [ChannelView]) -> Self {
+        let own = channels.iter().filter(|view| view.factory == row.factory);
+        let (spent, channels): (Vec<_>, Vec<_>) = own.partition(|view| view.spent.is_some());
+        Self {
+            row,
+            kit,
+            channels,
+            spent: spent.into_iter().map(|view| view.outpoint).collect(),
+        }
+    }
+
+    /// Whether nothing of it is off the chain any more.
+    fn is_over(&self) -> bool {
+        !self.spent.is_empty() && self.channels.is_empty()
+    }
+
     fn balance(&self) -> u64 {
         let stands =
-            |view: &&ChannelView| matches!(view.state, ChannelState::Open | ChannelState::Leaving);
-        self.channel.filter(stands).map_or(0, |view| view.ours_msat)
+            |view: &&&ChannelView| matches!(view.state, ChannelState::Open | ChannelState::Leaving);
+        let standing = self.channels.iter().filter(stands);
+        standing.fold(0, |sum, view| sum.saturating_add(view.ours_msat))
+    }
+
+    fn capacity(&self) -> u64 {
+        let channels = self.kit.channels().into_iter();
+        let left = channels.filter(|channel| !self.spent.contains(&channel.outpoint));
+        left.fold(0, |sum, channel| {
+            sum.saturating_add(channel.capacity.to_sat())
+        })
+    }
+
+    fn receivable(&self) -> u64 {
+        let channels = self.channels.iter();
+        channels.fold(0, |sum, view| sum.saturating_add(view.receivable_msat))
+    }
+
+    /// What its timeouts and poisons pay: nothing is promised of what is on the chain in part already.
+    fn coverage(&self) -> Covered {
+        match self.spent.is_empty() {
+            true => Covered::of(self.kit),
+            false => Covered::default(),
+        }
+    }
+}
+
+/// What a kit is sure to pay, net.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Covered {
+    /// If the wallet stays away.
+    pub(crate) away: Amount,
+    /// If it looks every 60 blocks.
+    pub(crate) awake: Amount,
+}
+
+impl Covered {
+    pub(crate) fn of(kit: &ExitKit) -> Self {
+        let away = ExitPlan::new(kit).coverage.least();
+        // The sales of a verified kit are what they should be.
+        let awake = Coverage::of_kit(kit).map_or(Amount::ZERO, |coverage| coverage.awake);
+        Self { away, awake }
     }
 }
 
@@ -108,24 +171,16 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
     let rows = store.factories().await?;
     let moves = store.moves().await?;
     let mut sound = Vec::new();
-    // What of a factory is on the chain already is the on-chain balance's: nothing of it moves, and no timeout pays it.
-    let is_spent = |row: &FactoryRow| {
-        let mut own = channels.iter().filter(|view| view.factory == row.factory);
-        own.any(|view| view.spent.is_some())
-    };
-    let in_use = |row: &&FactoryRow| row.is_live() && row.usable && !is_spent(row);
-    for row in rows.iter().filter(in_use) {
+    for row in rows.iter().filter(|row| row.is_live() && row.usable) {
         if let Some(kit) = kits.sound(row.factory).await? {
             sound.push((row, kit));
         }
     }
+    // What of a factory is on the chain already is the on-chain balance's: nothing of it moves, and no timeout pays it.
     let held: Vec<Held<'_>> = sound
         .iter()
-        .map(|(row, kit)| Held {
-            row,
-            kit,
-            channel: channels.iter().find(|view| view.factory == row.factory),
-        })
+        .map(|(row, kit)| Held::new(row, kit, &channels))
+        .filter(|own| !own.is_over())
         .collect();
     let mut account = sums(&held, &moves, height);
     for begun in &moves {
@@ -146,15 +201,14 @@ fn sums(held: &[Held<'_>], moves: &[MoveRow], height: Option<u32>) -> Account {
     };
     let kept = || held.iter().filter(|own| !leaves(own));
     let covered = held.iter().filter(|own| !own.row.is_given_away());
+    let covered: Vec<Covered> = covered.map(Held::coverage).collect();
     let youngest = held.iter().max_by_key(|own| own.row.expiry);
     Account {
         balance_msat: sum(&mut held.iter().map(Held::balance)),
-        limit_sat: sum(&mut kept().map(|own| own.row.capacity.to_sat())),
-        inbound_msat: sum(&mut held
-            .iter()
-            .filter_map(|own| own.channel)
-            .map(|view| view.receivable_msat)),
-        coverage_sat: sum(&mut covered.map(|own| ExitPlan::new(own.kit).coverage.least().to_sat())),
+        limit_sat: sum(&mut kept().map(Held::capacity)),
+        inbound_msat: sum(&mut held.iter().map(Held::receivable)),
+        coverage_sat: sum(&mut covered.iter().map(|own| own.away.to_sat())),
+        coverage_awake_sat: sum(&mut covered.iter().map(|own| own.awake.to_sat())),
         monthly_fee_sat: youngest.map_or(0, |own| own.row.fee.to_sat()),
         window: held
             .iter()
@@ -260,14 +314,15 @@ fn notices(held: &[Held<'_>], told: &[NoticeRow], declined: &[DeclineRow]) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use bitcoin::{Amount, Network, OutPoint};
-    use channel_host::{Msat, PaymentHash};
+    use bitcoin::Network;
+    use channel_host::{LeafId, Msat, PaymentHash};
     use factory_tree::ceremony::message::Round;
     use factory_tree::ids::{Attempt, CeremonyId};
-    use factory_tree::params::{FactoryParams, Profile};
+    use factory_tree::params::{ExpiryPolicy, FactoryParams, Profile};
     use factory_tree::testing::TestFactory;
 
     use super::*;
+    use crate::lightning::SpentView;
     use crate::store::{Agreed, Token};
 
     fn kit() -> ExitKit {
@@ -325,6 +380,8 @@ mod tests {
             hash: PaymentHash([n; 32]),
             from: FactoryId([1; 32]),
             to: FactoryId([2; 32]),
+            from_leaf: LeafId([1; 16]),
+            to_leaf: LeafId([2; 16]),
             amount: Msat(amount),
             token: Token([0; 32]),
             asked: Height(1),
@@ -343,21 +400,8 @@ mod tests {
     fn what_is_moved_out_of_counts_its_balance_and_no_limit() {
         let kit = kit();
         let (old, new) = (row(1, &kit, Height(5000)), row(2, &kit, Height(6000)));
-        let (left, right) = (channel(1, 40_000), channel(2, 60_000));
-        let held = |old, new| {
-            [
-                Held {
-                    row: old,
-                    kit: &kit,
-                    channel: Some(&left),
-                },
-                Held {
-                    row: new,
-                    kit: &kit,
-                    channel: Some(&right),
-                },
-            ]
-        };
+        let (left, right) = ([channel(1, 40_000)], [channel(2, 60_000)]);
+        let held = |old, new| [Held::new(old, &kit, &left), Held::new(new, &kit, &right)];
         let begun = MoveRow {
             from: old.factory,
             total: Msat(100_000),
@@ -384,11 +428,7 @@ mod tests {
     fn the_window_is_told_in_words() {
         let kit = kit();
         let row = row(1, &kit, kit.expiry);
-        let own = Held {
-            row: &row,
-            kit: &kit,
-            channel: None,
-        };
+        let own = Held::new(&row, &kit, &[]);
         let calendar = calendar(&kit);
         let at = |height: Height| window(&own, Some(height.0)).words.unwrap();
         assert!(at(kit.birth).contains("about 30 days"), "{}", at(kit.birth));
@@ -401,12 +441,8 @@ mod tests {
     fn a_move_is_told_in_parts() {
         let kit = kit();
         let row = row(1, &kit, kit.expiry);
-        let left = channel(1, 25);
-        let own = Held {
-            row: &row,
-            kit: &kit,
-            channel: Some(&left),
-        };
+        let left = [channel(1, 25)];
+        let own = Held::new(&row, &kit, &left);
         let begun = MoveRow {
             from: row.factory,
             total: Msat(52),
@@ -425,5 +461,41 @@ mod tests {
             (20, 25, 14)
         );
         assert_eq!((view.state, view.to), ("moving", Some(FactoryId([2; 32]))));
+    }
+
+    #[test]
+    fn all_channels_of_a_factory_are_one_account() {
+        let [kit, _] = crate::exit::tests::sold(ExpiryPolicy::ClientRefund);
+        let row = row(1, &kit, kit.expiry);
+        let [born, first, third] = kit.channels().try_into().unwrap();
+        let at = |outpoint, ours| ChannelView {
+            outpoint,
+            ..channel(1, ours)
+        };
+        let mut views = [
+            at(born.outpoint, 40_000),
+            at(first.outpoint, 5_000),
+            at(third.outpoint, 1),
+            channel(2, 900_000),
+        ];
+        let all = sums(&[Held::new(&row, &kit, &views)], &[], None);
+        assert_eq!((all.balance_msat, all.inbound_msat), (45_001, 3_000));
+        assert_eq!(all.limit_sat, 330_000);
+        let sure = Coverage::of_kit(&kit).unwrap();
+        assert_eq!(sure.held.to_sat(), all.limit_sat);
+        assert_eq!(all.coverage_awake_sat, sure.awake.to_sat());
+        let away = ExitPlan::new(&kit).coverage.least();
+        assert_eq!(all.coverage_sat, away.to_sat());
+        // A poison paid for one of them: the others go on.
+        views[2].spent = Some(SpentView {
+            kind: "poison".to_owned(),
+            txid: third.outpoint.txid,
+            height: 9,
+        });
+        let own = Held::new(&row, &kit, &views);
+        assert!(!own.is_over());
+        let left = sums(&[own], &[], None);
+        assert_eq!((left.balance_msat, left.limit_sat), (45_000, 300_000));
+        assert_eq!((left.coverage_sat, left.coverage_awake_sat), (0, 0));
     }
 }

@@ -10,7 +10,7 @@ use factory_tree::units::Height;
 use serde::{Deserialize, Serialize};
 
 use super::SignerClient;
-use super::account::{Account, account};
+use super::account::{Account, Covered, account};
 use super::kits::KitCache;
 use crate::error::{Error, Result};
 use crate::exit::{Whereabouts, coins_suffice, is_late, leave_by, unrolled};
@@ -57,7 +57,7 @@ pub struct FactoryView {
     pub state: &'static str,
     /// `client_refund` or `lsp_reclaim`; nothing if the kit is no good.
     pub expiry_policy: Option<ExpiryPolicy>,
-    /// Channel capacity.
+    /// The capacities of its channels.
     pub capacity_sat: u64,
     /// Its funding output.
     pub funding: OutPoint,
@@ -71,10 +71,12 @@ pub struct FactoryView {
     pub leave_by_height: Option<u32>,
     /// What the timeouts pay, whatever happens, net.
     pub coverage_sat: u64,
+    /// What is sure if the coordinator breaks off wherever it likes and the wallet looks every 60 blocks, what it bought included; net.
+    pub coverage_awake_sat: u64,
     /// What a month in it was agreed to cost.
     pub fee_sat: u64,
-    /// The channel on its leaf, as the Lightning node said last.
-    pub channel: Option<ChannelView>,
+    /// Its channels, as the Lightning node said last: the one on its leaf, and those that were bought.
+    pub channels: Vec<ChannelView>,
     /// The exit under way or done.
     pub exit: Option<InFlight>,
 }
@@ -101,11 +103,11 @@ pub struct Balance {
     pub confirmed_sat: u64,
     /// Its coins that are on their way.
     pub unconfirmed_sat: u64,
-    /// Confirmed outputs of timeouts to this wallet's payout keys, not swept.
+    /// Confirmed outputs of timeouts and poisons to this wallet's payout keys, not swept.
     pub payouts_sat: u64,
-    /// Payouts of timeouts that are published and not confirmed yet.
+    /// Payouts of timeouts and poisons that are published and not confirmed yet.
     pub payouts_coming_sat: u64,
-    /// Capacity in live factories that no timeout has paid out. Of it only the Lightning balance is this wallet's, so it is no part of the total.
+    /// Capacity in live factories that no timeout or poison has paid out. Of it only the Lightning balance is this wallet's, so it is no part of the total.
     pub in_factories_sat: u64,
     /// What it has on Lightning.
     #[serde(flatten)]
@@ -123,15 +125,17 @@ pub struct Balance {
 pub struct Quote {
     /// The factory.
     pub factory: FactoryId,
-    /// Channel capacity.
+    /// The capacities of its channels.
     pub capacity_sat: u64,
-    /// What leaving brings, beside what payments under way bring: this wallet's side of the channel, in thousandths of a satoshi.
+    /// How many these are.
+    pub channels: usize,
+    /// What leaving brings, beside what payments under way bring: this wallet's side of the channels, in thousandths of a satoshi.
     pub lightning_msat: u64,
     /// `client_refund` or `lsp_reclaim`.
     pub expiry_policy: ExpiryPolicy,
     /// `T`.
     pub expiry_height: u32,
-    /// Transactions of the path.
+    /// Transactions of the path, with the sales that lead to channels of this wallet.
     pub path_transactions: usize,
     /// Their size, without the children that pay for them.
     pub path_vbytes: u64,
@@ -145,9 +149,12 @@ pub struct Quote {
     pub coverage_sat: u64,
     /// The least that a timeout on the path pays who stays away, net of its fee.
     pub coverage_away_sat: u64,
-    /// What the channel's timeout pays once the leaf is published.
+    /// What the timeout of the leaf's channel pays once the leaf is published.
     pub coverage_channel_sat: u64,
-    /// What the stock's timeout pays on top, if the coordinator does not spend its stock before.
+    /// What the timeouts of bought channels pay on top, once their sales are published.
+    pub coverage_sold_sat: u64,
+    /// What the end of the stock pays on top: its timeout, if the coordinator does not spend its stock before, or a poison of what was sold
+    /// from it.
     pub coverage_stock_sat: u64,
     /// The coins there are to pay with.
     pub coins: Option<Coins>,
@@ -256,21 +263,31 @@ async fn view(
         _ => row.state(),
     };
     let ours = kit.filter(|_| !row.is_given_away());
-    let coverage = ours.map_or(Amount::ZERO, |kit| ExitPlan::new(kit).coverage.least());
+    let covered = ours.map(Covered::of).unwrap_or_default();
     Ok(FactoryView {
         factory: row.factory,
         state,
         expiry_policy: policy,
-        capacity_sat: row.capacity.to_sat(),
+        capacity_sat: kit.map_or(row.capacity, capacity).to_sat(),
         funding: row.funding,
         confirmed_height: row.confirmed.map(|height| height.0),
         birth_height: row.birth.0,
         expiry_height: row.expiry.0,
         leave_by_height: reclaim.map(|kit| leave_by(kit).0),
-        coverage_sat: coverage.to_sat(),
+        coverage_sat: covered.away.to_sat(),
+        coverage_awake_sat: covered.awake.to_sat(),
         fee_sat: row.fee.to_sat(),
-        channel: of_factory(store, row.factory).await?,
+        channels: of_factory(store, row.factory).await?,
         exit,
+    })
+}
+
+/// What all channels of a factory hold.
+fn capacity(kit: &ExitKit) -> Amount {
+    let channels = kit.channels().into_iter();
+    channels.fold(Amount::ZERO, |sum, channel| {
+        sum.checked_add(channel.capacity)
+            .unwrap_or(Amount::MAX_MONEY)
     })
 }
 
@@ -303,7 +320,8 @@ pub async fn quote(
         .get(factory)
         .await?;
     let plan = ExitPlan::new(&kit);
-    let channel = of_factory(store, factory).await?;
+    let channels = of_factory(store, factory).await?;
+    let ours = channels.iter().map(|channel| channel.ours_msat);
     let path: Vec<_> = plan
         .steps
         .iter()
@@ -325,8 +343,9 @@ pub async fn quote(
     };
     Ok(Quote {
         factory,
-        capacity_sat: kit.capacity.to_sat(),
-        lightning_msat: channel.map_or(0, |channel| channel.ours_msat),
+        capacity_sat: capacity(&kit).to_sat(),
+        channels: kit.channels().len(),
+        lightning_msat: ours.fold(0, u64::saturating_add),
         expiry_policy: kit.params.expiry_policy,
         expiry_height: kit.expiry.0,
         path_transactions: path.len(),
@@ -337,6 +356,7 @@ pub async fn quote(
         coverage_sat: plan.coverage.least().to_sat(),
         coverage_away_sat: plan.coverage.away.to_sat(),
         coverage_channel_sat: plan.coverage.channel.to_sat(),
+        coverage_sold_sat: plan.coverage.sold.to_sat(),
         coverage_stock_sat: plan.coverage.stock.to_sat(),
         coins: coins.map(|coins| Coins {
             available_sat: coins.iter().map(|coin| coin.to_sat()).sum(),
@@ -360,8 +380,11 @@ impl SignerClient {
         for payout in unspent {
             payouts_sat += self.left_over(payout.outpoint, payout.amount).await;
         }
-        let (in_factories_sat, payouts_coming_sat) = self.in_factories().await?;
-        let lightning = self.lightning_balance().await?;
+        let (in_factories_sat, payouts_coming_sat, out) = self.in_factories().await?;
+        // What is paid out elsewhere is not counted by its channel as well.
+        let mut channels = self.channels().await?;
+        channels.retain(|channel| !out.contains(&channel.outpoint));
+        let lightning = LightningBalance::of(&channels);
         let checkpoints = inner.wallet.checkpoints().await;
         let confirmed = wallet.confirmed.to_sat();
         let confirmed_sat = confirmed.saturating_add(wallet.locked.to_sat());
@@ -396,13 +419,13 @@ impl SignerClient {
         }
     }
 
-    /// Capacity still in factories, and payouts that are on their way out of them.
-    async fn in_factories(&self) -> Result<(u64, u64)> {
+    /// Capacity still in factories, payouts that are on their way out of them, and the channels that these pay for.
+    async fn in_factories(&self) -> Result<(u64, u64, Vec<OutPoint>)> {
         let inner = &self.inner;
         let tip = inner.wallet.checkpoints().await;
         let tip = Height(tip.last().map_or(0, |block| block.height));
         let chain = crate::exit::view(&inner.store, tip).await?;
-        let (mut inside, mut coming) = (0u64, 0u64);
+        let (mut inside, mut coming, mut out) = (0u64, 0u64, Vec::new());
         for row in inner.store.factories().await? {
             if !row.is_live() || row.is_given_away() || row.confirmed.is_none() {
                 continue;
@@ -414,14 +437,13 @@ impl SignerClient {
             let published = inner.store.published(row.factory).await?;
             let published = published.iter().map(|row| row.txid).collect();
             let found = Whereabouts::of(&kit, &chain, &published);
-            if found.inside {
-                inside = inside.saturating_add(row.capacity.to_sat());
-            }
+            inside = inside.saturating_add(found.inside.to_sat());
             for (outpoint, amount) in found.coming {
                 coming = coming.saturating_add(self.left_over(outpoint, amount).await);
             }
+            out.extend(found.out);
         }
-        Ok((inside, coming))
+        Ok((inside, coming, out))
     }
 
     /// Confirmed, free coins of the on-chain wallet.

@@ -5,14 +5,19 @@ use std::collections::HashMap;
 
 use bitcoin::{Amount, FeeRate, Txid};
 use chain::ChainSource;
+use factory_tree::exit::ChainView;
 use factory_tree::kit::{ExitKit, KitTx};
+use factory_tree::tx::TxKind;
 use factory_tree::units::Height;
 
+use super::stock;
 use crate::error::Result;
 use crate::store::FeeChildRow;
 
 /// Confirmation wished for while there is time, in blocks.
 pub(crate) const RELAXED_TARGET: u16 = 6;
+/// A sale or a poison is to take no more than this part of the time that it has.
+const HURRY: u32 = 4;
 /// After how many blocks without a confirmation the feerate is raised by a quarter.
 const PATIENCE: u32 = 2;
 /// Most such steps: about 86 times the estimate, if the budget allows.
@@ -21,27 +26,37 @@ const MOST_STEPS: u32 = 20;
 /// The last height at which `tx` is of use.
 ///
 /// The path is of use until `T`: then the timeouts are valid, or, where there are none, the
-/// coordinator may reclaim. Timeouts have no deadline of their own.
-const fn deadline(kit: &ExitKit, tx: &KitTx) -> Height {
-    if tx.is_path() {
-        kit.expiry
-    } else {
-        Height(u32::MAX)
+/// coordinator may reclaim. Timeouts have no deadline of their own. Sales and poisons have that of
+/// the stock.
+fn deadline(kit: &ExitKit, tx: &KitTx, view: &ChainView) -> Height {
+    match tx.kind {
+        TxKind::Timeout => Height(u32::MAX),
+        TxKind::StockChain | TxKind::Poison => stock::deadline(kit, tx, view),
+        _ => kit.expiry,
     }
 }
 
 /// Blocks in which the node should think that `tx` confirms.
-pub(super) fn target(kit: &ExitKit, tx: &KitTx, tip: Height) -> u16 {
+pub(super) fn target(kit: &ExitKit, tx: &KitTx, view: &ChainView) -> u16 {
+    let left = deadline(kit, tx, view).since(view.tip).0;
+    let each = match tx.kind {
+        // One at a time: the clock of the next begins when it is confirmed.
+        TxKind::StockChain | TxKind::Poison => left.checked_div(HURRY).unwrap_or(0),
+        _ => each_level(kit, left),
+    };
+    u16::try_from(each.clamp(1, RELAXED_TARGET.into())).unwrap_or(1)
+}
+
+/// What there is for each level of the path.
+fn each_level(kit: &ExitKit, left: u32) -> u32 {
     let levels = kit.path().count() as u32;
     // What all further levels wait for at least.
     let delays: u32 = kit
         .path()
         .map(|tx| tx.timelock.delay.map_or(1, |delay| delay.0.max(1)))
         .fold(0, u32::saturating_add);
-    let left = deadline(kit, tx).since(tip).0;
     let spare = left.saturating_sub(delays);
-    let each = spare.checked_div(levels.max(1)).unwrap_or(0);
-    u16::try_from(each.clamp(1, RELAXED_TARGET.into())).unwrap_or(1)
+    spare.checked_div(levels.max(1)).unwrap_or(0)
 }
 
 /// The feerate for a transaction that has been waiting for `waited` blocks.

@@ -5,12 +5,15 @@
 mod fees;
 mod publish;
 mod quote;
+mod stock;
+#[cfg(test)]
+pub(crate) mod tests;
 mod whereabouts;
 
 use std::collections::BTreeMap;
 
 use bitcoin::OutPoint;
-use factory_tree::exit::{ChainView, End, Meaning, Spender, Step, next};
+use factory_tree::exit::{ChainView, End, ExitPlan, Meaning, Spender, Step};
 use factory_tree::ids::FactoryId;
 use factory_tree::kit::{ExitKit, KitTx};
 use factory_tree::params::ExpiryPolicy;
@@ -18,6 +21,7 @@ use factory_tree::tx::TxKind;
 use factory_tree::units::{Blocks, Height};
 
 use crate::client::{Inner, Warning};
+use crate::config::ExitConfig;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::lightning::{Ending, ending, leave};
@@ -100,24 +104,22 @@ async fn drive_one(
     let Some(kit) = client.kits.sound(row.factory).await? else {
         return Ok(());
     };
-    let exit = match exit {
-        Some(exit) => exit.clone(),
-        None => match unasked(client, row, &kit, view) {
-            Some(goal) => start(client, row, goal, view.tip).await?,
-            None => return warn(client, row, &kit, view.tip).await,
-        },
+    let exit = match (exit, unasked(&client.config.exit, row, &kit, view)) {
+        // What was begun for the sake of the stock does not keep the rest from being left in time.
+        (Some(exit), Some(Goal::Leave)) if exit.goal == Goal::Timeout => {
+            start(client, row, Goal::Leave, view.tip).await?
+        }
+        (Some(exit), _) => exit.clone(),
+        (None, Some(goal)) => start(client, row, goal, view.tip).await?,
+        (None, None) => return warn(client, row, &kit, view.tip).await,
     };
-    let brain = match exit.goal {
-        Goal::Leave => factory_tree::exit::Goal::Leave,
-        Goal::Timeout => factory_tree::exit::Goal::TimeoutOnly,
-    };
-    let step = next(&kit, brain, view);
+    let step = stock::due(&kit, exit.goal, view);
     if exit.goal == Goal::Leave && step.funded {
         leave(client, &kit).await;
     }
     let ending = ending(client, &kit, &step).await?;
     let progress = if step.funded {
-        let published = publish_all(client, &exit, &kit, &step, view.tip).await?;
+        let published = publish_all(client, &exit, &kit, &step, view).await?;
         progress(&kit, &step, &published, &ending, view.tip)
     } else {
         Progress {
@@ -134,21 +136,19 @@ async fn drive_one(
     close(client, row, &step, &ending, view).await
 }
 
-/// What is to be done without being asked: timeouts at `T`; and, where there are none, leaving
-/// while that is possible.
-fn unasked(client: &Inner, row: &FactoryRow, kit: &ExitKit, view: &ChainView) -> Option<Goal> {
+/// What is to be done without being asked: what was sold from a stock is defended, which has its time; timeouts at `T`; and, where there are
+/// none, leaving while that is possible.
+fn unasked(config: &ExitConfig, row: &FactoryRow, kit: &ExitKit, view: &ChainView) -> Option<Goal> {
     row.confirmed?;
-    match kit.params.expiry_policy {
-        ExpiryPolicy::ClientRefund => {
-            let step = next(kit, factory_tree::exit::Goal::TimeoutOnly, view);
-            let due = !step.publish.is_empty() && client.config.exit.auto_timeout;
-            (due || !step.ends.is_empty()).then_some(Goal::Timeout)
-        }
-        ExpiryPolicy::LspReclaim => {
-            let due = view.tip >= leave_by(kit).minus(Blocks(kit.params.conf_margin));
-            (due && client.config.exit.auto_leave).then_some(Goal::Leave)
-        }
+    let refund = kit.params.expiry_policy == ExpiryPolicy::ClientRefund;
+    let late = view.tip >= leave_by(kit).minus(Blocks(kit.params.conf_margin));
+    if !refund && late && config.auto_leave {
+        return Some(Goal::Leave);
     }
+    let step = stock::due(kit, Goal::Timeout, view);
+    let due = !step.publish.is_empty() && config.auto_timeout;
+    let over = refund && (due || !step.ends.is_empty());
+    (over || stock::defends(kit, &step)).then_some(Goal::Timeout)
 }
 
 /// Where there are no timeouts, tells in the dying days that the factory must be left, and whether
@@ -160,7 +160,10 @@ async fn warn(client: &Inner, row: &FactoryRow, kit: &ExitKit, tip: Height) -> R
         return Ok(());
     }
     let feerate = client.chain.fee_rate(RELAXED_TARGET).await?;
-    let sizes = kit.path().map(KitTx::vbytes);
+    let plan = ExitPlan::new(kit);
+    let ends = |kind| matches!(kind, TxKind::Timeout | TxKind::Poison);
+    let path = plan.steps.iter().filter(|step| !ends(step.kind));
+    let sizes = path.map(|step| step.vbytes);
     let coins_suffice = path_is_paid(&client.coin_values().await, sizes, feerate);
     if client.first_time(row.factory, Warning::LeaveSoon) {
         client.events.emit(Event::LeaveSoon {
@@ -216,13 +219,13 @@ async fn publish_all(
     exit: &ExitRow,
     kit: &ExitKit,
     step: &Step,
-    tip: Height,
+    view: &ChainView,
 ) -> Result<Vec<Published>> {
     let mut published = Vec::with_capacity(step.publish.len());
     if step.publish.is_empty() {
         return Ok(published);
     }
-    let publisher = Publisher::new(client, exit, kit, tip).await?;
+    let publisher = Publisher::new(client, exit, kit, view).await?;
     for index in &step.publish {
         let Some(tx) = kit.txs.get(*index) else {
             continue;
@@ -262,7 +265,7 @@ fn progress(
     }
     if step.only_stock_left(kit) && !step.is_done() {
         return Progress {
-            text: format!("{}; a share in the stock may follow", outcome(step)),
+            text: format!("{}; a share in the stock may follow", outcome(kit, step)),
             until: None,
             done: Some(tip),
         };
@@ -291,7 +294,7 @@ fn progress(
         };
     }
     Progress {
-        text: outcome(step),
+        text: outcome(kit, step),
         until: None,
         done: Some(tip),
     }
@@ -313,6 +316,8 @@ fn on_lightning(ending: &Ending) -> Option<String> {
 fn describe(tx: &KitTx) -> String {
     match tx.kind {
         TxKind::Timeout => format!("the timeout of the {}", spent_name(tx)),
+        TxKind::Poison => format!("the poison of the {}", spent_name(tx)),
+        TxKind::StockChain => "the next sale from the stock".to_owned(),
         _ => format!("the {}", kind_name(tx)),
     }
 }
@@ -332,11 +337,12 @@ pub(crate) fn spent_name(tx: &KitTx) -> String {
     .to_owned()
 }
 
-const fn meaning_text(meaning: Meaning) -> &'static str {
+const fn meaning_text(meaning: Meaning, sold: bool) -> &'static str {
     match meaning {
         Meaning::SpentTogether => "all its keys signed something else",
         Meaning::Reclaimed => "the coordinator took at the expiry what was not published",
         Meaning::OtherState => "another state of the factory was published",
+        Meaning::StockSpent if sold => "the stock was taken, with what was sold from it",
         Meaning::StockSpent => "the coordinator took its unsold stock",
     }
 }
@@ -346,15 +352,26 @@ fn has_no_way(step: &Step) -> bool {
     step.ends.iter().any(stuck)
 }
 
-fn outcome(step: &Step) -> String {
-    let ends = step.ends.iter().map(|end| match end {
-        End::Paid { amount, .. } => format!("paid {} sat", amount.to_sat()),
-        End::Foreign { meaning, .. } => meaning_text(*meaning).to_owned(),
-        End::Lightning { .. } => "the channel's balance was paid out".to_owned(),
-        End::NoTimeout { .. } => "an output that no timeout pays back".to_owned(),
-    });
-    let ends: Vec<String> = ends.collect();
-    format!("done: {}", ends.join(", "))
+fn outcome(kit: &ExitKit, step: &Step) -> String {
+    let (mut texts, mut closed) = (Vec::new(), 0u32);
+    for end in &step.ends {
+        match end {
+            End::Paid { amount, .. } => texts.push(format!("paid {} sat", amount.to_sat())),
+            End::Foreign { meaning, .. } => {
+                texts.push(meaning_text(*meaning, !kit.sales.is_empty()).to_owned());
+            }
+            End::Lightning { .. } => closed = closed.saturating_add(1),
+            End::NoTimeout { .. } => {
+                texts.push("an output that no timeout pays back".to_owned());
+            }
+        }
+    }
+    match closed {
+        0 => {}
+        1 => texts.push("the channel's balance was paid out".to_owned()),
+        several => texts.push(format!("the balances of {several} channels were paid out")),
+    }
+    format!("done: {}", texts.join(", "))
 }
 
 /// Stores and tells how far the exit is, when that has changed.

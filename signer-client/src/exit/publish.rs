@@ -6,10 +6,10 @@ use std::collections::HashSet;
 use bitcoin::{Amount, FeeRate};
 use chain::wallet::{FeeChild, FeeChildRequest, OwnPayout, Published as Outcome, WalletError};
 use chain::{ChainError, RejectKind};
+use factory_tree::exit::ChainView;
 use factory_tree::kit::{ExitKit, KitTx};
 use factory_tree::output::OutputRole;
 use factory_tree::tx::{CHILD_VBYTES, TxKind};
-use factory_tree::units::Height;
 
 use super::{fees, kind_name, spent_name};
 use crate::client::Inner;
@@ -32,7 +32,7 @@ pub(super) struct Publisher<'a> {
     client: &'a Inner,
     exit: &'a ExitRow,
     kit: &'a ExitKit,
-    tip: Height,
+    view: &'a ChainView,
     children: Vec<FeeChildRow>,
     published: Vec<PublishedRow>,
 }
@@ -42,13 +42,13 @@ impl<'a> Publisher<'a> {
         client: &'a Inner,
         exit: &'a ExitRow,
         kit: &'a ExitKit,
-        tip: Height,
+        view: &'a ChainView,
     ) -> Result<Self> {
         Ok(Self {
             client,
             exit,
             kit,
-            tip,
+            view,
             children: client.store.children(exit.factory).await?,
             published: client.store.published(exit.factory).await?,
         })
@@ -57,8 +57,8 @@ impl<'a> Publisher<'a> {
     /// Sees to it that `tx` is in the mempool and pays what it should.
     pub(super) async fn publish(&self, tx: &KitTx) -> Result<Published> {
         let first = self.published.iter().find(|row| row.txid == tx.txid());
-        let waited = first.map_or(0, |row| self.tip.since(row.first_height).0);
-        let target = fees::target(self.kit, tx, self.tip);
+        let waited = first.map_or(0, |row| self.view.tip.since(row.first_height).0);
+        let target = fees::target(self.kit, tx, self.view);
         let chain = self.client.chain.as_ref();
         let base = fees::base(chain, self.exit.feerate, target).await?;
         let feerate = fees::escalated(base, waited);
@@ -103,7 +103,7 @@ impl<'a> Publisher<'a> {
         Ok(Published::Waiting)
     }
 
-    /// What an exit may cost where nobody said: as configured; a timeout at most what it pays us.
+    /// What an exit may cost where nobody said: as configured; a timeout or a poison at most what it pays us.
     fn budget(&self, tx: &KitTx) -> Amount {
         let configured = Amount::from_sat(self.client.config.exit.max_fee_sat);
         let (max_fee, worth) = match self.exit.max_fee {
@@ -168,7 +168,7 @@ impl<'a> Publisher<'a> {
             factory: self.exit.factory,
             kind: kind_name(tx),
             vbytes: tx.vbytes(),
-            first_height: self.tip,
+            first_height: self.view.tip,
         };
         self.client.store.record_published(&row).await?;
         Ok(true)
@@ -200,7 +200,7 @@ impl<'a> Publisher<'a> {
             parent: tx.txid(),
             fee: child.fee,
             feerate,
-            height: self.tip,
+            height: self.view.tip,
         };
         self.client.store.record_child(&row).await?;
         fault::point("exit_published");

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use bitcoin::{Amount, OutPoint, Txid};
 use factory_tree::exit::{ChainView, Goal, TxState, next, states};
 use factory_tree::factory::SpentKind;
-use factory_tree::kit::{ExitKit, KitTx};
+use factory_tree::kit::{ExitKit, KitChannel, KitTx};
 use factory_tree::output::OutputRole;
 use factory_tree::tx::TxKind;
 
@@ -23,31 +23,62 @@ pub(crate) fn unrolled(kit: &ExitKit, view: &ChainView) -> Option<&'static str> 
 /// Where the money of one factory is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Whereabouts {
-    /// Whether the channel's capacity is still in the tree, with no timeout of it published.
-    pub(crate) inside: bool,
-    /// Payouts of timeouts that were published and are not confirmed.
+    /// Capacities of the channels that are still in the tree, with no timeout or poison that pays for them published.
+    pub(crate) inside: Amount,
+    /// Payouts of timeouts and poisons that were published and are not confirmed.
     pub(crate) coming: Vec<(OutPoint, Amount)>,
+    /// The channels that those, or confirmed ones, pay for.
+    pub(crate) out: Vec<OutPoint>,
 }
 
 impl Whereabouts {
     /// `published`: what the node has taken from us.
     pub(crate) fn of(kit: &ExitKit, view: &ChainView, published: &HashSet<Txid>) -> Self {
-        let mut inside = !next(kit, Goal::Leave, view).is_done();
-        let mut coming = Vec::new();
+        let channels = kit.channels();
+        let (mut coming, mut out) = (Vec::new(), Vec::new());
         for (tx, state) in kit.txs.iter().zip(states(kit, view)) {
             let payouts = payouts(kit, tx);
-            if tx.kind != TxKind::Timeout || payouts.is_empty() {
+            let ends = matches!(tx.kind, TxKind::Timeout | TxKind::Poison);
+            if !ends || payouts.is_empty() {
                 continue;
             }
             let sent = state == TxState::Ready && published.contains(&tx.txid());
             if sent {
                 coming.extend(payouts);
             }
-            // What the stock pays is not of the channel.
-            let out = sent || matches!(state, TxState::Confirmed(_));
-            inside &= !(out && tx.spends.kind != SpentKind::Stock);
+            if sent || matches!(state, TxState::Confirmed(_)) {
+                let paid = channels.iter().filter(|channel| pays_for(kit, tx, channel));
+                out.extend(paid.map(|channel| channel.outpoint));
+            }
         }
-        Self { inside, coming }
+        let is_done = next(kit, Goal::Leave, view).is_done();
+        let left = channels
+            .iter()
+            .filter(|channel| !is_done && !out.contains(&channel.outpoint));
+        let inside = left.fold(Amount::ZERO, |sum, channel| {
+            sum.checked_add(channel.capacity)
+                .unwrap_or(Amount::MAX_MONEY)
+        });
+        Self {
+            inside,
+            coming,
+            out,
+        }
+    }
+}
+
+/// Whether what `tx` pays is instead of this channel.
+fn pays_for(kit: &ExitKit, tx: &KitTx, channel: &KitChannel) -> bool {
+    match tx.spends.kind {
+        SpentKind::Channel => tx.spends.outpoint == channel.outpoint,
+        // A stock's timeout pays a share of what was not sold; its poisons pay for what was sold from it or later.
+        SpentKind::Stock => {
+            let mut later = kit
+                .chain()
+                .skip_while(|sold| sold.spends.outpoint != tx.spends.outpoint);
+            tx.kind == TxKind::Poison && later.any(|sold| sold.txid() == channel.outpoint.txid)
+        }
+        _ => true,
     }
 }
 

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bitcoin::Amount;
+use bitcoin::{Amount, Txid};
 use channel_host::{LeafId, Msat, Node, Settlement, Stage};
 use factory_tree::exit::{End, Step};
-use factory_tree::factory::SpentKind;
-use factory_tree::kit::ExitKit;
+use factory_tree::kit::{ExitKit, KitChannel};
 use factory_tree::units::Height;
 
-use super::leaf_id;
+use super::name_of;
 use crate::client::Inner;
 use crate::error::Result;
 use crate::exit::RELAXED_TARGET;
@@ -23,7 +22,7 @@ const LEAST_MSAT: u64 = 354_000;
 const LOOKS: u32 = 50;
 const LOOK: Duration = Duration::from_millis(20);
 
-/// How far Lightning is with the end of a channel.
+/// How far Lightning is with the end of a channel, or of all channels of a factory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ending {
     /// It has nothing to do yet, or never will.
@@ -38,29 +37,50 @@ pub(crate) enum Ending {
     Done(Option<Height>),
 }
 
+impl Ending {
+    /// Of two channels: what is not over comes first.
+    fn and(self, other: Self) -> Self {
+        use Ending::{Closing, Done, Nothing, OnItsWay, Unknown};
+        match (self, other) {
+            (Unknown(why), _) | (_, Unknown(why)) => Unknown(why),
+            (OnItsWay(one), OnItsWay(two)) => {
+                OnItsWay(one.checked_add(two).unwrap_or(Amount::MAX_MONEY))
+            }
+            (OnItsWay(amount), _) | (_, OnItsWay(amount)) => OnItsWay(amount),
+            (Closing, _) | (_, Closing) => Closing,
+            (Done(one), Done(two)) => Done(one.max(two)),
+            (Done(at), Nothing) | (Nothing, Done(at)) => Done(at),
+            (Nothing, Nothing) => Nothing,
+        }
+    }
+}
+
 /// Whether a commitment would have an output of ours. One without costs fees and brings nothing: the coordinator closes the channel in
 /// time, or else its timeout pays us all of it.
 fn is_worth_it(spendable: Msat, pending: usize) -> bool {
     pending > 0 || spendable.0 >= LEAST_MSAT
 }
 
-/// Sees to it that the channel is closed once its leaf is confirmed, if anything in it is ours.
+/// Sees to it that each channel is closed once its leaf is confirmed, if anything in it is ours.
 pub(crate) async fn leave(client: &Inner, kit: &ExitKit) {
     let Some(node) = client.lightning.node() else {
         return;
     };
-    let view = node.leaf(leaf_id(kit));
-    let stands = view.is_some_and(|view| {
+    for channel in kit.channels() {
+        leave_one(&node, name_of(&channel)).await;
+    }
+}
+
+async fn leave_one(node: &Node, leaf: LeafId) {
+    let stands = node.leaf(leaf).is_some_and(|view| {
         matches!(view.stage, Stage::Funded | Stage::Open) && !view.exiting && view.spent.is_none()
     });
     let channels = node.channels();
-    let channel = channels
-        .iter()
-        .find(|channel| channel.leaf == Some(leaf_id(kit)));
+    let channel = channels.iter().find(|channel| channel.leaf == Some(leaf));
     let worth_it = channel.is_some_and(|channel| is_worth_it(channel.spendable, channel.pending));
     if stands && worth_it {
         // The path is published whatever Lightning says; it is asked again at the next look.
-        if let Err(error) = node.force_close(leaf_id(kit)).await {
+        if let Err(error) = node.force_close(leaf).await {
             tracing::warn!(%error, "the channel is not closed yet");
         }
     }
@@ -92,38 +112,54 @@ async fn settlement_at(client: &Inner, node: &Arc<Node>, leaf: LeafId) -> Option
     found
 }
 
-/// How far the end of this kit's channel is, given what the chain says.
+/// How far the end of this kit's channels is, given what the chain says.
 pub(crate) async fn ending(client: &Inner, kit: &ExitKit, step: &Step) -> Result<Ending> {
-    let by = step.ends.iter().find_map(|end| match end {
-        End::Lightning { by, .. } => Some(*by),
+    let mut all = Ending::Nothing;
+    for channel in kit.channels() {
+        let one = match spender(&channel, step) {
+            Some(by) => spent(client, name_of(&channel), by).await?,
+            None => unspent(client, kit, &channel, step),
+        };
+        all = all.and(one);
+    }
+    Ok(all)
+}
+
+/// What of Lightning's spent the channel.
+fn spender(channel: &KitChannel, step: &Step) -> Option<Txid> {
+    step.ends.iter().find_map(|end| match end {
+        End::Lightning { outpoint, by, .. } if *outpoint == channel.outpoint => Some(*by),
         _ => None,
+    })
+}
+
+fn unspent(client: &Inner, kit: &ExitKit, channel: &KitChannel, step: &Step) -> Ending {
+    let waiting = step.waiting.iter().map(|waiting| waiting.index);
+    let mut left = step.publish.iter().copied().chain(waiting);
+    let at_channel = left.any(|index| {
+        let tx = kit.txs.get(index);
+        tx.is_some_and(|tx| tx.spends.outpoint == channel.outpoint)
     });
     let node = client.lightning.node();
-    let Some(by) = by else {
-        let waiting = step.waiting.iter().map(|waiting| waiting.index);
-        let mut left = step.publish.iter().copied().chain(waiting);
-        let at_channel = left.any(|index| {
-            let tx = kit.txs.get(index);
-            tx.is_some_and(|tx| tx.spends.kind == SpentKind::Channel)
-        });
-        let view = node.and_then(|node| node.leaf(leaf_id(kit)));
-        let leaves = view
-            .is_some_and(|view| matches!(view.stage, Stage::Open | Stage::Closed) && view.exiting);
-        return Ok(if at_channel && leaves {
-            Ending::Closing
-        } else {
-            Ending::Nothing
-        });
-    };
-    let Some(node) = node else {
+    let view = node.and_then(|node| node.leaf(name_of(channel)));
+    let leaves =
+        view.is_some_and(|view| matches!(view.stage, Stage::Open | Stage::Closed) && view.exiting);
+    match at_channel && leaves {
+        true => Ending::Closing,
+        false => Ending::Nothing,
+    }
+}
+
+async fn spent(client: &Inner, leaf: LeafId, by: Txid) -> Result<Ending> {
+    let Some(node) = client.lightning.node() else {
         let text = "the channel is closed; the Lightning node has to run to fetch what is ours";
         return Ok(Ending::Unknown(text.to_owned()));
     };
-    if node.leaf(leaf_id(kit)).is_none() {
+    if node.leaf(leaf).is_none() {
         // Its store is gone: there is nothing to fetch it with.
         return Ok(Ending::Done(None));
     }
-    let settlement = settlement_at(client, &node, leaf_id(kit)).await;
+    let settlement = settlement_at(client, &node, leaf).await;
     let Some(settlement) = settlement.filter(|settlement| settlement.spent_by == Some(by)) else {
         let text = "the channel is closed; the Lightning node has not seen it yet";
         return Ok(Ending::Unknown(text.to_owned()));
@@ -170,6 +206,27 @@ mod tests {
         assert!(!is_worth_it(Msat(LEAST_MSAT - 1), 0));
         assert!(is_worth_it(Msat(LEAST_MSAT), 0));
         assert!(is_worth_it(Msat(0), 1));
+    }
+
+    #[test]
+    fn several_channels_are_over_when_the_last_is() {
+        let way = |sum| Ending::OnItsWay(Amount::from_sat(sum));
+        let done = |height: u32| Ending::Done(Some(Height(height)));
+        let both = |one: &Ending, two: &Ending| {
+            let (there, back) = (one.clone().and(two.clone()), two.clone().and(one.clone()));
+            assert_eq!(there, back);
+            there
+        };
+        let unknown = Ending::Unknown("why".to_owned());
+        let ranks = [unknown, way(5), Ending::Closing, done(9), Ending::Nothing];
+        for (at, one) in ranks.iter().enumerate() {
+            for two in &ranks[at + 1..] {
+                assert_eq!(both(one, two), *one);
+            }
+        }
+        assert_eq!(both(&way(5), &way(7)), way(12));
+        assert_eq!(both(&done(9), &done(7)), done(9));
+        assert_eq!(both(&Ending::Done(None), &done(7)), done(7));
     }
 
     #[test]

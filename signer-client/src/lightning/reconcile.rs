@@ -3,15 +3,12 @@
 
 use std::sync::Arc;
 
-use bitcoin::Txid;
 use channel_host::{LeafView, Node, NodeError, Stage};
-use factory_tree::exit::{ChainView, TxState, states};
 use factory_tree::ids::FactoryId;
-use factory_tree::kit::ExitKit;
-use factory_tree::tx::TxKind;
 use factory_tree::units::Height;
 
-use super::{leaf_id, lock, on_node};
+use super::leaf::cut;
+use super::{lock, name_of, on_node};
 use crate::client::Inner;
 use crate::error::Result;
 use crate::store::{FactoryRow, Goal};
@@ -58,17 +55,6 @@ fn actions(
     gate.into_iter().chain(end).collect()
 }
 
-/// When something else took an output on the path to the leaf.
-fn cut(kit: &ExitKit, chain: &ChainView) -> Option<Height> {
-    let leaf = kit.txs.iter().position(|tx| tx.kind == TxKind::Leaf)?;
-    let by: Txid = match states(kit, chain).get(leaf)? {
-        TxState::Impossible { by } => *by,
-        _ => return None,
-    };
-    let spenders = chain.spent.values().filter(|spender| spender.txid == by);
-    spenders.map(|spender| spender.height).min()
-}
-
 /// Whether a leaf's channel has nothing of ours in it, and nothing pending; of one that is closed its monitor tells.
 fn is_empty(node: &Node, view: &LeafView) -> bool {
     let channels = node.channels();
@@ -85,19 +71,21 @@ fn is_empty(node: &Node, view: &LeafView) -> bool {
     }
 }
 
-/// Opens or shuts the gate of one factory's channel.
+/// Opens or shuts the gate of one factory's channels.
 pub(crate) async fn gate(client: &Inner, factory: FactoryId, confirmed: bool) -> Result<()> {
     let (Some(node), Some(kit)) = (client.lightning.node(), client.kits.sound(factory).await?)
     else {
         // Done when the node comes.
         return Ok(());
     };
-    let id = leaf_id(&kit);
-    let told = on_node(node, move |node| match node.leaf(id) {
-        Some(_) => node.set_factory_confirmed(id, confirmed),
-        None => Ok(()),
-    });
-    log(told.await?);
+    for channel in kit.channels() {
+        let id = name_of(&channel);
+        let told = on_node(Arc::clone(&node), move |node| match node.leaf(id) {
+            Some(_) => node.set_factory_confirmed(id, confirmed),
+            None => Ok(()),
+        });
+        log(told.await?);
+    }
     Ok(())
 }
 
@@ -119,13 +107,19 @@ pub(crate) async fn reconcile(client: &Inner) -> Result<()> {
         let Some(kit) = client.kits.sound(row.factory).await? else {
             continue;
         };
-        let Some(view) = node.leaf(leaf_id(&kit)) else {
-            continue;
-        };
-        wish_exit(client, row, &view).await?;
-        let empty = is_empty(&node, &view);
-        for action in actions(&view, row, cut(&kit, &chain), empty, tip) {
-            act(client, &node, &view, action).await?;
+        for channel in kit.channels() {
+            let Some(view) = node.leaf(name_of(&channel)) else {
+                continue;
+            };
+            let cut = cut(&kit, &channel, &chain).map(|spender| spender.height);
+            // What poisons paid for is not fetched a second time.
+            if cut.is_none() || channel.sale.is_none() {
+                wish_exit(client, row, &view).await?;
+            }
+            let empty = is_empty(&node, &view);
+            for action in actions(&view, row, cut, empty, tip) {
+                act(client, &node, &view, action).await?;
+            }
         }
     }
     Ok(())
@@ -180,7 +174,7 @@ mod tests {
     use super::*;
     use bitcoin::hashes::Hash;
     use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
-    use bitcoin::{Amount, OutPoint};
+    use bitcoin::{Amount, OutPoint, Txid};
     use channel_host::{LeafId, Side};
     use factory_tree::ceremony::message::Round;
     use factory_tree::ids::{Attempt, CeremonyId};

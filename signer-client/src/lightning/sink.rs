@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use channel_host::{EventSink, ExitReason, LeafId, Msat, NodeEvent, NotTakenIn, SpendKind};
 use factory_tree::ids::FactoryId;
 
+use super::name_of;
 use crate::client::Inner;
 use crate::error::Result;
 use crate::event::Event;
@@ -59,17 +60,23 @@ fn exit_text(reason: ExitReason) -> String {
     }
 }
 
-/// The factory of a leaf.
-pub(super) async fn factory_of(client: &Inner, leaf: LeafId) -> Result<Option<FactoryId>> {
+/// The factory of a leaf: of the one it was born with, or of a bought one.
+pub(crate) async fn factory_of(client: &Inner, leaf: LeafId) -> Result<Option<FactoryId>> {
     let joins = client.store.joins().await?;
-    let Some(join) = joins.iter().find(|join| join.leaf_id.0 == leaf.0) else {
-        return Ok(None);
-    };
-    let factories = client.store.factories().await?;
-    let row = factories
-        .iter()
-        .find(|row| row.join_nonce == join.join_nonce);
-    Ok(row.map(|row| row.factory))
+    let join = joins.iter().find(|join| join.leaf_id.0 == leaf.0);
+    for row in client.store.factories().await? {
+        if join.is_some_and(|join| join.join_nonce == row.join_nonce) {
+            return Ok(Some(row.factory));
+        }
+        let Some(kit) = client.kits.sound(row.factory).await? else {
+            continue;
+        };
+        let mut channels = kit.channels().into_iter();
+        if channels.any(|channel| name_of(&channel) == leaf) {
+            return Ok(Some(row.factory));
+        }
+    }
+    Ok(None)
 }
 
 async fn take(client: &Arc<Inner>, event: NodeEvent) -> Result<()> {
@@ -119,7 +126,11 @@ async fn take(client: &Arc<Inner>, event: NodeEvent) -> Result<()> {
             let Some(factory) = factory_of(client, leaf).await? else {
                 return Ok(());
             };
-            if client.store.set_commitment(factory, &transaction).await? {
+            if client
+                .store
+                .set_commitment(leaf, factory, &transaction)
+                .await?
+            {
                 client.events.emit(Event::CommitmentReady {
                     factory,
                     txid: transaction.compute_txid(),

@@ -4,11 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bitcoin::{OutPoint, Txid};
-use channel_host::{ChannelView as Live, LeafId, LeafView, Node, Side, Stage};
+use channel_host::{ChannelView as Live, LeafId, LeafView, Node, Side, SpendKind, Stage};
 use factory_tree::ids::FactoryId;
+use factory_tree::kit::{ExitKit, KitChannel};
+use factory_tree::tx::TxKind;
+use factory_tree::units::Height;
 use serde::{Deserialize, Serialize};
 
 use super::ending::settlement;
+use super::leaf::{cut, name_of};
 use super::sink::spend_name;
 use crate::client::Inner;
 use crate::error::Result;
@@ -26,7 +30,7 @@ pub enum ChannelState {
     Leaving,
     /// Takes no more payments; its money is not on the chain yet.
     Closed,
-    /// Its output on the chain is spent.
+    /// Its output on the chain is spent, or one on the way to it by a timeout or a poison.
     Spent,
 }
 
@@ -44,7 +48,7 @@ impl ChannelState {
     }
 }
 
-/// What spent a channel's output.
+/// What spent a channel's output, or one on the way to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpentView {
     /// `commitment`, `cooperative`, `timeout`, `poison` or `reap`.
@@ -137,34 +141,87 @@ fn view(
     })
 }
 
-/// What the node says now.
-pub(super) async fn live(client: &Inner, node: &Arc<Node>) -> Result<Vec<ChannelView>> {
+/// What a leaf is of.
+struct Place {
+    row: FactoryRow,
+    /// Its kit, and its channel in it, if that is any good.
+    kit: Option<(Arc<ExitKit>, KitChannel)>,
+}
+
+/// Every leaf of every factory.
+async fn places(client: &Inner, rows: &[FactoryRow]) -> Result<HashMap<LeafId, Place>> {
     let joins = client.store.joins().await?;
+    let mut places = HashMap::new();
+    for row in rows {
+        let place = |kit| Place {
+            row: row.clone(),
+            kit,
+        };
+        let Some(kit) = client.kits.sound(row.factory).await? else {
+            let join = joins.iter().find(|join| join.join_nonce == row.join_nonce);
+            places.extend(join.map(|join| (LeafId(join.leaf_id.0), place(None))));
+            continue;
+        };
+        for channel in kit.channels() {
+            let found = place(Some((Arc::clone(&kit), channel)));
+            places.insert(name_of(&channel), found);
+        }
+    }
+    Ok(places)
+}
+
+/// What the node says now, oldest factories first.
+pub(super) async fn live(client: &Inner, node: &Arc<Node>) -> Result<Vec<(LeafId, ChannelView)>> {
     let rows = client.store.factories().await?;
-    let by_nonce: HashMap<[u8; 16], &FactoryRow> =
-        rows.iter().map(|row| (row.join_nonce, row)).collect();
-    let factories: HashMap<[u8; 16], FactoryId> = joins
-        .iter()
-        .filter_map(|join| Some((join.leaf_id.0, by_nonce.get(&join.join_nonce)?.factory)))
-        .collect();
+    let places = places(client, &rows).await?;
     let channels = node.channels();
     let mut views = Vec::new();
     for leaf in node.leaves() {
-        let Some(factory) = factories.get(&leaf.id.0) else {
+        let Some(place) = places.get(&leaf.id) else {
             continue;
         };
         let live = channels.iter().find(|live| live.leaf == Some(leaf.id));
-        // What stands is counted by the channel.
-        let closing = match live {
-            Some(_) => 0,
-            None => closing_sat(node, leaf.id).await,
+        let seen = match gone(client, place, &leaf).await? {
+            Some(gone) => view(place.row.factory, &gone, None, 0),
+            None => {
+                // What stands is counted by the channel.
+                let closing = match live {
+                    Some(_) => 0,
+                    None => closing_sat(node, leaf.id).await,
+                };
+                view(place.row.factory, &leaf, live, closing)
+            }
         };
-        views.extend(view(*factory, &leaf, live, closing));
+        views.extend(seen.map(|view| (leaf.id, view)));
     }
-    // As the factories are: oldest first.
     let place = |view: &ChannelView| rows.iter().position(|row| row.factory == view.factory);
-    views.sort_by_key(place);
+    views.sort_by_key(|(_, view)| place(view));
     Ok(views)
+}
+
+/// A leaf whose money was taken on its way, by a timeout or a poison: it never comes, and what paid for it is counted elsewhere.
+async fn gone(client: &Inner, place: &Place, leaf: &LeafView) -> Result<Option<LeafView>> {
+    // Its gate was shut when that was seen.
+    let shut = !leaf.factory_confirmed && place.row.confirmed.is_some() && leaf.spent.is_none();
+    let Some((kit, channel)) = place.kit.as_ref().filter(|_| shut) else {
+        return Ok(None);
+    };
+    let chain = crate::exit::view(&client.store, Height(client.followed_height())).await?;
+    Ok(cut(kit, channel, &chain).and_then(|by| {
+        Some(LeafView {
+            spent: Some((paid_by(kit, by.txid)?, by.txid, by.height.0)),
+            ..leaf.clone()
+        })
+    }))
+}
+
+fn paid_by(kit: &ExitKit, txid: Txid) -> Option<SpendKind> {
+    let tx = kit.txs.iter().find(|tx| tx.txid() == txid)?;
+    match tx.kind {
+        TxKind::Timeout => Some(SpendKind::Timeout),
+        TxKind::Poison => Some(SpendKind::Poison),
+        _ => None,
+    }
 }
 
 /// What is ours of a closed channel, and not in the wallet.
@@ -179,7 +236,10 @@ async fn closing_sat(node: &Arc<Node>, leaf: LeafId) -> u64 {
 /// All channels that stand, or whose money is not in the on-chain wallet yet; as the node says, or said last.
 pub(crate) async fn current(client: &Inner) -> Result<Vec<ChannelView>> {
     match client.lightning.node() {
-        Some(node) => live(client, &node).await,
+        Some(node) => {
+            let live = live(client, &node).await?.into_iter();
+            Ok(live.map(|(_, view)| view).collect())
+        }
         None => stored(&client.store).await,
     }
 }
@@ -198,20 +258,20 @@ pub(crate) async fn stored(store: &SharedStore) -> Result<Vec<ChannelView>> {
         .collect())
 }
 
-/// The channel of one factory, as the node said last.
+/// The channels of one factory, as the node said last.
 pub(crate) async fn of_factory(
     store: &SharedStore,
     factory: FactoryId,
-) -> Result<Option<ChannelView>> {
-    let channels = stored(store).await?;
-    Ok(channels.into_iter().find(|view| view.factory == factory))
+) -> Result<Vec<ChannelView>> {
+    let channels = stored(store).await?.into_iter();
+    Ok(channels.filter(|view| view.factory == factory).collect())
 }
 
 /// Keeps what the node says for when it does not run, and for other processes.
 #[derive(Debug, Default)]
 pub(super) struct Snapshots {
     /// What is stored; read once.
-    last: Option<HashMap<FactoryId, ChannelView>>,
+    last: Option<HashMap<LeafId, ChannelView>>,
 }
 
 impl Snapshots {
@@ -224,24 +284,24 @@ impl Snapshots {
             Some(last) => last,
             None => {
                 let rows = client.store.channels().await?.into_iter();
-                let views = rows.filter_map(|row| Some((row.factory, row.view?)));
+                let views = rows.filter_map(|row| Some((row.leaf, row.view?)));
                 views.collect()
             }
         };
         // Given up with its attempt, for example.
-        let gone: Vec<FactoryId> = last
+        let gone: Vec<LeafId> = last
             .keys()
-            .filter(|factory| !now.iter().any(|view| view.factory == **factory))
+            .filter(|leaf| !now.iter().any(|(other, _)| other == *leaf))
             .copied()
             .collect();
-        for factory in gone {
-            client.store.forget_channel(factory).await?;
-            last.remove(&factory);
+        for leaf in gone {
+            client.store.forget_channel(leaf).await?;
+            last.remove(&leaf);
         }
-        for view in now {
-            if last.get(&view.factory) != Some(&view) {
-                client.store.set_channel(&view).await?;
-                last.insert(view.factory, view);
+        for (leaf, view) in now {
+            if last.get(&leaf) != Some(&view) {
+                client.store.set_channel(leaf, &view).await?;
+                last.insert(leaf, view);
             }
         }
         self.last = Some(last);

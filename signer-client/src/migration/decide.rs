@@ -1,10 +1,10 @@
 //! What is due for one factory that ends, from what is known now. Pure: whoever asks again gets the same answer.
 //!
-//! | the old channel | the younger one | next |
+//! | the old channels | the younger one | next |
 //! |---|---|---|
-//! | is being left | any | nothing: the exit brings the money |
-//! | holds something | stands, has room | a part, while one can begin in time |
-//! | holds nothing, nothing pending | its funding is deep enough | the keys |
+//! | one is being left | any | nothing: the exit brings the money |
+//! | one holds something | stands, has room | a part out of the one that holds the most, while one can begin in time |
+//! | none holds anything, nothing pending | its funding is deep enough | the keys |
 
 use bitcoin::Amount;
 use channel_host::Msat;
@@ -18,13 +18,15 @@ const LEAST: Msat = Msat(LEAST_PART_MSAT);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Old {
     pub(super) calendar: Schedule,
-    /// Its channel stands, and nobody takes it to the chain.
+    /// Its channels stand, and nobody takes one of them to the chain.
     pub(super) stands: bool,
     /// The coordinator is there.
     pub(super) usable: bool,
-    /// Our side of it.
+    /// Our side of them all.
     pub(super) balance: Msat,
-    /// Payments under way in it.
+    /// Our side of the one that a part leaves.
+    pub(super) next: Msat,
+    /// Payments under way in them.
     pub(super) pending: usize,
 }
 
@@ -34,7 +36,7 @@ pub(super) struct New {
     pub(super) calendar: Schedule,
     pub(super) stands: bool,
     pub(super) usable: bool,
-    /// What can be received over it.
+    /// What can be received over the channel that a part arrives in.
     pub(super) room: Msat,
     /// Confirmations of its funding.
     pub(super) depth: u32,
@@ -128,8 +130,8 @@ pub(super) fn decide(facts: &Facts) -> Next {
 
 /// The next part: what may be risked at once, what is left beside the fee, what there is room for.
 fn part(facts: &Facts, new: &New) -> Option<Msat> {
-    let balance = facts.old.balance;
-    let total = facts.total.unwrap_or(balance);
+    let balance = facts.old.next;
+    let total = facts.total.unwrap_or(facts.old.balance);
     let whole = Amount::from_sat(total.0.div_ceil(1000));
     let largest = largest_part(whole, new.exit_fee, new.has_fee_coins);
     let largest = Msat(largest.to_sat().saturating_mul(1000));
@@ -144,9 +146,9 @@ fn part(facts: &Facts, new: &New) -> Option<Msat> {
     (worth_it && amount > Msat(0)).then_some(amount)
 }
 
-/// Whether the keys may be given away now: nothing is left in the old channel or under way, and no reorg takes the younger one
-/// (protocol.md section 7.3). Asked again in the step that sends them. `sent`: they were sent before, so the channel may be gone by now, as the
-/// coordinator retires it before it answers.
+/// Whether the keys may be given away now: nothing is left in the old channels or under way, and no reorg takes the younger one
+/// (protocol.md section 7.3). Asked again in the step that sends them. `sent`: they were sent before, so the channels may be gone by now, as the
+/// coordinator retires them before it answers.
 ///
 /// # Errors
 /// What there is to wait for.
@@ -215,6 +217,7 @@ mod tests {
                 stands: true,
                 usable: true,
                 balance: Msat(100_000_007),
+                next: Msat(100_000_007),
                 pending: 0,
             },
             new: Some(new()),
@@ -225,6 +228,7 @@ mod tests {
     fn with(change: impl FnOnce(&mut Facts, &mut New)) -> Next {
         let (mut facts, mut new) = (facts(), new());
         change(&mut facts, &mut new);
+        facts.old.next = facts.old.next.min(facts.old.balance);
         facts.new = facts.new.map(|_| new);
         decide(&facts)
     }
@@ -292,6 +296,23 @@ mod tests {
         assert_eq!(with(last), Next::Part(Msat(1_007)));
         let dust = |facts: &mut Facts, _: &mut New| facts.old.balance = Msat(7);
         assert_eq!(with(dust), Next::Part(Msat(7)));
+    }
+
+    #[test]
+    fn a_part_comes_out_of_one_channel_and_its_share_is_of_all() {
+        let split = |next: u64| {
+            with(|facts, new| {
+                facts.old.next = Msat(next);
+                new.exit_fee = Amount::from_sat(10);
+            })
+        };
+        assert_eq!(split(60_000_000), Next::Part(Msat(1_001 * SAT)));
+        assert_eq!(split(7), Next::Part(Msat(7)));
+        // The keys wait for the other channels.
+        assert_eq!(
+            with(|facts, _| facts.old.next = Msat(0)),
+            Next::Rest(Rest::NoRoom)
+        );
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! What is known of one factory that ends, and of the one it moves to.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use bitcoin::{Amount, FeeRate};
-use channel_host::{ChannelView, Msat, Stage};
+use channel_host::{ChannelView, LeafId, Msat, Stage};
 use factory_tree::ids::FactoryId;
-use factory_tree::kit::{ExitKit, KitTx};
+use factory_tree::kit::{ExitKit, KitChannel, KitTx};
 use factory_tree::tx::CHILD_VBYTES;
 use factory_tree::units::Height;
 
@@ -16,7 +17,7 @@ use super::lane::Lane;
 use crate::client::Inner;
 use crate::error::{Error, Result};
 use crate::exit::{RELAXED_TARGET, path_is_paid};
-use crate::lightning::leaf_id;
+use crate::lightning::{name_of, way};
 use crate::store::{FactoryRow, PartProgress, PartRow};
 use crate::watch::depth;
 
@@ -43,8 +44,13 @@ pub(super) struct Place {
 pub(super) struct Case {
     pub(super) old: Place,
     pub(super) new: Option<Place>,
+    /// The channels that a part leaves and arrives in.
+    pub(super) leaves: Option<(LeafId, LeafId)>,
     pub(super) facts: Facts,
 }
+
+/// A channel of a factory that stands.
+type Standing<'a> = (KitChannel, &'a ChannelView);
 
 impl Scene {
     pub(super) async fn look(client: &Inner, lane: Arc<dyn Lane>) -> Result<Self> {
@@ -70,16 +76,26 @@ impl Scene {
             .map_err(|error| Error::Task(error.to_string()))
     }
 
-    /// The channel of a factory, if it stands and nobody takes it to the chain.
-    fn channel(&self, place: &Place) -> Option<&ChannelView> {
-        let id = leaf_id(&place.kit);
-        let leaf = self.lane.leaf(id)?;
-        let stands = leaf.stage == Stage::Open && !leaf.exiting && leaf.spent.is_none();
-        let leaving = self.leaving.contains(&place.row.factory);
-        let mut channels = self.channels.iter();
-        channels
-            .find(|channel| channel.leaf == Some(id))
-            .filter(|_| stands && !leaving)
+    /// The channels of a factory, if nobody takes one of them to the chain. A bought one that was not opened yet is none.
+    fn standing(&self, place: &Place) -> Option<Vec<Standing<'_>>> {
+        if self.leaving.contains(&place.row.factory) {
+            return None;
+        }
+        let mut standing = Vec::new();
+        for channel in place.kit.channels() {
+            let id = name_of(&channel);
+            let leaf = self.lane.leaf(id);
+            let opened = |stage| !matches!(stage, Stage::Expected | Stage::Opening);
+            if channel.sale.is_some() && !leaf.as_ref().is_some_and(|leaf| opened(leaf.stage)) {
+                continue;
+            }
+            let leaf = leaf?;
+            let stands = leaf.stage == Stage::Open && !leaf.exiting && leaf.spent.is_none();
+            let mut views = self.channels.iter().filter(|_| stands);
+            let view = views.find(|view| view.leaf == Some(id))?;
+            standing.push((channel, view));
+        }
+        Some(standing)
     }
 
     async fn place(client: &Inner, row: &FactoryRow) -> Result<Option<Place>> {
@@ -102,15 +118,16 @@ impl Scene {
             .iter()
             .filter(|row| row.stands() && row.expiry > old.expiry)
             .collect();
-        younger.sort_by_key(|row| std::cmp::Reverse(row.expiry));
+        younger.sort_by_key(|row| Reverse(row.expiry));
         let mut roomiest: Option<(Msat, Place)> = None;
         for row in younger {
             let Some(place) = Self::place(client, row).await? else {
                 continue;
             };
-            let Some(room) = self.channel(&place).map(|channel| channel.receivable) else {
+            let Some(standing) = self.standing(&place) else {
                 continue;
             };
+            let room = sum(&standing, |view| view.receivable);
             if room >= balance {
                 return Ok(Some(place));
             }
@@ -134,25 +151,33 @@ impl Scene {
         confirmed.map_or(0, |at| depth(at, self.height))
     }
 
-    /// All there is to know about moving out of this factory; `to`: where a part that is under way goes. Nothing if its kit is no good.
+    /// All there is to know about moving out of this factory; `part`: one that is under way. Nothing if its kit is no good.
     pub(super) async fn case(
         &self,
         client: &Inner,
         row: &FactoryRow,
-        to: Option<FactoryId>,
+        part: Option<&PartRow>,
     ) -> Result<Option<Case>> {
         let Some(old) = Self::place(client, row).await? else {
             return Ok(None);
         };
-        let channel = self.channel(&old);
-        let balance = channel.map_or(Msat(0), |channel| channel.spendable);
-        let new = match to {
+        let standing = self.standing(&old);
+        let own = standing.as_deref().unwrap_or_default();
+        let balance = sum(own, |view| view.spendable);
+        let from = chosen(own, part.map(|part| part.from_leaf), |view| view.spendable);
+        let new = match part {
             None => self.younger(client, row, balance).await?,
-            Some(to) => match self.rows.iter().find(|row| row.factory == to) {
+            Some(part) => match self.rows.iter().find(|row| row.factory == part.to) {
                 Some(row) => Self::place(client, row).await?,
                 None => None,
             },
         };
+        let younger = new.as_ref().and_then(|new| self.standing(new));
+        let to = chosen(
+            younger.as_deref().unwrap_or_default(),
+            part.map(|part| part.to_leaf),
+            |view| view.receivable,
+        );
         let total = client.store.moves().await?;
         let total = total.iter().find(|begun| begun.from == row.factory);
         let parts = client.store.parts(row.factory).await?;
@@ -162,15 +187,16 @@ impl Scene {
             handover_depth: client.config.migration.handover_depth,
             old: Old {
                 calendar: calendar(&old.kit),
-                stands: channel.is_some(),
-                usable: channel.is_some_and(|channel| channel.usable),
+                stands: standing.is_some(),
+                usable: from.is_some_and(|(_, view)| view.usable),
                 balance,
-                pending: channel.map_or(0, |channel| channel.pending),
+                next: from.map_or(Msat(0), |(_, view)| view.spendable),
+                pending: own.iter().map(|(_, view)| view.pending).sum(),
             },
             new: match &new {
                 Some(new) => {
                     let total = total.map_or(balance, |begun| begun.total);
-                    let mut new = self.destination(client, new, total).await?;
+                    let mut new = self.destination(client, new, to, total).await?;
                     new.depth = shallowest.map_or(new.depth, |depth| depth.min(new.depth));
                     Some(new)
                 }
@@ -178,26 +204,60 @@ impl Scene {
             },
             total: total.map(|begun| begun.total),
         };
-        Ok(Some(Case { old, new, facts }))
+        let name = |(channel, _): Standing<'_>| name_of(&channel);
+        Ok(Some(Case {
+            leaves: from.map(name).zip(to.map(name)),
+            old,
+            new,
+            facts,
+        }))
     }
 
-    async fn destination(&self, client: &Inner, place: &Place, total: Msat) -> Result<New> {
-        let channel = self.channel(place);
+    async fn destination(
+        &self,
+        client: &Inner,
+        place: &Place,
+        to: Option<Standing<'_>>,
+        total: Msat,
+    ) -> Result<New> {
         let parts = client.store.parts(place.row.factory).await?;
         let agreed = Msat(place.row.fee.to_sat().saturating_mul(1000));
         let feerate = client.chain.fee_rate(RELAXED_TARGET).await?;
-        let sizes = || place.kit.path().map(KitTx::vbytes);
+        let sizes: Vec<u64> = match to {
+            Some((channel, _)) => way(&place.kit, &channel).map(KitTx::vbytes).collect(),
+            None => place.kit.path().map(KitTx::vbytes).collect(),
+        };
+        let sizes = || sizes.iter().copied();
         let confirmed = place.row.confirmed.filter(|_| place.row.usable);
         Ok(New {
             calendar: calendar(&place.kit),
-            stands: channel.is_some() && place.row.stands(),
-            usable: channel.is_some_and(|channel| channel.usable),
-            room: channel.map_or(Msat(0), |channel| channel.receivable),
+            stands: to.is_some() && place.row.stands(),
+            usable: to.is_some_and(|(_, view)| view.usable),
+            room: to.map_or(Msat(0), |(_, view)| view.receivable),
             depth: confirmed.map_or(0, |at| depth(at, self.height)),
             exit_fee: exit_fee(sizes(), feerate),
             has_fee_coins: path_is_paid(&client.coin_values().await, sizes(), feerate),
             fee_left: fee_left(total, agreed, paid(&parts, place.row.factory)),
         })
+    }
+}
+
+fn sum(channels: &[Standing<'_>], of: impl Fn(&ChannelView) -> Msat) -> Msat {
+    let amounts = channels.iter().map(|(_, view)| of(view).0);
+    Msat(amounts.fold(0, u64::saturating_add))
+}
+
+/// The channel of a part that is under way, or for the next one the channel with the most: of those to leave it pays the fee, of those to
+/// arrive in it takes the most.
+fn chosen<'a>(
+    channels: &[Standing<'a>],
+    named: Option<LeafId>,
+    most: impl Fn(&ChannelView) -> Msat,
+) -> Option<Standing<'a>> {
+    let mut all = channels.iter().copied();
+    match named {
+        Some(leaf) => all.find(|(channel, _)| name_of(channel) == leaf),
+        None => all.min_by_key(|(_, view)| Reverse(most(view))),
     }
 }
 
@@ -242,6 +302,8 @@ mod tests {
             hash: PaymentHash([to; 32]),
             from: FactoryId([9; 32]),
             to: FactoryId([to; 32]),
+            from_leaf: LeafId([9; 16]),
+            to_leaf: LeafId([to; 16]),
             amount: Msat(1),
             token: Token([0; 32]),
             asked: Height(1),

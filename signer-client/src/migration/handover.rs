@@ -2,26 +2,29 @@
 //!
 //! | stored | means | after a crash |
 //! |---|---|---|
-//! | begun | the gate is shut, nothing was sent | looked at anew: sent, or taken back |
+//! | begun | the gates are shut, nothing was sent | looked at anew: sent, or taken back |
 //! | sent | the keys may be out | sent again until the coordinator has them |
-//! | taken | the factory is the coordinator's | its channel is retired |
+//! | taken | the factory is the coordinator's | its channels are retired |
 
 use std::sync::Arc;
 
+use channel_host::LeafId as Leaf;
 use factory_tree::handover::MaskedKeys;
-use factory_tree::ids::FactoryId;
+use factory_tree::ids::{FactoryId, LeafId};
+use factory_tree::kit::ExitKit;
 use proto::v1::client_message::Body;
 use proto::wire;
 use tokio::time::Instant;
 
 use super::decide::{Rest, may_hand_over};
 use super::facts::{Place, Scene};
+use super::lane::Lane;
 use super::mover::Mover;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::fault;
 use crate::keys::ClientKeys;
-use crate::lightning::leaf_id;
+use crate::lightning::name_of;
 use crate::store::Handover;
 
 /// What the user reads meanwhile.
@@ -30,11 +33,14 @@ const WAITING: &str = "the keys are handed over";
 /// What goes out.
 fn masked(keys: &ClientKeys, place: &Place) -> Result<wire::Handover> {
     let kit = &place.kit;
-    let secrets = keys.handover_secrets(kit.join_nonce);
+    let channels = kit.channels().into_iter();
+    let bought = channels.filter(|channel| channel.sale.is_some());
+    let bought: Vec<LeafId> = bought.map(|channel| channel.leaf_id).collect();
+    let secrets = keys.handover_secrets(kit.join_nonce, &bought);
     let keys = MaskedKeys::new(
         &secrets.factory,
         &secrets.payout,
-        (&secrets.channel, &[]),
+        (&secrets.channel, &secrets.sold),
         &kit.lsp_key,
     );
     Ok(wire::Handover {
@@ -43,10 +49,20 @@ fn masked(keys: &ClientKeys, place: &Place) -> Result<wire::Handover> {
     })
 }
 
-/// Opens or shuts the gate of a factory's channel; nothing goes on before that is stored.
+/// Those of a factory's channels that the node knows: a bought one may not have been opened.
+fn known(lane: &dyn Lane, kit: &ExitKit) -> Vec<Leaf> {
+    let leaves = kit.channels().into_iter().map(|channel| name_of(&channel));
+    leaves.filter(|leaf| lane.leaf(*leaf).is_some()).collect()
+}
+
+/// Opens or shuts the gates of a factory's channels; nothing goes on before that is stored.
 async fn gate(scene: &Scene, place: &Place, open: bool) -> Result<()> {
-    let leaf = leaf_id(&place.kit);
-    Ok(scene.on_lane(move |lane| lane.gate(leaf, open)).await??)
+    let kit = Arc::clone(&place.kit);
+    let gates = scene.on_lane(move |lane| {
+        let mut leaves = known(lane, &kit).into_iter();
+        leaves.try_for_each(|leaf| lane.gate(leaf, open))
+    });
+    Ok(gates.await??)
 }
 
 impl Mover {
@@ -128,9 +144,16 @@ impl Mover {
         self.pace(factory).worked();
         client.events.emit(Event::HandedOver { factory });
         if let Some(kit) = client.kits.sound(factory).await? {
-            let leaf = leaf_id(&kit);
-            // What is not done now is done with the next block.
-            if let Err(error) = scene.on_lane(move |lane| lane.retire(leaf)).await? {
+            let retired = scene.on_lane(move |lane| {
+                let leaves = known(lane, &kit).into_iter();
+                leaves.map(|leaf| lane.retire(leaf)).collect::<Vec<_>>()
+            });
+            for error in retired
+                .await?
+                .into_iter()
+                .filter_map(std::result::Result::err)
+            {
+                // What is not done now is done with the next block.
                 tracing::debug!(%error, "not yet");
             }
         }
@@ -157,6 +180,7 @@ impl Mover {
 #[cfg(test)]
 mod tests {
     use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+    use factory_tree::ids::LeafId;
     use factory_tree::keys::{mask_secret, unmask_secret};
 
     #[test]
@@ -166,12 +190,18 @@ mod tests {
         let nonce = [7; 16];
         let public = keys.join_public(nonce);
         let lsp = SecretKey::from_slice(&[8; 32]).unwrap();
-        let secrets = keys.handover_secrets(nonce);
+        let bought = [LeafId([3; 16]), LeafId([4; 16])];
+        let secrets = keys.handover_secrets(nonce, &bought);
         let mask = |secret| mask_secret(secret, &lsp.public_key(&secp)).unwrap();
         let read = |masked: [u8; 32], expected: &PublicKey| unmask_secret(&masked, expected, &lsp);
         let factory = mask(&secrets.factory);
         assert!(read(factory, &public.factory_key).is_ok());
         assert!(read(mask(&secrets.channel), &public.channel_key).is_ok());
+        assert_eq!(secrets.sold.len(), bought.len());
+        for (leaf, secret) in bought.iter().zip(&secrets.sold) {
+            let public = keys.leaf_keys().funding_pubkey(leaf.as_u128());
+            assert!(read(mask(secret), &public).is_ok());
+        }
         // The output key of the payout script, even as BIP-341 says.
         let script = public.payout_script.as_bytes();
         let mut even = vec![2];
@@ -188,7 +218,7 @@ mod tests {
         let (_dir, keys) = crate::keys::tests::fresh();
         let secp = Secp256k1::new();
         for n in 0..16 {
-            let payout = keys.handover_secrets([n; 16]).payout.public_key(&secp);
+            let payout = keys.handover_secrets([n; 16], &[]).payout.public_key(&secp);
             assert_eq!(payout.serialize()[0], 2, "{n}");
         }
     }

@@ -26,10 +26,11 @@ struct Held {
     factory: FactoryId,
     dying_from: Height,
     expiry: Height,
+    /// Of all its channels.
     capacity: Amount,
-    /// Our side of its channel.
+    /// Our side of them.
     balance: Msat,
-    /// What can be received over it.
+    /// What can be received over them.
     room: Msat,
 }
 
@@ -149,15 +150,25 @@ pub(crate) fn affordable(client: &Inner, fee: Amount) -> Result<(), Declined> {
     within(fee, Amount::from_sat(client.config.migration.max_fee_sat))
 }
 
-fn held(row: &FactoryRow, calendar: &Schedule, view: &ChannelView) -> Held {
-    Held {
+/// Nothing without a channel, and of what is being left: that comes home over the chain.
+fn held(row: &FactoryRow, calendar: &Schedule, views: &[&ChannelView]) -> Option<Held> {
+    let opened = views
+        .iter()
+        .filter(|view| view.state != ChannelState::Opening);
+    let stands = opened.clone().all(|view| view.state == ChannelState::Open);
+    let sum = |of: fn(&ChannelView) -> u64| {
+        opened
+            .clone()
+            .fold(0, |sum, view| of(view).saturating_add(sum))
+    };
+    (stands && opened.clone().next().is_some()).then(|| Held {
         factory: row.factory,
         dying_from: calendar.dying_from,
         expiry: calendar.expiry,
-        capacity: row.capacity,
-        balance: Msat(view.ours_msat),
-        room: Msat(view.receivable_msat),
-    }
+        capacity: Amount::from_sat(sum(|view| view.capacity_sat)),
+        balance: Msat(sum(|view| view.ours_msat)),
+        room: Msat(sum(|view| view.receivable_msat)),
+    })
 }
 
 /// Whether this invitation is for what ends.
@@ -179,11 +190,9 @@ pub(crate) async fn wanted(
         else {
             continue;
         };
-        // What is being left comes home over the chain.
-        let view = channels.iter().find(|view| view.factory == row.factory);
-        if let Some(view) = view.filter(|view| view.state == ChannelState::Open) {
-            own.push(held(&row, &calendar(&kit), view));
-        }
+        let views = channels.iter().filter(|view| view.factory == row.factory);
+        let views: Vec<&ChannelView> = views.collect();
+        own.extend(held(&row, &calendar(&kit), &views));
     }
     let height = Height(client.tip_height().await.unwrap_or(0));
     let most = Amount::from_sat(client.config.migration.max_fee_sat);

@@ -1,5 +1,8 @@
 //! Does what is due for every factory that ends, one part at a time.
 //!
+//! A factory may have several channels: each part leaves the one that holds the most, and arrives in the one with the most room. Which these
+//! are is stored with the part.
+//!
 //! | a part is | means | next |
 //! |---|---|---|
 //! | asked | stored; nothing was paid | ask (again in each session); terms come, are checked, and stored |
@@ -12,8 +15,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel_host::{Msat, PartState, PaymentHash};
-use factory_tree::ids::FactoryId;
+use channel_host::{LeafId as Leaf, Msat, PartState, PaymentHash};
+use factory_tree::ids::{FactoryId, LeafId};
 use factory_tree::units::Blocks;
 use proto::v1::client_message::Body;
 use proto::wire::{MovePart, PartTerms};
@@ -137,7 +140,7 @@ impl Mover {
     /// Begins a part: stored before the coordinator hears of it.
     async fn ask(&mut self, scene: &Scene, case: &Case, amount: Msat) -> Result<()> {
         let from = case.old.row.factory;
-        let Some(new) = case.new.as_ref() else {
+        let (Some(new), Some((from_leaf, to_leaf))) = (case.new.as_ref(), case.leaves) else {
             return Ok(());
         };
         if self.client.migration.link().is_none()
@@ -159,13 +162,14 @@ impl Mover {
                 total_msat: begun.total.0,
             });
         }
-        let ends = (leaf_id(&case.old.kit), leaf_id(&new.kit));
-        let expected = scene.on_lane(move |lane| lane.expect_part(ends.0, ends.1, amount));
+        let expected = scene.on_lane(move |lane| lane.expect_part(from_leaf, to_leaf, amount));
         let (hash, secret) = expected.await??;
         let part = PartRow {
             hash,
             from,
             to: new.row.factory,
+            from_leaf,
+            to_leaf,
             amount,
             token: Token(secret),
             asked: scene.height,
@@ -205,21 +209,29 @@ impl Mover {
         let Some(link) = self.client.migration.link() else {
             return Ok(());
         };
+        let from_leaf = self.bought(part.from, part.from_leaf).await?;
+        let to_leaf = self.bought(part.to, part.to_leaf).await?;
         let pace = self.pace(part.from);
         if !pace.may_ask(link.number, now) {
             return Ok(());
         }
         pace.asking(link.number, now);
         let question = MovePart {
-            from_leaf: None,
-            to_leaf: None,
             from: part.from,
             to: part.to,
+            from_leaf,
+            to_leaf,
             hash: part.hash.0,
             payment_secret: part.token.0,
             amount_msat: part.amount.0,
         };
         link.out.body(Body::MovePart(question.into())).await
+    }
+
+    /// A channel's name on the wire: the one that a factory was born with needs none.
+    async fn bought(&self, factory: FactoryId, leaf: Leaf) -> Result<Option<LeafId>> {
+        let kit = self.client.kits.get(factory).await?;
+        Ok((leaf_id(&kit) != leaf).then_some(LeafId(leaf.0)))
     }
 
     /// Nothing was paid for this part, and nothing will be.
@@ -260,7 +272,7 @@ impl Mover {
         let Some(row) = scene.rows.iter().find(|row| row.factory == part.from) else {
             return Ok(());
         };
-        let Some(case) = scene.case(&client, row, Some(part.to)).await? else {
+        let Some(case) = scene.case(&client, row, Some(&part)).await? else {
             return Ok(());
         };
         let agreed = match terms::check(terms, part.amount, &case.facts) {
@@ -285,7 +297,7 @@ impl Mover {
         let Some(agreed) = part.agreed else {
             return Ok(());
         };
-        let Some(case) = scene.case(&client, row, Some(part.to)).await? else {
+        let Some(case) = scene.case(&client, row, Some(part)).await? else {
             return Ok(());
         };
         let facts = &case.facts;

@@ -67,10 +67,10 @@ pub(super) fn check(terms: &PartTerms, amount: Msat, facts: &Facts) -> Result<Ag
         });
     }
     let asked = Msat(amount.0.saturating_add(fee.0));
-    if asked > facts.old.balance {
+    if asked > facts.old.next {
         return Err(TermsError::TooMuch {
             asked,
-            left: facts.old.balance,
+            left: facts.old.next,
         });
     }
     let found = (terms.outgoing_expiry, terms.incoming_expiry);
@@ -113,6 +113,7 @@ mod tests {
                 stands: true,
                 usable: true,
                 balance: Msat(3_500_000),
+                next: Msat(3_500_000),
                 pending: 0,
             },
             new: Some(New {
@@ -171,7 +172,7 @@ mod tests {
 
     #[test]
     fn no_more_than_there_is() {
-        let error = refused(|_, facts| facts.old.balance = Msat(3_399_999));
+        let error = refused(|_, facts| facts.old.next = Msat(3_399_999));
         assert!(matches!(error, TermsError::TooMuch { .. }), "{error}");
     }
 

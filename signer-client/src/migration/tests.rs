@@ -8,9 +8,9 @@ mod world;
 use std::sync::Arc;
 
 use bitcoin::{Amount, Network};
-use channel_host::{Msat, PaymentHash};
+use channel_host::{LeafId as Leaf, Msat, PaymentHash};
 use factory_tree::ceremony::message::{Invitation, Round};
-use factory_tree::ids::{Attempt, CeremonyId, FactoryId};
+use factory_tree::ids::{Attempt, CeremonyId, FactoryId, LeafId};
 use factory_tree::keys::unmask_secret;
 use factory_tree::ladder::{Notice as Words, Warning};
 use factory_tree::params::{FactoryParams, Profile};
@@ -21,7 +21,7 @@ use super::invited::Declined;
 use super::mover::part_over;
 use super::{Answer, calendar, wanted};
 use crate::event::Event;
-use crate::lightning::{ChannelState, ChannelView as StoredView};
+use crate::lightning::{ChannelState, ChannelView as StoredView, factory_of, leaf_id};
 use crate::store::{Agreed, Handover, PartEnd, PartProgress, SharedStore, Token};
 use world::{BALANCE, FEE, World, kit};
 
@@ -56,6 +56,110 @@ async fn a_balance_moves_to_the_last_thousandth_and_the_keys_follow() {
     world.crash();
     world.look().await;
     assert_eq!(world.said(), None);
+}
+
+#[tokio::test]
+async fn what_was_bought_moves_as_well_and_its_keys_follow() {
+    const BOUGHT: u64 = 7_000_000;
+    let mut world = World::with_bought(BALANCE, BOUGHT).await;
+    let (old, new) = world.bank.bought.unwrap();
+    let named = |leaf: Leaf| Some(LeafId(leaf.0));
+    // The one with the most goes first, and into the one with the most room.
+    let first = world.asked().await;
+    assert_eq!((first.from_leaf, first.to_leaf), (None, None));
+    let terms = world.terms(&first, FEE.to_sat() * 1000);
+    world.crash();
+    world.answer(Answer::Terms(terms)).await;
+    world.settle().await;
+    {
+        let mut books = world.bank.books();
+        books.balance = 1;
+        books.room = 1_000_000 + books.arrived;
+    }
+    let part = world.asked().await;
+    assert_eq!((part.from_leaf, part.to_leaf), (named(old), named(new)));
+    let stored = world.store().part(PaymentHash(part.hash)).await.unwrap();
+    let stored = stored.unwrap();
+    assert_eq!((stored.from_leaf, stored.to_leaf), (old, new));
+    // No more than that one holds is paid for it, whatever the other holds.
+    world.bank.books().balance = BALANCE;
+    world.bank.books().bought = part.amount_msat - 1;
+    let terms = world.terms(&part, 0);
+    world.answer(Answer::Terms(terms)).await;
+    let parts = world.store().parts(world.old.factory_id).await.unwrap();
+    assert_eq!(parts.last().unwrap().progress, PartProgress::Failed);
+    world.crash();
+    world.bank.books().room = world::ROOM;
+    world.move_all(0).await;
+    // One thousandth of a satoshi in any of them keeps the keys.
+    world.deep().await;
+    world.bank.books().bought = 1;
+    world.look().await;
+    assert_eq!(world.handover().await, None);
+    let last = world.said();
+    assert!(matches!(last, Some(FromClient::MovePart(part)) if part.from_leaf == named(old)));
+    world.bank.books().bought = 0;
+    let factory = world.old.factory_id;
+    let why = "the test".to_owned();
+    world.answer(Answer::Refused { factory, why }).await;
+    world.crash();
+    world.look().await;
+    let Some(FromClient::Handover(keys)) = world.said() else {
+        panic!("no keys");
+    };
+    let leaves = [world.bank.old, old];
+    assert!(world.bank.books().shut.ends_with(&leaves));
+    let public = world.client.inner.keys.leaf_keys();
+    let public = public.funding_pubkey(LeafId(old.0).as_u128());
+    assert_eq!(keys.keys.sold.len(), 1);
+    assert!(unmask_secret(&keys.keys.sold[0], &public, &world.lsp).is_ok());
+    world.answer(Answer::Taken(factory)).await;
+    assert_eq!(world.bank.books().all_retired, leaves);
+}
+
+#[tokio::test]
+async fn every_channel_of_a_kit_has_its_factory() {
+    let world = World::with_bought(BALANCE, 1).await;
+    let (old, new) = world.bank.bought.unwrap();
+    let inner = &world.client.inner;
+    for (leaf, kit) in [
+        (world.bank.old, &world.old),
+        (old, &world.old),
+        (world.bank.new, &world.new),
+        (new, &world.new),
+    ] {
+        let found = factory_of(inner, leaf).await.unwrap();
+        assert_eq!(found, Some(kit.factory_id));
+    }
+    assert_eq!(factory_of(inner, Leaf([0; 16])).await.unwrap(), None);
+    // What is shown of them is kept for each.
+    let factory = world.old.factory_id;
+    let mut shown = Vec::new();
+    for (leaf, ours) in [(world.bank.old, 2_000), (old, 3_000)] {
+        let view = StoredView {
+            leaf: leaf.to_string(),
+            // Nobody runs.
+            usable: false,
+            ..view(factory, ours, 0)
+        };
+        world.store().set_channel(leaf, &view).await.unwrap();
+        shown.push(view);
+    }
+    let factories = crate::client::factories(world.store()).await.unwrap();
+    let own = factories.into_iter().find(|own| own.factory == factory);
+    let own = own.unwrap();
+    assert_eq!(own.channels, shown);
+    assert_eq!(own.capacity_sat, 250_000);
+    let quote = crate::client::quote(world.store(), factory, &[1], None);
+    let quote = quote.await.unwrap();
+    assert_eq!((quote.channels, quote.lightning_msat), (2, 5_000));
+    let path = world.old.path().count();
+    assert_eq!(quote.path_transactions, path + 1);
+    let account = crate::client::account(world.store(), None).await.unwrap();
+    assert_eq!(account.balance_msat, 5_000);
+    world.store().forget_channel(old).await.unwrap();
+    let left = crate::lightning::stored(world.store()).await.unwrap();
+    assert_eq!(left, shown[..1]);
 }
 
 #[tokio::test]
@@ -361,8 +465,11 @@ async fn an_invitation_is_taken_unasked_only_for_what_ends_and_on_good_terms() {
     let world = World::new(BALANCE).await;
     let (inner, store) = (&world.client.inner, world.store());
     let (old, new) = (world.old.factory_id, world.new.factory_id);
-    store.set_channel(&view(old, BALANCE, 0)).await.unwrap();
-    store.set_channel(&view(new, 0, 5_000_000)).await.unwrap();
+    let (from, to) = (leaf_id(&world.old), leaf_id(&world.new));
+    let views = [(from, view(old, BALANCE, 0)), (to, view(new, 0, 5_000_000))];
+    for (leaf, view) in views {
+        store.set_channel(leaf, &view).await.unwrap();
+    }
     let offer = invitation(200_000, 5000);
     let dear = invitation(200_000, 5001);
     let judged = wanted(inner, &dear).await.unwrap();

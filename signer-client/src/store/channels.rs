@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use bitcoin::Transaction;
 use bitcoin::consensus::encode::{deserialize, serialize};
+use channel_host::LeafId;
 use factory_tree::ids::FactoryId;
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,9 @@ pub struct Route {
 /// What is stored of a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChannelRow {
-    /// The factory whose leaf it is on.
+    /// The leaf it is on.
+    pub leaf: LeafId,
+    /// That leaf's factory.
     pub factory: FactoryId,
     /// What the Lightning node said last.
     pub view: Option<ChannelView>,
@@ -43,13 +46,18 @@ pub trait ChannelStore {
     async fn channels(&self) -> Result<Vec<ChannelRow>>;
 
     /// Remembers what the Lightning node says of one.
-    async fn set_channel(&self, view: &ChannelView) -> Result<()>;
+    async fn set_channel(&self, leaf: LeafId, view: &ChannelView) -> Result<()>;
 
     /// There is no such channel any more.
-    async fn forget_channel(&self, factory: FactoryId) -> Result<()>;
+    async fn forget_channel(&self, leaf: LeafId) -> Result<()>;
 
     /// Keeps a commitment, so that it can be handed to somebody who pays for it; `false` if it is there already.
-    async fn set_commitment(&self, factory: FactoryId, commitment: &Transaction) -> Result<bool>;
+    async fn set_commitment(
+        &self,
+        leaf: LeafId,
+        factory: FactoryId,
+        commitment: &Transaction,
+    ) -> Result<bool>;
 
     /// The way to the coordinator's Lightning node, as it said last.
     async fn route(&self) -> Result<Option<Route>>;
@@ -71,6 +79,7 @@ impl ChannelStore for SqliteStore {
                 let view = row.maybe_text("view")?;
                 let commitment = row.maybe_bytes("commitment")?;
                 Ok(ChannelRow {
+                    leaf: LeafId(row.array("leaf_id")?),
                     factory: FactoryId(row.array("factory_id")?),
                     view: view
                         .map(|text| serde_json::from_str(&text))
@@ -85,12 +94,13 @@ impl ChannelStore for SqliteStore {
             .collect()
     }
 
-    async fn set_channel(&self, view: &ChannelView) -> Result<()> {
+    async fn set_channel(&self, leaf: LeafId, view: &ChannelView) -> Result<()> {
         let text = serde_json::to_string(view).map_err(|_| unreadable("channel"))?;
         sqlx::query(
-            "INSERT INTO channels (factory_id, view) VALUES (?, ?)
-             ON CONFLICT (factory_id) DO UPDATE SET view = excluded.view",
+            "INSERT INTO channels (leaf_id, factory_id, view) VALUES (?, ?, ?)
+             ON CONFLICT (leaf_id) DO UPDATE SET view = excluded.view",
         )
+        .bind(leaf.0.as_slice())
         .bind(view.factory.0.as_slice())
         .bind(text)
         .execute(self.pool())
@@ -99,20 +109,25 @@ impl ChannelStore for SqliteStore {
         Ok(())
     }
 
-    async fn forget_channel(&self, factory: FactoryId) -> Result<()> {
-        sqlx::query("UPDATE channels SET view = NULL WHERE factory_id = ?")
-            .bind(factory.0.as_slice())
+    async fn forget_channel(&self, leaf: LeafId) -> Result<()> {
+        sqlx::query("UPDATE channels SET view = NULL WHERE leaf_id = ?")
+            .bind(leaf.0.as_slice())
             .execute(self.pool())
             .await
             .map_err(|error| self.error(error))?;
         Ok(())
     }
 
-    async fn set_commitment(&self, factory: FactoryId, commitment: &Transaction) -> Result<bool> {
+    async fn set_commitment(
+        &self,
+        leaf: LeafId,
+        factory: FactoryId,
+        commitment: &Transaction,
+    ) -> Result<bool> {
         let mut tx = self.write().await?;
         let known: Option<Option<Vec<u8>>> =
-            sqlx::query_scalar("SELECT commitment FROM channels WHERE factory_id = ?")
-                .bind(factory.0.as_slice())
+            sqlx::query_scalar("SELECT commitment FROM channels WHERE leaf_id = ?")
+                .bind(leaf.0.as_slice())
                 .fetch_optional(&mut *tx)
                 .await
                 .map_err(|error| self.error(error))?;
@@ -123,9 +138,10 @@ impl ChannelStore for SqliteStore {
             return Ok(false);
         }
         sqlx::query(
-            "INSERT INTO channels (factory_id, commitment) VALUES (?, ?)
-             ON CONFLICT (factory_id) DO UPDATE SET commitment = excluded.commitment",
+            "INSERT INTO channels (leaf_id, factory_id, commitment) VALUES (?, ?, ?)
+             ON CONFLICT (leaf_id) DO UPDATE SET commitment = excluded.commitment",
         )
+        .bind(leaf.0.as_slice())
         .bind(factory.0.as_slice())
         .bind(serialize(commitment))
         .execute(&mut *tx)

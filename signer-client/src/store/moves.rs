@@ -3,7 +3,7 @@
 use std::fmt;
 
 use async_trait::async_trait;
-use channel_host::{Msat, PaymentHash};
+use channel_host::{LeafId, Msat, PaymentHash};
 use factory_tree::ids::FactoryId;
 use factory_tree::ladder::Notice;
 use factory_tree::units::Height;
@@ -87,6 +87,10 @@ pub struct PartRow {
     pub from: FactoryId,
     /// The younger one.
     pub to: FactoryId,
+    /// The channel it leaves.
+    pub from_leaf: LeafId,
+    /// The channel it is to arrive in.
+    pub to_leaf: LeafId,
     /// What is to arrive.
     pub amount: Msat,
     /// What the coordinator's payment carries.
@@ -211,12 +215,14 @@ impl MoveStore for SqliteStore {
 
     async fn add_part(&self, part: &PartRow) -> Result<()> {
         sqlx::query(
-            "INSERT INTO parts (hash, from_factory, to_factory, amount_msat, arrival_token,
-                asked_height, state) VALUES (?, ?, ?, ?, ?, ?, 'asked')",
+            "INSERT INTO parts (hash, from_factory, to_factory, from_leaf, to_leaf, amount_msat,
+                arrival_token, asked_height, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'asked')",
         )
         .bind(part.hash.0.as_slice())
         .bind(part.from.0.as_slice())
         .bind(part.to.0.as_slice())
+        .bind(part.from_leaf.0.as_slice())
+        .bind(part.to_leaf.0.as_slice())
         .bind(msat(part.amount))
         .bind(part.token.0.as_slice())
         .bind(at(part.asked))
@@ -385,6 +391,8 @@ fn read_part(row: &SqliteRow) -> Result<PartRow> {
         hash: PaymentHash(row.array("hash")?),
         from: FactoryId(row.array("from_factory")?),
         to: FactoryId(row.array("to_factory")?),
+        from_leaf: LeafId(row.array("from_leaf")?),
+        to_leaf: LeafId(row.array("to_leaf")?),
         amount: Msat(row.whole("amount_msat")?),
         token: Token(row.array("arrival_token")?),
         asked: Height(row.number("asked_height")?),

@@ -3,7 +3,7 @@
 use bitcoin::hashes::Hash;
 use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
 use bitcoin::{Amount, Network, OutPoint, ScriptBuf, Transaction, Txid};
-use channel_host::{Msat, PaymentHash};
+use channel_host::{LeafId as Leaf, Msat, PaymentHash};
 use factory_tree::ceremony::message::Round;
 use factory_tree::guard::SignedRecord;
 use factory_tree::ids::{Attempt, CeremonyId, ClientId, FactoryId, LeafId};
@@ -432,7 +432,7 @@ async fn a_commitment_is_kept_beside_what_is_known_of_its_channel() {
     let (_dir, store) = open().await;
     store.record_join(&join(1)).await.unwrap();
     store.store_kit(&factory(1), b"kit").await.unwrap();
-    let id = FactoryId([1; 32]);
+    let (leaf, id) = (Leaf([1; 16]), FactoryId([1; 32]));
     let signed = |signature: u8| Transaction {
         version: bitcoin::transaction::Version(3),
         lock_time: bitcoin::absolute::LockTime::ZERO,
@@ -443,9 +443,9 @@ async fn a_commitment_is_kept_beside_what_is_known_of_its_channel() {
         output: vec![],
     };
     let commitment = signed(1);
-    assert!(store.set_commitment(id, &commitment).await.unwrap());
+    assert!(store.set_commitment(leaf, id, &commitment).await.unwrap());
     // Signed anew at every block: no news.
-    assert!(!store.set_commitment(id, &signed(2)).await.unwrap());
+    assert!(!store.set_commitment(leaf, id, &signed(2)).await.unwrap());
     let view = ChannelView {
         factory: id,
         leaf: "01".repeat(16),
@@ -463,16 +463,17 @@ async fn a_commitment_is_kept_beside_what_is_known_of_its_channel() {
         spent: None,
         closing_sat: 3,
     };
-    store.set_channel(&view).await.unwrap();
+    store.set_channel(leaf, &view).await.unwrap();
     let rows = store.channels().await.unwrap();
     let row = ChannelRow {
+        leaf,
         factory: id,
         view: Some(view),
         commitment: Some(commitment),
     };
     assert_eq!(rows, [row]);
     // The channel may go; the commitment stays.
-    store.forget_channel(id).await.unwrap();
+    store.forget_channel(leaf).await.unwrap();
     let rows = store.channels().await.unwrap();
     assert!(rows[0].view.is_none() && rows[0].commitment.is_some());
 }
@@ -491,6 +492,8 @@ fn part(n: u8) -> PartRow {
         hash: PaymentHash([n; 32]),
         from: FactoryId([1; 32]),
         to: FactoryId([2; 32]),
+        from_leaf: Leaf([3; 16]),
+        to_leaf: Leaf([4; 16]),
         amount: Msat(5_001),
         token: Token([n; 32]),
         asked: Height(700),

@@ -19,10 +19,9 @@ pub(super) struct Exits {
 }
 
 /// Where a rehearsed exit ends.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Way {
-    channel: Option<OutPoint>,
-    capacity: Amount,
+    channels: Vec<(OutPoint, Amount)>,
 }
 
 /// What is wrong with a wallet's exits.
@@ -122,11 +121,11 @@ impl Exits {
         };
         let key = (row.factory, sha256::Hash::hash(&bytes));
         if let Some(way) = self.sound.get(&key) {
-            return Ok(Ok(*way));
+            return Ok(Ok(way.clone()));
         }
         let way = verified(row, &bytes);
         if let Ok(way) = &way {
-            self.sound.insert(key, *way);
+            self.sound.insert(key, way.clone());
         }
         Ok(way)
     }
@@ -140,9 +139,11 @@ fn verified(row: &FactoryRow, bytes: &[u8]) -> Result<Way, String> {
         return Err(format!("the kit is that of factory {}", kit.factory_id));
     }
     rehearse(&kit).map_err(|error| error.to_string())?;
+    let channels = kit.channels().into_iter();
     Ok(Way {
-        channel: kit.channel_outpoint(),
-        capacity: kit.capacity,
+        channels: channels
+            .map(|channel| (channel.outpoint, channel.capacity))
+            .collect(),
     })
 }
 
@@ -167,10 +168,10 @@ fn covers(
         return Err("the wallet has given the factory up");
     }
     let way = way.ok_or("its kit is no good")?;
-    if way.channel != Some(view.outpoint) {
-        return Err("the kit ends at another channel");
-    }
-    if view.ours_msat > way.capacity.to_sat().saturating_mul(1000) {
+    let mut channels = way.channels.iter();
+    let own = channels.find(|(outpoint, _)| *outpoint == view.outpoint);
+    let (_, capacity) = own.ok_or("the kit ends at another channel")?;
+    if view.ours_msat > capacity.to_sat().saturating_mul(1000) {
         return Err("the kit's channel holds less");
     }
     Ok(())

@@ -11,8 +11,8 @@ use crate::exit::{ChainView, Goal, Spender, next};
 use crate::expiry::deduction;
 use crate::kit::KitTx;
 use crate::params::{ExpiryPolicy, FactoryParams, Profile};
-use crate::sale::tests::{Sold, factory};
-use crate::testing::{CAPACITY, TestFactory, cases};
+use crate::sale::tests::factory;
+use crate::testing::{CAPACITY, Sold, TestFactory, cases};
 use crate::tx::TxKind;
 use crate::units::{Blocks, Height};
 

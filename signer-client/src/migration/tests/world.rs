@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bitcoin::secp256k1::PublicKey;
+use bitcoin::secp256k1::{PublicKey, SecretKey as Secret};
 use bitcoin::{Amount, Network};
 use channel_host::{
     ChannelView, LeafId, LeafView, Msat, NodeError, PartState, PartView, PaymentHash, Side, Stage,
@@ -12,7 +12,7 @@ use factory_tree::ids::{Attempt, CeremonyId};
 use factory_tree::kit::ExitKit;
 use factory_tree::ladder::part_expiries;
 use factory_tree::params::{FactoryParams, Profile};
-use factory_tree::testing::TestFactory;
+use factory_tree::testing::{Sold, TestFactory};
 use factory_tree::units::{Blocks, Height};
 use proto::v1::ClientMessage;
 use proto::wire::{FromClient, MovePart, PartTerms};
@@ -22,7 +22,7 @@ use crate::client::{ClientParts, SignerClient};
 use crate::config::Config;
 use crate::connection::Outgoing;
 use crate::event::Event;
-use crate::lightning::leaf_id;
+use crate::lightning::{leaf_id, name_of};
 use crate::migration::lane::Lane;
 use crate::migration::mover::{Mover, part_over};
 use crate::migration::{Answer, calendar};
@@ -34,21 +34,31 @@ use crate::store::{
 pub(super) const BALANCE: u64 = 10_000_007;
 pub(super) const FEE: Amount = Amount::from_sat(70);
 
-/// A node that holds two channels.
+/// What a channel with nothing in it can receive.
+pub(super) const ROOM: u64 = 198_000_000;
+
+/// A node that holds two channels, and perhaps one that was bought in the older factory and one in the younger.
 #[derive(Debug)]
 pub(super) struct Bank {
     pub(super) old: LeafId,
     pub(super) new: LeafId,
+    pub(super) bought: Option<(LeafId, LeafId)>,
     pub(super) state: Mutex<Books>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Books {
     pub(super) balance: u64,
+    /// In the one that was bought in the older factory.
+    pub(super) bought: u64,
     pub(super) pending: usize,
     pub(super) arrived: u64,
+    /// What can be received over the one that was born with the younger factory.
+    pub(super) room: u64,
     pub(super) gate_open: bool,
+    pub(super) shut: Vec<LeafId>,
     pub(super) retired: bool,
+    pub(super) all_retired: Vec<LeafId>,
     /// The coordinator has closed the old channel.
     pub(super) closed: bool,
     pub(super) parts: Vec<PartView>,
@@ -88,14 +98,16 @@ fn peer() -> PublicKey {
 impl Lane for Bank {
     fn channels(&self) -> Vec<ChannelView> {
         let books = self.books();
-        let room = 198_000_000 - books.arrived;
-        let old = channel(self.old, books.balance, 0, books.pending);
-        let new = channel(self.new, books.arrived, room, 0);
-        (!books.closed)
-            .then_some(old)
-            .into_iter()
-            .chain([new])
-            .collect()
+        let room = books.room - books.arrived;
+        let mut all = vec![channel(self.new, books.arrived, room, 0)];
+        if !books.closed {
+            all.push(channel(self.old, books.balance, 0, books.pending));
+        }
+        if let Some((old, new)) = self.bought {
+            all.push(channel(old, books.bought, 0, 0));
+            all.push(channel(new, 0, ROOM / 2, 0));
+        }
+        all
     }
 
     fn leaf(&self, leaf: LeafId) -> Option<LeafView> {
@@ -151,19 +163,28 @@ impl Lane for Bank {
         expiry: u32,
     ) -> Result<(), NodeError> {
         let mut books = self.books();
+        let books = &mut *books;
         let part = books.parts.iter_mut().find(|part| part.hash == hash);
         let part = part.ok_or_else(|| NodeError::Refused("unknown".into()))?;
         assert_eq!(part.state, PartState::Agreed, "a part is paid once");
         part.state = PartState::Paid;
-        books.balance -= amount.0;
+        match part.from == self.old {
+            true => books.balance -= amount.0,
+            false => books.bought -= amount.0,
+        }
         books.pending += 1;
         books.sent.push((hash, amount.0, expiry));
         Ok(())
     }
 
     fn gate(&self, leaf: LeafId, open: bool) -> Result<(), NodeError> {
-        assert_eq!(leaf, self.old);
         let mut books = self.books();
+        if !open {
+            books.shut.push(leaf);
+        }
+        if leaf != self.old {
+            return Ok(());
+        }
         if !open {
             books.balance += std::mem::take(&mut books.last_minute);
         }
@@ -172,13 +193,28 @@ impl Lane for Bank {
     }
 
     fn retire(&self, leaf: LeafId) -> Result<(), NodeError> {
-        assert_eq!(leaf, self.old);
-        self.books().retired = true;
+        let mut books = self.books();
+        books.all_retired.push(leaf);
+        books.retired |= leaf == self.old;
         Ok(())
     }
 }
 
-pub(super) fn kit(seed: u64) -> (ExitKit, bitcoin::secp256k1::SecretKey) {
+/// A factory in which the first client bought a channel.
+fn sold_kit(seed: u64) -> (ExitKit, Secret) {
+    let mut params = FactoryParams::profile(Profile::Lite, Network::Regtest);
+    params.k = 2;
+    let mut sold = Sold::new(TestFactory::new(seed, params, 4).unwrap());
+    sold.sell(0, 50_000, &[]);
+    (sold.kits.remove(0), sold.signed.lsp_keypair().secret_key())
+}
+
+/// The leaf of what was bought in it.
+fn bought(kit: &ExitKit) -> Option<LeafId> {
+    kit.channels().get(1).map(name_of)
+}
+
+pub(super) fn kit(seed: u64) -> (ExitKit, Secret) {
     let params = FactoryParams::profile(Profile::Lite, Network::Regtest);
     let signed = TestFactory::new(seed, params, 2).unwrap().sign();
     let lsp = signed.lsp_keypair().secret_key();
@@ -192,7 +228,7 @@ pub(super) struct World {
     pub(super) mover: Mover,
     pub(super) old: ExitKit,
     pub(super) new: ExitKit,
-    pub(super) lsp: bitcoin::secp256k1::SecretKey,
+    pub(super) lsp: Secret,
     pub(super) heard: mpsc::Receiver<ClientMessage>,
     pub(super) events: tokio::sync::broadcast::Receiver<crate::event::Stamped>,
     _seed: tempfile::TempDir,
@@ -240,7 +276,18 @@ async fn hold(store: &SqliteStore, kit: &ExitKit, n: u8, expiry: Height, fee: Am
 
 impl World {
     pub(super) async fn new(balance: u64) -> Self {
-        let ((old, lsp), (new, _)) = (kit(1), kit(2));
+        Self::between(balance, kit(1), kit(2)).await
+    }
+
+    /// With a channel that was bought in each factory.
+    pub(super) async fn with_bought(balance: u64, bought: u64) -> Self {
+        let world = Self::between(balance, sold_kit(1), sold_kit(2)).await;
+        world.bank.books().bought = bought;
+        world
+    }
+
+    async fn between(balance: u64, old: (ExitKit, Secret), new: (ExitKit, Secret)) -> Self {
+        let ((old, lsp), (new, _)) = (old, new);
         let store = SqliteStore::in_memory().await.unwrap();
         hold(&store, &old, 1, old.expiry, Amount::ZERO).await;
         hold(&store, &new, 2, new.expiry.plus(Blocks(1)), FEE).await;
@@ -255,8 +302,10 @@ impl World {
         let bank = Arc::new(Bank {
             old: leaf_id(&old),
             new: leaf_id(&new),
+            bought: bought(&old).zip(bought(&new)),
             state: Mutex::new(Books {
                 balance,
+                room: ROOM,
                 gate_open: true,
                 ..Books::default()
             }),
@@ -374,7 +423,7 @@ impl World {
     /// Moves until nothing is left; the parts' sizes.
     pub(super) async fn move_all(&mut self, mut fee: u64) -> Vec<u64> {
         let mut sizes = Vec::new();
-        while self.bank.books().balance > 0 {
+        while self.left() > 0 {
             let part = self.asked().await;
             let terms = self.terms(&part, std::mem::take(&mut fee));
             self.answer(Answer::Terms(terms)).await;
@@ -382,6 +431,11 @@ impl World {
             self.settle().await;
         }
         sizes
+    }
+
+    fn left(&self) -> u64 {
+        let books = self.bank.books();
+        books.balance + books.bought
     }
 
     pub(super) async fn deep(&mut self) {
