@@ -301,12 +301,14 @@ fn leaving(ctx: &Context, seen: &Seen, list: &[Due], height: u32) -> Vec<Leaving
         Some((facts, member))
     };
     let mut add = |facts: &FactoryFacts, member: &MemberFacts, attempt| {
+        let row = seen.member(facts.id, member.client);
         all.push(Leaving {
             client: member.client,
             from: facts.id,
             attempt,
             deadline: facts.schedule.publish_from,
-            capacity: member.capacity,
+            // What it bought, it bought for this factory's life; its balance has room anyway.
+            capacity: row.map_or(member.capacity, |row| row.capacity),
             balance: member.balance,
         });
     };
