@@ -373,3 +373,90 @@ async fn build(
     let known = built.await.map_err(|_| TreesError::Stopped)?;
     Ok(Arc::new(known?))
 }
+
+#[cfg(test)]
+mod tests {
+    use factory_tree::params::ExpiryPolicy;
+
+    use super::*;
+    use crate::testing::TestWorld;
+
+    #[tokio::test]
+    async fn what_was_sold_is_part_of_the_tree() {
+        let world = TestWorld::new().await;
+        let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+        let get = async || world.ctx.trees.get(&world.ctx.store, tree.id()).await;
+        let known = get().await.unwrap();
+        let stock = known.stock(2).unwrap();
+        assert_eq!(known.stock(3), Some(stock));
+        assert_ne!(known.stock(0), Some(stock));
+        assert!(known.consumer(stock).is_none());
+        let one = world.sell(&tree, 2, 50_000).await;
+        let two = world.sell(&tree, 3, 40_000).await;
+        let three = world.sell(&tree, 2, 30_000).await;
+        let other = world.sell(&tree, 0, 20_000).await;
+        assert!(known.tx(&one.txs.chain.txid).is_none(), "an older look");
+        let known = get().await.unwrap();
+        for sale in [&one, &two, &three, &other] {
+            for tx in sale.txs.all() {
+                assert_eq!(known.tx(&tx.txid).unwrap().kind, tx.kind);
+            }
+            assert!(known.sale_signature(&sale.txs.chain.txid).is_some());
+            let timeout = &sale.txs.channel_timeouts[0].txid;
+            assert_eq!(known.sale_signature(timeout), None);
+        }
+        // The stock it consumes, and the poison that comes first: the newest sale's.
+        assert_eq!(known.consumer(stock).unwrap().id(), one.id);
+        assert_eq!(known.first_poison(stock), Some(Blocks(216)));
+        let tip = three
+            .txs
+            .chain
+            .outputs_of(OutputRole::Stock)
+            .next()
+            .unwrap();
+        assert!(known.consumer(tip.0).is_none());
+        let kinds = |tx| {
+            let outputs = known.outputs(tx).into_iter();
+            outputs.map(|output| output.kind).collect::<Vec<_>>()
+        };
+        let chain = [SpentKind::Channel, SpentKind::Stock];
+        assert_eq!(kinds(&one.txs.chain), chain);
+        assert!(kinds(&three.txs.poisons[0]).is_empty(), "the clients' own");
+
+        let txids = |position, sale| {
+            let path = known.path(position, sale).unwrap().into_iter();
+            path.map(|tx| tx.txid).collect::<Vec<_>>()
+        };
+        let mut path = txids(2, None);
+        path.extend([one.txs.chain.txid, two.txs.chain.txid]);
+        assert_eq!(txids(3, Some(two.id)), path);
+        path.push(three.txs.chain.txid);
+        assert_eq!(txids(2, Some(three.id)), path);
+        assert!(known.path(2, Some(SaleId([0; 16]))).is_none());
+
+        let bought = OutPoint::new(three.txs.chain.txid, 0);
+        let channel = known.channel(bought).unwrap();
+        assert_eq!((channel.leaf, channel.bought), (three.leaf, Some(1)));
+        let born = tree.channel_timeouts()[2].spends.outpoint;
+        let channel = known.channel(born).unwrap();
+        assert_eq!((channel.position, channel.bought), (2, None));
+        assert_eq!(known.bought_keys(2).len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_tree_that_was_read_before_a_sale_is_not_kept_after_it() {
+        let world = TestWorld::new().await;
+        let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+        let trees = Trees::default();
+        let old = trees.get(&world.ctx.store, tree.id()).await.unwrap();
+        trees.forget(tree.id());
+        let (kept, before) = trees.kept(tree.id());
+        assert!(kept.is_none());
+        trees.forget(tree.id());
+        trees.keep(tree.id(), Arc::clone(&old), before);
+        assert!(trees.kept(tree.id()).0.is_none(), "as if read before");
+        let (_, now) = trees.kept(tree.id());
+        trees.keep(tree.id(), old, now);
+        assert!(trees.kept(tree.id()).0.is_some());
+    }
+}

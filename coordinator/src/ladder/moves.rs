@@ -43,15 +43,6 @@ struct Place<'a> {
     row: &'a MemberRow,
 }
 
-impl Place<'_> {
-    /// The leaf the client names, if it is one of its own here; without a name the one it was born with.
-    fn leaf(&self, named: Option<factory_tree::ids::LeafId>) -> Option<LeafId> {
-        let wanted = named.unwrap_or(self.row.leaf);
-        let own = self.row.leaves().find(|leaf| *leaf == wanted);
-        own.map(|leaf| LeafId(leaf.0))
-    }
-}
-
 fn place(seen: &Seen, factory: FactoryId, client: ClientId) -> Result<Place<'_>, ServiceError> {
     let unknown = || {
         let text = "you are in no such factory";
@@ -90,10 +81,12 @@ pub async fn move_part(
     if !younger || !from.member.progress.is_inside() || !to.member.progress.is_inside() {
         return Err(wrong("your balance does not move from there to there"));
     }
-    let leaves = from.leaf(part.from_leaf).zip(to.leaf(part.to_leaf));
+    let from_leaf = from.row.leaf_named(part.from_leaf);
+    let leaves = from_leaf.zip(to.row.leaf_named(part.to_leaf));
     let Some((from_leaf, to_leaf)) = leaves else {
         return Err(wrong("these are no channels of yours in these factories"));
     };
+    let (from_leaf, to_leaf) = (LeafId(from_leaf.0), LeafId(to_leaf.0));
     let Some(node) = ctx.lightning.node() else {
         return Err(wrong("the Lightning node is starting; try again"));
     };

@@ -1,3 +1,5 @@
+mod bought;
+
 use bitcoin::secp256k1::Secp256k1;
 use channel_host::lsp_channel_id;
 use factory_tree::factory::Member;

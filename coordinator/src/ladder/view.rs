@@ -422,3 +422,121 @@ impl OnChain {
         row.is_none_or(|row| row.spent_by.is_some())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Amount;
+    use channel_host::Msat;
+    use factory_tree::ids::LeafId as OurLeafId;
+    use factory_tree::testing::{public, secret};
+
+    use super::*;
+    use crate::store::sold::SoldLeaf;
+
+    fn channel(leaf: u8, receivable: u64, pending: usize) -> (LeafId, ChannelView) {
+        let leaf = LeafId([leaf; 16]);
+        let view = ChannelView {
+            channel: [0; 32],
+            leaf: Some(leaf),
+            peer: public(&secret(1, "peer", 1)),
+            outpoint: None,
+            capacity: Amount::from_sat(100),
+            spendable: Msat(100_000 - receivable),
+            receivable: Msat(receivable),
+            usable: true,
+            announced: false,
+            our_reserve: None,
+            their_reserve: 0,
+            pending,
+        };
+        (leaf, view)
+    }
+
+    /// Born with leaf 1, it bought 2 and 3.
+    fn row() -> MemberRow {
+        let (factory, position) = (FactoryId([9; 32]), 0);
+        let sold = [2, 3].map(|leaf| SoldLeaf {
+            factory,
+            position,
+            leaf: OurLeafId([leaf; 16]),
+            capacity: Amount::from_sat(100),
+        });
+        MemberRow {
+            client: ClientId([2; 33]),
+            factory,
+            position,
+            capacity: Amount::from_sat(100),
+            leaf: OurLeafId([1; 16]),
+            sold: sold.to_vec(),
+            fee: Amount::ZERO,
+            fee_taken: false,
+            invited: None,
+            warned: None,
+            handed_over: false,
+            publishing: false,
+        }
+    }
+
+    fn channels<const N: usize>(list: [(LeafId, ChannelView); N]) -> Channels {
+        Channels {
+            begun: list.iter().map(|(leaf, _)| *leaf).collect(),
+            by_leaf: HashMap::from(list),
+            parts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_member_has_what_all_its_channels_hold() {
+        let all = channels([
+            channel(1, 1_500, 0),
+            channel(2, 2_600, 0),
+            channel(4, 9_000, 0),
+        ]);
+        assert_eq!(all.balance(&row()), Amount::from_sat(5));
+        assert_eq!(all.room(&row()), Some(98 + 97));
+        assert_eq!(channels([]).room(&row()), None);
+        assert_eq!(bought(&row()), Amount::from_sat(200));
+    }
+
+    #[test]
+    fn a_member_is_empty_when_all_its_channels_are() {
+        let is_empty = |all: &Channels| all.is_empty(&row());
+        let mut all = channels([channel(1, 0, 0), channel(2, 0, 0), channel(3, 0, 0)]);
+        assert!(is_empty(&all));
+        // Never opened, there is nothing in it; closed, nobody knows.
+        all.by_leaf.remove(&LeafId([3; 16]));
+        assert!(!is_empty(&all));
+        all.begun.remove(&LeafId([3; 16]));
+        assert!(is_empty(&all));
+        all.by_leaf.extend([channel(2, 1, 0)]);
+        assert!(!is_empty(&all));
+        all.by_leaf.extend([channel(2, 0, 1)]);
+        assert!(!is_empty(&all));
+        assert!(
+            !is_empty(&channels([channel(2, 0, 0)])),
+            "the one it was born with"
+        );
+    }
+
+    #[test]
+    fn the_part_that_has_to_be_over_first_counts() {
+        let part = |from: u8, expiry, state| PartView {
+            hash: channel_host::PaymentHash([from; 32]),
+            from: LeafId([from; 16]),
+            to: LeafId([7; 16]),
+            amount: Msat(1),
+            fee: Msat(0),
+            incoming_expiry: expiry,
+            state,
+        };
+        let mut all = channels([]);
+        all.parts = vec![
+            part(1, 50, PartState::Paid),
+            part(3, 40, PartState::Paid),
+            part(2, 30, PartState::Agreed),
+            part(4, 20, PartState::Paid),
+        ];
+        let found = all.part(&row()).map(|part| part.incoming_expiry);
+        assert_eq!(found, Some(40));
+    }
+}

@@ -46,6 +46,13 @@ impl MemberRow {
     pub fn leaves(&self) -> impl Iterator<Item = LeafId> {
         core::iter::once(self.leaf).chain(self.sold.iter().map(|sold| sold.leaf))
     }
+
+    /// The one that is named, if it is a leaf of this member; unnamed, the one it was born with.
+    #[must_use]
+    pub fn leaf_named(&self, name: Option<LeafId>) -> Option<LeafId> {
+        let wanted = name.unwrap_or(self.leaf);
+        self.leaves().find(|leaf| *leaf == wanted)
+    }
 }
 
 /// How a member's keys were taken, or why not.
