@@ -255,3 +255,15 @@ async fn a_part_moves_between_leaves_of_the_client_alone() {
     assert!(member(&world, 0).await.fee_taken);
     assert!(!member(&world, 1).await.fee_taken);
 }
+
+#[tokio::test]
+async fn coins_are_kept_for_the_chains_of_what_was_sold() {
+    let (world, tree) = dying().await;
+    let available = async || show::preview(&world.ctx).await.unwrap().available_sat;
+    let before = available().await;
+    world.sell(&tree, 0, 60_000).await;
+    let one = before - available().await;
+    assert!(one > 0);
+    world.sell(&tree, 1, 50_000).await;
+    assert_eq!(before - available().await, 2 * one);
+}
