@@ -1,5 +1,5 @@
-//! Takes back what is the coordinator's alone: whatever all its other owners have handed over their keys of, at once; unsold stocks `q`
-//! blocks after their leaf confirmed; under `LspReclaim` what nobody published by `T`. Derived anew at every tip from what is on the chain.
+//! Takes back what is the coordinator's alone: whatever all its other owners have handed over their keys of, at once; unsold stocks, and what
+//! sales left of others, `q` blocks after they confirmed; under `LspReclaim` what nobody published by `T`. Derived anew at every tip from what is on the chain.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -29,7 +29,7 @@ use crate::store::ladder::HandoverRow;
 use crate::store::outputs::{self, OutputRow};
 use crate::store::sweeps::{self, SweepRow};
 use crate::store::{attempts, factories};
-use crate::trees::KnownTree;
+use crate::trees::{KnownChannel, KnownTree};
 
 /// Blocks after which a sweep that pays too little is replaced.
 const PATIENCE: u32 = 12;
@@ -199,7 +199,9 @@ async fn sweep_factory(
         .filter_map(|output| {
             let params = &known.tree.spec().params;
             let leaf = plan::script_leaf(params, known.tree.schedule(), output.kind);
-            let means = if is_due(leaf, output.confirmed_height, height) {
+            // What was sold from is not unsold: its chain is published, or it is ours by keys (protocol.md section 6).
+            let consumed = known.consumer(output.outpoint).is_some();
+            let means = if !consumed && is_due(leaf, output.confirmed_height, height) {
                 Means::Leaf(leaf)
             } else if keys.own(&owners(&known, output.outpoint)?) {
                 Means::Keys
@@ -252,9 +254,8 @@ async fn tell_node(ctx: &Context, known: &KnownTree, due: &[(OutputRow, Means)],
         .filter(|(output, _)| output.kind == SpentKind::Channel);
     let leaves: Vec<LeafId> = channels
         .filter_map(|(output, _)| {
-            let position = owners(known, output.outpoint)?.start as usize;
-            let member = known.tree.spec().members.get(position)?;
-            Some(LeafId(member.leaf_id.0))
+            let channel = known.channel(output.outpoint)?;
+            Some(LeafId(channel.leaf.0))
         })
         .collect();
     // A write of the node's, which waits for the disk.
@@ -313,8 +314,8 @@ struct Keys {
     lsp: Keypair,
     /// Of clients that have handed over, by their place.
     clients: HashMap<u32, ClientKeys>,
-    /// Our channel keys, likewise.
-    channels: HashMap<u32, Keypair>,
+    /// Our keys of their channels.
+    channels: HashMap<factory_tree::ids::LeafId, Keypair>,
 }
 
 impl Keys {
@@ -333,12 +334,19 @@ impl Keys {
             let Some(member) = members.get(one.position as usize) else {
                 continue;
             };
-            match one.keys.open(member, &[], &secret) {
+            match one
+                .keys
+                .open(member, &known.bought_keys(one.position), &secret)
+            {
                 Ok(keys) => {
-                    let id = lsp_channel_id(member.leaf_id.0, fresh);
-                    let mut own = ctx.keys.leaf_keys().funding_secret(id);
-                    channels.insert(one.position, Keypair::from_secret_key(&secp, &own));
-                    own.non_secure_erase();
+                    let bought = known.bought(one.position);
+                    let bought = bought.map(|(sale, sold)| (sold.leaf_id, sale.sold.fresh));
+                    for (leaf, fresh) in bought.chain([(member.leaf_id, fresh)]) {
+                        let id = lsp_channel_id(leaf.0, fresh);
+                        let mut own = ctx.keys.leaf_keys().funding_secret(id);
+                        channels.insert(leaf, Keypair::from_secret_key(&secp, &own));
+                        own.non_secure_erase();
+                    }
                     clients.insert(one.position, keys);
                 }
                 // They were checked before they were stored.
@@ -372,10 +380,17 @@ impl Keys {
     }
 
     /// The key pair and the way by which a channel of a client that has left is ours.
-    fn channel(&self, client: u32) -> Option<(Keypair, Unlock)> {
-        let theirs = self.clients.get(&client)?;
-        let other = Keypair::from_secret_key(&self.secp, &theirs.channel);
-        Some((*self.channels.get(&client)?, Unlock::Channel { other }))
+    fn channel(&self, channel: &KnownChannel) -> Option<(Keypair, Unlock)> {
+        let keys = self.clients.get(&channel.position)?;
+        let theirs = match channel.bought {
+            None => &keys.channel,
+            Some(number) => keys.sold.get(number)?,
+        };
+        let other = Keypair::from_secret_key(&self.secp, theirs);
+        Some((
+            *self.channels.get(&channel.leaf)?,
+            Unlock::Channel { other },
+        ))
     }
 }
 
@@ -424,9 +439,9 @@ struct Spend {
 fn spend(known: &KnownTree, output: &OutputRow, means: Means, keys: &Keys) -> Option<Spend> {
     let clients = owners(known, output.outpoint)?;
     if output.kind == SpentKind::Channel {
-        let member = known.tree.spec().members.get(clients.start as usize)?;
-        let (pair, unlock) = keys.channel(clients.start)?;
-        let script = output::channel(&member.channel_key, &member.lsp_channel_key);
+        let channel = known.channel(output.outpoint)?;
+        let (pair, unlock) = keys.channel(&channel)?;
+        let script = output::channel(&channel.channel_key, &channel.lsp_channel_key);
         return Some(Spend {
             script,
             pair,

@@ -1,5 +1,7 @@
 //! For unit tests: a chain of our own making, and a coordinator's context on it.
 
+mod sales;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -40,6 +42,8 @@ use crate::store::factories::{self, NewFactory};
 use crate::store::{Store, attempts};
 use crate::trees::Trees;
 use crate::webhooks::Webhooks;
+
+pub use sales::TestSale;
 
 /// A chain in memory. Scripts and locks are not judged.
 #[derive(Debug, Default)]

@@ -142,7 +142,7 @@ CREATE TABLE ladder (
     first_height INTEGER NOT NULL
 ) STRICT;
 
--- Members whose path is to be published until their leaf is buried.
+-- Leaves, of birth or bought, whose path is to be published until it is buried.
 CREATE TABLE exit (
     leaf_id BLOB PRIMARY KEY,
     factory BLOB NOT NULL REFERENCES factory (factory),
@@ -150,6 +150,7 @@ CREATE TABLE exit (
     wished_height INTEGER NOT NULL,
     reason TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX exit_member ON exit (factory, position);
 
 -- Lightning payments of our own: in and out, not through.
 CREATE TABLE payment (

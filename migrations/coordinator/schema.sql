@@ -56,6 +56,8 @@ CREATE TABLE exit (
     reason TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX exit_member ON exit (factory, position);
+
 CREATE TABLE factory (
     number INTEGER PRIMARY KEY,
     factory BLOB NOT NULL UNIQUE,

@@ -43,7 +43,7 @@ pub fn trees_error(error: &TreesError) -> ServiceError {
     let code = match error {
         TreesError::Unknown(_) => ErrorCode::NotFound,
         TreesError::Store(_) => ErrorCode::Store,
-        TreesError::Tree { .. } => ErrorCode::Internal,
+        TreesError::Tree { .. } | TreesError::Sale { .. } => ErrorCode::Internal,
         TreesError::Stopped => ErrorCode::ShuttingDown,
     };
     ServiceError::new(code, error.to_string())

@@ -221,6 +221,41 @@ async fn unsold_stock_is_swept_after_its_delay_and_not_before() {
 }
 
 #[tokio::test]
+async fn what_was_sold_from_is_never_swept_and_what_is_left_of_it_after_its_delay() {
+    let world = TestWorld::new().await;
+    world.chain.mine_to(10);
+    let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+    let sale = world.sell(&tree, 0, 60_000).await;
+    let funding = world.funding(&tree).await;
+    world.chain.mine(&[funding]);
+    let leaf_height = world.publish(&tree);
+    let q = tree.spec().params.q;
+    world.chain.mine_to(leaf_height + q + 10);
+    world.follow().await;
+    let inputs = |sweep: &bitcoin::Transaction| -> Vec<_> {
+        let inputs = sweep.input.iter();
+        inputs.map(|input| input.previous_output).collect()
+    };
+    let leaf = tree.path(0).last().copied().unwrap().clone();
+    let stocks = leaf.outputs_of(OutputRole::Stock);
+    let unsold: Vec<_> = stocks
+        .map(|(outpoint, _)| outpoint)
+        .filter(|outpoint| *outpoint != sale.txs.chain.spends.outpoint)
+        .collect();
+    let [sweep] = world.chain.mempool().try_into().unwrap();
+    assert_eq!(inputs(&sweep), unsold);
+    let height = world.chain.mine(&[sweep, sale.txs.chain.tx.clone()]);
+    world.chain.mine_to(height + q - 2);
+    world.follow().await;
+    assert!(world.chain.mempool().is_empty());
+    world.chain.mine(&[]);
+    world.follow().await;
+    let [sweep] = world.chain.mempool().try_into().unwrap();
+    let left = sale.txs.chain.outputs_of(OutputRole::Stock).next();
+    assert_eq!(inputs(&sweep), [left.unwrap().0]);
+}
+
+#[tokio::test]
 async fn a_stock_that_somebody_else_took_is_left_alone() {
     let mut world = TestWorld::new().await;
     world.chain.mine_to(10);

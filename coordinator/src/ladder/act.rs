@@ -91,7 +91,8 @@ async fn lost(
     Ok(())
 }
 
-/// The wish is stored; the path goes out level by level, and the channel is closed once its leaf is there.
+/// The wish is stored; the path goes out level by level, then the chains of what the client bought, and each channel is closed once its leaf
+/// is there.
 async fn publish(
     ctx: &Context,
     seen: &Seen,
@@ -102,12 +103,16 @@ async fn publish(
     let Some(member) = seen.member(factory, client) else {
         return Ok(());
     };
-    let leaf = member.leaf;
     let is_new = ctx
         .store
-        .write(async |tx| match leaves::get(tx, leaf).await? {
-            Some(row) => leaves::wish_exit(tx, &row, height, ENDS).await,
-            None => Ok(false),
+        .write(async |tx| {
+            let mut is_new = false;
+            for leaf in member.leaves() {
+                if let Some(row) = leaves::get(tx, leaf).await? {
+                    is_new |= leaves::wish_exit(tx, &row, height, ENDS).await?;
+                }
+            }
+            Ok(is_new)
         })
         .await?;
     if is_new {
@@ -122,13 +127,19 @@ async fn publish(
     Ok(())
 }
 
-/// The node closes the channel when its leaf is confirmed. One that is away does it when it is back: this stays due.
+/// The node closes each channel when its leaf is confirmed. One that is away does it when it is back: this stays due.
 async fn close(ctx: &Context, seen: &Seen, factory: FactoryId, client: ClientId) {
     let (Some(node), Some(member)) = (ctx.lightning.node(), seen.member(factory, client)) else {
         return;
     };
-    if let Err(error) = node.force_close(LeafId(member.leaf.0)).await {
-        tracing::warn!(%error, %factory, %client, "a leaf is closed later");
+    for leaf in member.leaves().map(|leaf| LeafId(leaf.0)) {
+        // One that was bought and whose channel was never opened has nothing to close.
+        if leaf.0 != member.leaf.0 && node.leaf(leaf).is_none() {
+            continue;
+        }
+        if let Err(error) = node.force_close(leaf).await {
+            tracing::warn!(%error, %factory, %client, "a leaf is closed later");
+        }
     }
 }
 

@@ -245,7 +245,7 @@ async fn spendable(ctx: &Context, seen: &Seen, height: u32) -> Result<Amount, La
         .unwrap_or(Amount::ZERO))
 }
 
-/// Virtual bytes of the paths of everybody who has not left a factory that ends soon.
+/// Virtual bytes of the paths of everybody who has not left a factory that ends soon, and of the chains of what was sold there.
 fn reserve(seen: &Seen, early: u32, height: u32) -> u64 {
     let soon = |facts: &&FactoryFacts| {
         Height(height).plus(Blocks(early)) >= facts.schedule.dying_from && facts.refunds_clients()
@@ -257,8 +257,14 @@ fn reserve(seen: &Seen, early: u32, height: u32) -> u64 {
         let staying = facts.members.iter().filter(|member| {
             member.progress.is_inside() || member.progress == Progress::Publishing
         });
-        (staying.count() as u64)
+        let staying = staying.count() as u64;
+        let rows = facts.members.iter();
+        let rows = rows.filter_map(|member| seen.member(facts.id, member.client));
+        // A stock that was sold from is published with its leaf, whoever bought.
+        let sales = rows.map(|row| row.sold.len() as u64).sum::<u64>();
+        staying
             .saturating_mul(levels.into())
+            .saturating_add(if staying > 0 { sales } else { 0 })
             .saturating_mul(LEVEL_VBYTES)
     });
     vbytes.fold(0, u64::saturating_add)
@@ -301,12 +307,14 @@ fn leaving(ctx: &Context, seen: &Seen, list: &[Due], height: u32) -> Vec<Leaving
         Some((facts, member))
     };
     let mut add = |facts: &FactoryFacts, member: &MemberFacts, attempt| {
+        let row = seen.member(facts.id, member.client);
         all.push(Leaving {
             client: member.client,
             from: facts.id,
             attempt,
             deadline: facts.schedule.publish_from,
-            capacity: member.capacity,
+            // What it bought, it bought for this factory's life; its balance has room anyway.
+            capacity: row.map_or(member.capacity, |row| row.capacity),
             balance: member.balance,
         });
     };

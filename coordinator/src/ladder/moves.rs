@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use bitcoin::Amount;
 use bitcoin::secp256k1::SecretKey;
+use bitcoin::{Amount, OutPoint};
 use channel_host::{LeafId, Msat, NodeError, PaymentHash};
-use factory_tree::factory::Member;
 use factory_tree::handover::MaskedKeys;
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::ladder::{
@@ -17,12 +16,13 @@ use proto::v1::{ErrorCode, ServerMessage};
 use proto::wire::{FromServer, Handover, MovePart, PartTerms};
 
 use super::LadderError;
-use super::view::{self, Seen};
+use super::view::{self, Channels, Seen};
 use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
-use crate::store::ladder::{self, MemberRow};
+use crate::store::ladder::{self, MemberRow, Taken};
 use crate::store::{attempts, factories};
+use crate::trees::KnownTree;
 
 fn refused(factory: FactoryId, text: impl Into<String>) -> ServiceError {
     ServiceError::new(ErrorCode::Refused, text).factory(factory)
@@ -81,13 +81,17 @@ pub async fn move_part(
     if !younger || !from.member.progress.is_inside() || !to.member.progress.is_inside() {
         return Err(wrong("your balance does not move from there to there"));
     }
+    let from_leaf = from.row.leaf_named(part.from_leaf);
+    let leaves = from_leaf.zip(to.row.leaf_named(part.to_leaf));
+    let Some((from_leaf, to_leaf)) = leaves else {
+        return Err(wrong("these are no channels of yours in these factories"));
+    };
+    let (from_leaf, to_leaf) = (LeafId(from_leaf.0), LeafId(to_leaf.0));
     let Some(node) = ctx.lightning.node() else {
         return Err(wrong("the Lightning node is starting; try again"));
     };
     // What nobody needs to move so finely would only fill our disk.
-    let whole = node
-        .leaf_balance(LeafId(from.row.leaf.0))
-        .unwrap_or_default();
+    let whole = node.leaf_balance(from_leaf).unwrap_or_default();
     let fee = fee(&from, &to);
     let all = part.amount_msat.saturating_add(fee.0) >= whole.receivable.0;
     if part.amount_msat < LEAST_PART_MSAT && !all {
@@ -108,8 +112,8 @@ pub async fn move_part(
         .ok_or_else(|| wrong("this is no amount"))?;
     let taken = channel_host::MovePart {
         hash: PaymentHash(part.hash),
-        from: LeafId(from.row.leaf.0),
-        to: LeafId(to.row.leaf.0),
+        from: from_leaf,
+        to: to_leaf,
         incoming: Msat(incoming),
         outgoing: Msat(part.amount_msat),
         incoming_expiry: expiries.incoming.0,
@@ -147,7 +151,7 @@ fn fee(from: &Place<'_>, to: &Place<'_>) -> Msat {
     }
 }
 
-/// A client has left a factory: its keys are checked, stored, and its channel retired.
+/// A client has left a factory: its keys are checked, stored, and its channels retired.
 ///
 /// # Errors
 /// Why they are not taken.
@@ -169,17 +173,19 @@ pub async fn hand_over(
             }
             _ => {}
         }
-        if !is_empty(ctx, place.row) {
+        // Asked last before its keys are taken.
+        if !Channels::now(ctx).is_empty(place.row) {
             return Err(wrong(
-                "your channel there is not empty, or something is pending in it",
+                "your channels there are not empty, or something is pending in one",
             ));
         }
         let keys = handover.keys;
-        let (member, mut secret) = our_key(ctx, id, place.row.position)
-            .await
-            .map_err(|error| failed(id, &error))?;
-        let opened = keys.open(&member, &[], &secret);
+        let (known, mut secret) = our_key(ctx, id).await.map_err(|error| failed(id, &error))?;
+        let position = place.row.position;
+        let member = known.tree.spec().members.get(position as usize);
+        let opened = member.map(|member| keys.open(member, &known.bought_keys(position), &secret));
         secret.non_secure_erase();
+        let opened = opened.ok_or_else(|| failed(id, &LadderError::Unknown(id)))?;
         if let Err(error) = opened {
             ctx.events.emit(Event::HandoverRefused {
                 client,
@@ -191,83 +197,87 @@ pub async fn hand_over(
                 format!("these are not your keys of this factory: {error}"),
             ));
         }
-        let taken = take(ctx, place.row, &keys)
+        let stock = known.stock(position);
+        let taken = take(ctx, place.row, &keys, stock)
             .await
             .map_err(|error| failed(id, &error))?;
-        if !taken {
-            return Err(wrong("your path is on its way to the chain already"));
+        match taken {
+            Taken::New | Taken::Known => {}
+            Taken::Publishing => {
+                return Err(wrong("your path is on its way to the chain already"));
+            }
+            Taken::Selling => {
+                return Err(wrong(
+                    "a sale from the stock you share is being signed; try again when it is over",
+                ));
+            }
         }
     }
     // The client retires its side when it hears of it: ours comes first, or its closing looks like a failure.
     if !retire(ctx, place.row).await {
-        return Err(wrong("your channel there cannot be retired yet; try again"));
+        return Err(wrong(
+            "your channels there cannot be retired yet; try again",
+        ));
     }
     let message = ServerMessage::from(&FromServer::HandoverTaken(id));
     ctx.sessions.send(&client, message);
     Ok(())
 }
 
-/// Whether the client has nothing in its channel, and nothing is under way there. Asked last before its keys are taken.
-fn is_empty(ctx: &Context, member: &MemberRow) -> bool {
-    let Some(node) = ctx.lightning.node() else {
-        return false;
-    };
-    let leaf = LeafId(member.leaf.0);
-    let channels = node.channels();
-    let channel = channels.iter().find(|channel| channel.leaf == Some(leaf));
-    channel.is_some_and(|channel| channel.receivable.0 == 0 && channel.pending == 0)
-}
-
-/// The member, and our factory secret of its factory.
+/// The factory, and our secret of its factory key.
 async fn our_key(
     ctx: &Context,
     factory: FactoryId,
-    position: u32,
-) -> Result<(Member, SecretKey), LadderError> {
+) -> Result<(Arc<KnownTree>, SecretKey), LadderError> {
+    let known = ctx.trees.get(&ctx.store, factory).await?;
     let read = ctx.store.read(async |tx| {
         let Some(row) = factories::get(tx, factory).await? else {
             return Ok(None);
         };
         let fresh = attempts::fresh(tx, row.round).await?;
-        Ok(Some((
-            row.round,
-            fresh,
-            factories::spec(tx, factory).await?,
-        )))
+        Ok(Some((row.round, fresh)))
     });
-    let (round, fresh, spec) = read.await?.ok_or(LadderError::Unknown(factory))?;
-    let members = spec.map(|spec| spec.members).unwrap_or_default();
-    let member = members.into_iter().nth(position as usize);
-    Ok((
-        member.ok_or(LadderError::Unknown(factory))?,
-        ctx.keys.factory_secret(round, fresh),
-    ))
+    let (round, fresh) = read.await?.ok_or(LadderError::Unknown(factory))?;
+    Ok((known, ctx.keys.factory_secret(round, fresh)))
 }
 
-/// Whether the keys are ours now.
-async fn take(ctx: &Context, member: &MemberRow, keys: &MaskedKeys) -> Result<bool, LadderError> {
+/// Stores the keys, if nothing forbids it.
+async fn take(
+    ctx: &Context,
+    member: &MemberRow,
+    keys: &MaskedKeys,
+    stock: Option<OutPoint>,
+) -> Result<Taken, LadderError> {
     let height = ctx.height();
-    let is_new = ctx
+    let taken = ctx
         .store
-        .write(async |tx| ladder::hand_over(tx, member, keys, height).await)
+        .write(async |tx| ladder::hand_over(tx, member, keys, stock, height).await)
         .await?;
     fault::point("handover_stored");
-    if is_new == Some(true) {
+    if taken == Taken::New {
         ctx.events.emit(Event::HandedOver {
             client: member.client,
             factory: member.factory,
         });
     }
-    Ok(is_new.is_some())
+    Ok(taken)
 }
 
-/// Its channel takes no payment any more: whether that is done. If not, it is tried again with the leaves.
+/// Its channels take no payment any more: whether that is done. If not, it is tried again with the leaves.
 async fn retire(ctx: &Context, member: &MemberRow) -> bool {
     let Some(node) = ctx.lightning.node() else {
         return false;
     };
-    let leaf = LeafId(member.leaf.0);
-    let retired = tokio::task::spawn_blocking(move || node.retire_leaf(leaf)).await;
+    let born = LeafId(member.leaf.0);
+    let leaves: Vec<LeafId> = member.leaves().map(|leaf| LeafId(leaf.0)).collect();
+    let retired = tokio::task::spawn_blocking(move || {
+        // One that was bought and whose channel was never opened has nothing to retire.
+        let mut begun = leaves
+            .into_iter()
+            .filter(|leaf| *leaf == born || node.leaf(*leaf).is_some());
+        begun.try_for_each(|leaf| node.retire_leaf(leaf))
+    });
+    let retired = retired.await;
     ctx.lightning.look_again();
     match retired {
         Ok(Ok(())) => true,

@@ -1,3 +1,5 @@
+mod bought;
+
 use bitcoin::secp256k1::Secp256k1;
 use channel_host::lsp_channel_id;
 use factory_tree::factory::Member;
@@ -9,6 +11,7 @@ use factory_tree::tree::Tree;
 
 use super::*;
 use crate::event::Event;
+use crate::store::ladder::Taken;
 use crate::store::{ladder, leaves};
 use crate::testing::{FRESH, ROUND, TestWorld};
 
@@ -37,9 +40,9 @@ async fn hand_over(world: &TestWorld, tree: &Tree, position: usize) {
     let stored = world.ctx.store.write(async |tx| {
         let members = ladder::members(tx, Some(id)).await?;
         let member = members.iter().find(|member| member.factory == factory);
-        ladder::hand_over(tx, member.unwrap(), &keys, 50).await
+        ladder::hand_over(tx, member.unwrap(), &keys, None, 50).await
     });
-    assert_eq!(stored.await.unwrap(), Some(true));
+    assert_eq!(stored.await.unwrap(), Taken::New);
 }
 
 async fn look(world: &TestWorld) {
@@ -247,9 +250,9 @@ async fn a_path_is_published_or_its_keys_are_taken_never_both() {
     let id = client.id();
     let stored = world.ctx.store.write(async |tx| {
         let members = ladder::members(tx, Some(id)).await?;
-        ladder::hand_over(tx, &members[0], &keys, 50).await
+        ladder::hand_over(tx, &members[0], &keys, None, 50).await
     });
-    assert_eq!(stored.await.unwrap(), None);
+    assert_eq!(stored.await.unwrap(), Taken::Publishing);
 }
 
 /// A client's session; as long as the reader lives, it is there.

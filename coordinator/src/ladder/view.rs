@@ -4,13 +4,14 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bitcoin::{Amount, OutPoint, Txid};
-use channel_host::{ChannelView, LeafId, PartState, PartView};
+use channel_host::{ChannelView, LeafId, PartState, PartView, Stage};
+use factory_tree::factory::FactoryTx;
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::ladder::{FactoryFacts, Funding, Ladder, MemberFacts, Progress, Root};
 use factory_tree::output::OutputRole;
 use factory_tree::params::{FactoryParams, Schedule};
 use factory_tree::shape::Shape;
-use factory_tree::tx::TxKind;
+use factory_tree::tx::{TxKind, checked_sum};
 use factory_tree::units::Height;
 
 use super::LadderError;
@@ -86,44 +87,72 @@ impl Seen {
 }
 
 /// What the Lightning node says of our channels.
-struct Channels {
+#[derive(Debug, Default)]
+pub(super) struct Channels {
     by_leaf: HashMap<LeafId, ChannelView>,
     parts: Vec<PartView>,
+    /// Leaves that have a channel, had one, or are about to.
+    begun: HashSet<LeafId>,
 }
 
 impl Channels {
-    fn now(ctx: &Context) -> Self {
-        let (channels, parts) = ctx
-            .lightning
-            .node()
-            .map(|node| (node.channels(), node.parts()))
-            .unwrap_or_default();
-        let by_leaf = channels
-            .into_iter()
-            .filter_map(|channel| Some((channel.leaf?, channel)));
+    pub(super) fn now(ctx: &Context) -> Self {
+        let Some(node) = ctx.lightning.node() else {
+            return Self::default();
+        };
+        let begun = node.leaves().into_iter();
+        let begun = begun.filter(|leaf| leaf.stage != Stage::Expected);
+        let begun = begun.map(|leaf| leaf.id).collect();
+        let channels = node.channels().into_iter();
+        let by_leaf = channels.filter_map(|channel| Some((channel.leaf?, channel)));
         Self {
             by_leaf: by_leaf.collect(),
-            parts,
+            parts: node.parts(),
+            begun,
         }
     }
 
-    fn of(&self, member: &MemberRow) -> Option<&ChannelView> {
-        self.by_leaf.get(&LeafId(member.leaf.0))
+    /// All of a member's.
+    fn of(&self, member: &MemberRow) -> impl Iterator<Item = &ChannelView> {
+        let leaves = member.leaves();
+        leaves.filter_map(|leaf| self.by_leaf.get(&LeafId(leaf.0)))
     }
 
-    /// The part that is on its way out of a leaf. One that was only agreed to may never be paid.
+    /// The part that is on its way out of a member's leaves and has to be over first. One that was only agreed to may never be paid.
     fn part(&self, member: &MemberRow) -> Option<&PartView> {
-        let mut parts = self.parts.iter();
-        parts.find(|part| part.from == LeafId(member.leaf.0) && part.state != PartState::Agreed)
+        let parts = self.parts.iter();
+        let under_way = parts
+            .filter(|part| is_of(member, part.from))
+            .filter(|part| part.state != PartState::Agreed);
+        under_way.min_by_key(|part| part.incoming_expiry)
     }
 
-    /// What the client has in its channel, rounded up: nothing is overlooked.
+    /// What the client has in its channels, rounded up: nothing is overlooked.
     fn balance(&self, member: &MemberRow) -> Amount {
-        let channel = self.of(member);
-        channel.map_or(Amount::ZERO, |channel| {
-            Amount::from_sat(channel.receivable.0.div_ceil(1000))
-        })
+        let msat = self.of(member).map(|channel| channel.receivable.0);
+        Amount::from_sat(msat.fold(0, u64::saturating_add).div_ceil(1000))
     }
+
+    /// What could be paid to the client over them, in satoshi; nothing is known of it without a channel.
+    fn room(&self, member: &MemberRow) -> Option<u64> {
+        let rooms = self.of(member).map(|channel| channel.spendable.0 / 1000);
+        rooms.reduce(u64::saturating_add)
+    }
+
+    /// Whether the client has nothing in its channels, and nothing is under way there. One that was bought and never opened holds nothing.
+    pub(super) fn is_empty(&self, member: &MemberRow) -> bool {
+        let is_empty = |leaf: LeafId| {
+            let channel = self.by_leaf.get(&leaf);
+            channel.is_some_and(|channel| channel.receivable.0 == 0 && channel.pending == 0)
+        };
+        let mut bought = member.sold.iter().map(|sold| LeafId(sold.leaf.0));
+        is_empty(LeafId(member.leaf.0))
+            && bought.all(|leaf| is_empty(leaf) || !self.begun.contains(&leaf))
+    }
+}
+
+fn is_of(member: &MemberRow, leaf: LeafId) -> bool {
+    member.leaves().any(|own| own.0 == leaf.0)
 }
 
 /// Everything now.
@@ -191,10 +220,15 @@ async fn look_for(ctx: &Context, only: Option<ClientId>) -> Result<Seen, LadderE
             None if sent.contains(&row.id) => Root::ReapSent,
             None => Root::Unspent,
         };
-        let own = by_factory.get(&row.id).into_iter().flatten();
-        let own = own.map(|member| MemberFacts {
+        let own = || by_factory.get(&row.id).into_iter().flatten();
+        let sold = checked_sum(own().map(|member| bought(member)));
+        let sold = sold.unwrap_or(Amount::MAX_MONEY);
+        let members = own().map(|member| MemberFacts {
             client: member.client,
-            capacity: member.capacity,
+            capacity: member
+                .capacity
+                .checked_add(bought(member))
+                .unwrap_or(member.capacity),
             balance: channels.balance(member),
             progress: on_chain
                 .as_ref()
@@ -217,8 +251,8 @@ async fn look_for(ctx: &Context, only: Option<ClientId>) -> Result<Seen, LadderE
                 Some(at) => Funding::Confirmed { at: Height(at) },
                 None => Funding::Unconfirmed,
             },
-            stock: calendar.stock,
-            members: own.collect(),
+            stock: calendar.stock.checked_sub(sold).unwrap_or_default(),
+            members: members.collect(),
             loss_reported: losses
                 .iter()
                 .find(|(id, _)| *id == row.id)
@@ -238,6 +272,12 @@ async fn look_for(ctx: &Context, only: Option<ClientId>) -> Result<Seen, LadderE
             .map(|member| ((member.factory, member.client), member))
             .collect(),
     })
+}
+
+/// The capacities of what a member bought.
+fn bought(member: &MemberRow) -> Amount {
+    let capacities = member.sold.iter().map(|sold| sold.capacity);
+    checked_sum(capacities).unwrap_or(Amount::MAX_MONEY)
 }
 
 /// How far a client is whose path is not on the chain.
@@ -263,21 +303,20 @@ fn progress(
         .filter(|(expiry, _)| *expiry > row.expiry_height)
         // Into a channel that cannot take it nothing moves: another is needed.
         .filter(|(_, other)| {
-            let begun = part.is_some_and(|part| part.to == LeafId(other.leaf.0));
-            let room = channels.of(other).map(|channel| channel.spendable.0 / 1000);
+            let begun = part.is_some_and(|part| is_of(other, part.to));
+            let room = channels.room(other);
             begun || room.is_some_and(|room| room >= balance.to_sat())
         })
         .max_by_key(|(expiry, _)| *expiry);
     match (younger, member.invited) {
         (Some((_, to)), _) => {
             let factory = to.factory;
-            let empty = |channel: &ChannelView| channel.receivable.0 == 0 && channel.pending == 0;
             match part {
                 Some(part) => Progress::Moving {
                     factory,
                     in_flight: Some(Height(part.incoming_expiry)),
                 },
-                None if channels.of(member).is_some_and(empty) => Progress::Moved { factory },
+                None if channels.is_empty(member) => Progress::Moved { factory },
                 None => Progress::NewChannel { factory },
             }
         }
@@ -345,7 +384,7 @@ impl OnChain {
         if matches!(root, Root::Reaped { .. } | Root::TimedOut { .. }) {
             return Some(Progress::Gone);
         }
-        let path = self.tree.tree.path(member.position);
+        let path = self.tree.path(member.position, None)?;
         for step in &path {
             let spent = self.outputs.get(&step.spends.outpoint)?;
             match spent.spent_by {
@@ -354,17 +393,150 @@ impl OnChain {
                 Some(_) => return Some(Progress::Gone),
             }
         }
-        let mut channels = path.last()?.outputs_of(OutputRole::Channel);
-        let (channel, _) =
-            channels.find(|(_, output)| output.clients.contains(&member.position))?;
-        let spent = self
-            .outputs
-            .get(&channel)
-            .is_none_or(|row| row.spent_by.is_some());
-        Some(match (spent, member.handed_over) {
+        let sales = self.tree.bought(member.position).map(|(sale, _)| sale.id());
+        let mut paths = sales.filter_map(|sale| self.tree.path(member.position, Some(sale)));
+        let over = self.is_over(&path, member.position)
+            && paths.all(|path| self.is_over(&path, member.position));
+        Some(match (over, member.handed_over) {
             (true, _) => Progress::Gone,
             (false, true) => Progress::HandedOver,
             (false, false) => Progress::OnChain,
         })
+    }
+
+    /// Whether the client's channel at the end of this path is spent, or can never come.
+    fn is_over(&self, path: &[&FactoryTx], client: u32) -> bool {
+        for step in path {
+            let spent = self.outputs.get(&step.spends.outpoint);
+            match spent.and_then(|spent| spent.spent_by) {
+                None => return false,
+                Some(by) if by == step.txid => {}
+                Some(_) => return true,
+            }
+        }
+        let channel = path.last().and_then(|leaf| {
+            let mut channels = leaf.outputs_of(OutputRole::Channel);
+            channels.find(|(_, output)| output.clients.contains(&client))
+        });
+        let row = channel.and_then(|(channel, _)| self.outputs.get(&channel));
+        row.is_none_or(|row| row.spent_by.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Amount;
+    use channel_host::Msat;
+    use factory_tree::ids::LeafId as OurLeafId;
+    use factory_tree::testing::{public, secret};
+
+    use super::*;
+    use crate::store::sold::SoldLeaf;
+
+    fn channel(leaf: u8, receivable: u64, pending: usize) -> (LeafId, ChannelView) {
+        let leaf = LeafId([leaf; 16]);
+        let view = ChannelView {
+            channel: [0; 32],
+            leaf: Some(leaf),
+            peer: public(&secret(1, "peer", 1)),
+            outpoint: None,
+            capacity: Amount::from_sat(100),
+            spendable: Msat(100_000 - receivable),
+            receivable: Msat(receivable),
+            usable: true,
+            announced: false,
+            our_reserve: None,
+            their_reserve: 0,
+            pending,
+        };
+        (leaf, view)
+    }
+
+    /// Born with leaf 1, it bought 2 and 3.
+    fn row() -> MemberRow {
+        let (factory, position) = (FactoryId([9; 32]), 0);
+        let sold = [2, 3].map(|leaf| SoldLeaf {
+            factory,
+            position,
+            leaf: OurLeafId([leaf; 16]),
+            capacity: Amount::from_sat(100),
+        });
+        MemberRow {
+            client: ClientId([2; 33]),
+            factory,
+            position,
+            capacity: Amount::from_sat(100),
+            leaf: OurLeafId([1; 16]),
+            sold: sold.to_vec(),
+            fee: Amount::ZERO,
+            fee_taken: false,
+            invited: None,
+            warned: None,
+            handed_over: false,
+            publishing: false,
+        }
+    }
+
+    fn channels<const N: usize>(list: [(LeafId, ChannelView); N]) -> Channels {
+        Channels {
+            begun: list.iter().map(|(leaf, _)| *leaf).collect(),
+            by_leaf: HashMap::from(list),
+            parts: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_member_has_what_all_its_channels_hold() {
+        let all = channels([
+            channel(1, 1_500, 0),
+            channel(2, 2_600, 0),
+            channel(4, 9_000, 0),
+        ]);
+        assert_eq!(all.balance(&row()), Amount::from_sat(5));
+        assert_eq!(all.room(&row()), Some(98 + 97));
+        assert_eq!(channels([]).room(&row()), None);
+        assert_eq!(bought(&row()), Amount::from_sat(200));
+    }
+
+    #[test]
+    fn a_member_is_empty_when_all_its_channels_are() {
+        let is_empty = |all: &Channels| all.is_empty(&row());
+        let mut all = channels([channel(1, 0, 0), channel(2, 0, 0), channel(3, 0, 0)]);
+        assert!(is_empty(&all));
+        // Never opened, there is nothing in it; closed, nobody knows.
+        all.by_leaf.remove(&LeafId([3; 16]));
+        assert!(!is_empty(&all));
+        all.begun.remove(&LeafId([3; 16]));
+        assert!(is_empty(&all));
+        all.by_leaf.extend([channel(2, 1, 0)]);
+        assert!(!is_empty(&all));
+        all.by_leaf.extend([channel(2, 0, 1)]);
+        assert!(!is_empty(&all));
+        assert!(
+            !is_empty(&channels([channel(2, 0, 0)])),
+            "the one it was born with"
+        );
+    }
+
+    #[test]
+    fn the_part_that_has_to_be_over_first_counts() {
+        let part = |from: u8, expiry, state| PartView {
+            hash: channel_host::PaymentHash([from; 32]),
+            from: LeafId([from; 16]),
+            to: LeafId([7; 16]),
+            amount: Msat(1),
+            fee: Msat(0),
+            incoming_expiry: expiry,
+            state,
+        };
+        let mut all = channels([]);
+        all.parts = vec![
+            part(1, 50, PartState::Paid),
+            part(3, 40, PartState::Paid),
+            part(2, 30, PartState::Agreed),
+            part(4, 20, PartState::Paid),
+        ];
+        let found = all.part(&row()).map(|part| part.incoming_expiry);
+        assert_eq!(found, Some(40));
     }
 }

@@ -7,6 +7,7 @@ mod publish;
 mod reconcile;
 mod route;
 mod sink;
+mod stocks;
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ use tokio::sync::watch;
 use crate::context::Context;
 use crate::event::Event;
 
-pub use leaves::leaf_of;
+pub use leaves::{leaf_of, sold_leaf_of};
 pub(crate) use opening::Opening;
 pub use pay::{PayError, pay};
 pub use route::greet;

@@ -9,23 +9,25 @@ use bitcoin::{Amount, FeeRate, OutPoint, Transaction};
 use chain::ChainError;
 use chain::wallet::{FeeChildRequest, Published, WalletError};
 use factory_tree::factory::FactoryTx;
-use factory_tree::ids::FactoryId;
+use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::output::OutputRole;
 use factory_tree::tx::CHILD_VBYTES;
 
 use super::reconcile::{FINAL, ReconcileError};
+use super::stocks;
 use crate::context::Context;
 use crate::event::Event;
 use crate::funding;
 use crate::store::factories::{self, Signatures};
-use crate::store::leaves::{self, LeafRow};
+use crate::store::ladder;
+use crate::store::leaves;
 use crate::store::outputs::{self, OutputRow};
 use crate::trees::KnownTree;
 
 /// After so many blocks without a confirmation the feerate is raised by a quarter.
-const PATIENCE: u32 = 2;
+pub(super) const PATIENCE: u32 = 2;
 /// Most such steps.
-const MOST_STEPS: u32 = 20;
+pub(super) const MOST_STEPS: u32 = 20;
 
 /// Where a path stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,19 +63,41 @@ fn next(path: &[&FactoryTx], known: &HashMap<OutPoint, OutputRow>, tip: u32) -> 
     over.map_or(Next::Wait, |at| Next::Over { at })
 }
 
-/// A factory some of whose paths are to be published.
-struct Unrolling {
-    tree: Arc<KnownTree>,
-    outputs: HashMap<OutPoint, OutputRow>,
+/// A factory some of whose transactions are to be published.
+pub(super) struct Unrolling {
+    pub(super) tree: Arc<KnownTree>,
+    pub(super) outputs: HashMap<OutPoint, OutputRow>,
+    /// The places of clients that have handed over their keys.
+    pub(super) left: HashSet<u32>,
     signatures: Signatures,
 }
 
+/// Those of one look.
+#[derive(Default)]
+pub(super) struct Unrollings(HashMap<FactoryId, Option<Unrolling>>);
+
+impl Unrollings {
+    /// A factory; `None` before it is signed.
+    pub(super) async fn get(
+        &mut self,
+        ctx: &Context,
+        id: FactoryId,
+    ) -> Result<Option<&Unrolling>, ReconcileError> {
+        let known = match self.0.entry(id) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(unrolling(ctx, id).await?),
+        };
+        Ok(known.as_ref())
+    }
+}
+
 async fn unrolling(ctx: &Context, id: FactoryId) -> Result<Option<Unrolling>, ReconcileError> {
-    let (rows, signatures) = ctx
+    let (rows, left, signatures) = ctx
         .store
         .read(async |tx| {
             Ok((
                 outputs::of_factory(tx, id).await?,
+                ladder::left(tx, id).await?,
                 factories::signatures(tx, id).await?,
             ))
         })
@@ -84,12 +108,16 @@ async fn unrolling(ctx: &Context, id: FactoryId) -> Result<Option<Unrolling>, Re
     Ok(Some(Unrolling {
         tree: ctx.trees.get(&ctx.store, id).await?,
         outputs: rows.into_iter().map(|row| (row.outpoint, row)).collect(),
+        left: left.into_iter().collect(),
         signatures,
     }))
 }
 
 impl Unrolling {
     fn signed(&self, wanted: &FactoryTx) -> Option<Transaction> {
+        if let Some(signature) = self.tree.sale_signature(&wanted.txid) {
+            return Some(wanted.signed(signature));
+        }
         let txs = self.tree.tree.txs().iter();
         let (_, signature) = txs
             .zip(&self.signatures.tree)
@@ -115,18 +143,18 @@ pub(super) async fn run(ctx: &Context) -> Result<(), ReconcileError> {
             Ok(rows)
         })
         .await?;
-    let mut factories: HashMap<FactoryId, Option<Unrolling>> = HashMap::new();
+    let mut unrollings = Unrollings::default();
+    // First what a poison waits for: others may take the coins that pay for it.
+    let mut published = stocks::run(ctx, &mut unrollings).await?;
     // Paths share their upper levels.
-    let mut published = HashSet::new();
     for (row, wished) in wished {
-        let factory = match factories.entry(row.factory) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(unrolling(ctx, row.factory).await?),
-        };
-        let Some(factory) = factory else {
+        let Some(factory) = unrollings.get(ctx, row.factory).await? else {
             continue;
         };
-        let path = factory.tree.tree.path(row.position);
+        let Some(path) = factory.tree.path(row.position, row.sale) else {
+            tracing::error!(leaf = %row.leaf, "a leaf's sale is missing: the database was damaged");
+            continue;
+        };
         match next(&path, &factory.outputs, ctx.height()) {
             Next::Wait => {}
             Next::Over { at } if ctx.height() >= at.saturating_add(FINAL) => {
@@ -140,11 +168,17 @@ pub(super) async fn run(ctx: &Context) -> Result<(), ReconcileError> {
                     continue;
                 };
                 // The factory may have stood for a month: what counts is since when anybody wants it.
-                publish(ctx, &row, factory, step, since.max(wished)).await?;
+                let waited = waited(ctx, since.max(wished));
+                publish(ctx, row.client, factory, step, waited).await?;
             }
         }
     }
     Ok(())
+}
+
+/// Blocks that what could have been in a block since `since` has waited.
+pub(super) fn waited(ctx: &Context, since: u32) -> u32 {
+    ctx.height().saturating_add(1).saturating_sub(since)
 }
 
 /// The longer it waits, the more it pays, up to what the operator allows.
@@ -168,19 +202,20 @@ async fn feerate(ctx: &Context, waited: u32) -> FeeRate {
     raised(base.max(FeeRate::BROADCAST_MIN), waited, most)
 }
 
-async fn publish(
+/// Publishes a transaction that `client` needs and that has waited so long.
+pub(super) async fn publish(
     ctx: &Context,
-    row: &LeafRow,
+    client: ClientId,
     factory: &Unrolling,
     step: &FactoryTx,
-    since: u32,
+    waited: u32,
 ) -> Result<(), ReconcileError> {
     let anchor = step.outputs_of(OutputRole::Anchor).next();
     let (Some(parent), Some((anchor, _))) = (factory.signed(step), anchor) else {
         tracing::error!(txid = %step.txid, "a path's transaction cannot be published: the database was damaged");
         return Ok(());
     };
-    let waited = ctx.height().saturating_add(1).saturating_sub(since);
+    let id = factory.tree.tree.id();
     let vbytes = (parent.vsize() as u64).saturating_add(CHILD_VBYTES);
     let most = FeeRate::from_sat_per_vb_u32(ctx.config.chain.max_feerate);
     // What came of a reap that leaves the chain again would go with it, and with it a factory that it funds.
@@ -199,8 +234,8 @@ async fn publish(
     };
     match ctx.wallet.publish(ctx.source.as_ref(), &request).await {
         Ok(Published::WithChild(child)) => ctx.events.emit(Event::ExitPublished {
-            factory: row.factory,
-            client: row.client,
+            factory: id,
+            client,
             txid: step.txid,
             kind: kind_name(step),
             vbytes: (parent.vsize() as u64).saturating_add(child.transaction.vsize() as u64),
@@ -211,7 +246,7 @@ async fn publish(
         Err(WalletError::Chain(error)) if is_away(&error) => return Err(error.into()),
         // No coin, or refused: others' turn, and again at the next block.
         Err(error) => {
-            tracing::warn!(%error, txid = %step.txid, factory = %row.factory, "a path is not published yet");
+            tracing::warn!(%error, txid = %step.txid, factory = %id, "a path is not published yet");
         }
     }
     Ok(())

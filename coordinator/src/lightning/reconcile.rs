@@ -9,6 +9,7 @@ use bitcoin::{OutPoint, Txid};
 use chain::ChainError;
 use chain::wallet::WalletError;
 use channel_host::{LeafId, LeafView, Node, Stage};
+use factory_tree::factory::FactoryTx;
 use factory_tree::ids::FactoryId;
 
 use crate::context::Context;
@@ -101,12 +102,8 @@ pub(super) fn actions(
 }
 
 /// Follows a path down the chain: `spent` says what spent an output, and when.
-pub(super) fn fate(
-    tree: &KnownTree,
-    position: u32,
-    spent: &HashMap<OutPoint, (Txid, u32)>,
-) -> Fate {
-    for step in tree.tree.path(position) {
+pub(super) fn fate(path: &[&FactoryTx], spent: &HashMap<OutPoint, (Txid, u32)>) -> Fate {
+    for step in path {
         match spent.get(&step.spends.outpoint) {
             None => return Fate::Whole,
             Some((by, _)) if *by == step.txid => {}
@@ -164,7 +161,9 @@ pub(super) async fn run(ctx: &Context) -> Result<(), ReconcileError> {
                     spent: spends_of(ctx, row.factory).await?,
                 }),
             };
-            fate_of = fate(&known.tree, row.position, &known.spent);
+            // A sale that is stored is in the tree.
+            let path = known.tree.path(row.position, row.sale).unwrap_or_default();
+            fate_of = fate(&path, &known.spent);
         }
         let planned = actions(&view, row, fate_of, ctx.height());
         let fresh = planned
@@ -239,6 +238,7 @@ mod tests {
         LeafRow {
             leaf: factory_tree::ids::LeafId([1; 16]),
             client: ClientId([2; 33]),
+            sale: None,
             factory: FactoryId([3; 32]),
             position: 0,
             round: Round {

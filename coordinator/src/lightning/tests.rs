@@ -290,6 +290,75 @@ async fn a_leaf_is_told_as_it_was_signed() {
 }
 
 #[tokio::test]
+async fn a_bought_leaf_is_told_as_it_was_signed() {
+    let world = TestWorld::new().await;
+    let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+    let first = world.sell(&tree, 1, 60_000).await;
+    let sale = world.sell(&tree, 0, 50_000).await;
+    let known = world.ctx.trees.get(&world.ctx.store, tree.id()).await;
+    let known = known.unwrap();
+    let (leaf, peer) = sold_leaf_of(&known, sale.id).unwrap();
+    assert_eq!(peer.serialize(), tree.spec().members[0].client.0);
+    assert_eq!(leaf.id, LeafId(sale.leaf.0));
+    assert_eq!(leaf.transaction, sale.txs.chain.tx);
+    let output = &leaf.transaction.output[leaf.vout as usize];
+    assert_eq!(output.script_pubkey, leaf.redeem_script.to_p2wsh());
+    assert_eq!(output.value.to_sat(), 50_000);
+    // Our key of it is the one that was signed for.
+    let ours = world.ctx.keys.leaf_keys().funding_pubkey(leaf.channel_id);
+    assert_eq!(ours, sale.txs.sale.bought.lsp_channel_key);
+    let spends: Vec<_> = leaf
+        .spends
+        .iter()
+        .map(|spend| (spend.txid, spend.kind))
+        .collect();
+    assert_eq!(
+        spends,
+        [(sale.txs.channel_timeouts[0].txid, SpendKind::Timeout)]
+    );
+    let (born, _) = leaf_of(&tree, 0, FRESH).unwrap();
+    let times = |leaf: &channel_host::Leaf| (leaf.exit_delay, leaf.last_expiry);
+    assert_eq!(times(&leaf), times(&born));
+
+    // Gates, events and wishes know whose it is, from the moment it is sold.
+    let unsold = world.order(&tree, 2, 50_000).await;
+    let rows = world.ctx.store.read(async |tx| leaves::all(tx).await);
+    let rows = rows.await.unwrap();
+    assert_eq!(rows.len(), 6);
+    let row = |leaf| rows.iter().find(|row| row.leaf == leaf);
+    assert!(row(unsold.leaf).is_none());
+    for (sale, position) in [(&first, 1), (&sale, 0)] {
+        let row = row(sale.leaf).unwrap();
+        let client = tree.spec().members[position as usize].client;
+        assert_eq!((row.sale, row.position), (Some(sale.id), position));
+        assert_eq!((row.client, row.handed_over), (client, false));
+    }
+}
+
+#[tokio::test]
+async fn a_bought_leaf_is_cut_by_a_poison_of_its_stock() {
+    let world = TestWorld::new().await;
+    let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+    let one = world.sell(&tree, 1, 60_000).await;
+    let two = world.sell(&tree, 0, 50_000).await;
+    let known = world.ctx.trees.get(&world.ctx.store, tree.id()).await;
+    let known = known.unwrap();
+    let mut spent: HashMap<_, _> = known
+        .path(1, None)
+        .unwrap()
+        .into_iter()
+        .map(|step| (step.spends.outpoint, (step.txid, 50)))
+        .collect();
+    spent.insert(one.txs.chain.spends.outpoint, (one.txs.chain.txid, 60));
+    let poison = &two.txs.poisons[1];
+    spent.insert(poison.spends.outpoint, (poison.txid, 70));
+    let fate = |sale| reconcile::fate(&known.path(0, sale).unwrap(), &spent);
+    assert_eq!(fate(None), reconcile::Fate::Whole);
+    assert_eq!(fate(Some(one.id)), reconcile::Fate::Whole);
+    assert_eq!(fate(Some(two.id)), reconcile::Fate::Cut { height: 70 });
+}
+
+#[tokio::test]
 async fn nobody_is_told_an_address_that_cannot_be_reached() {
     let mut world = TestWorld::new().await;
     let mut told = |listen: &str, public: Option<&str>| {

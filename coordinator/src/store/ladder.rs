@@ -1,12 +1,15 @@
 //! What the ladder knows of its factories and their clients beyond how they were built.
 
-use bitcoin::Amount;
+use std::collections::HashMap;
+
+use bitcoin::{Amount, OutPoint};
 use factory_tree::handover::MaskedKeys;
 use factory_tree::ids::{ClientId, FactoryId, LeafId};
 use factory_tree::ladder::Warning;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use super::sold::{self, SoldLeaf};
 use super::{Conn, Result, StoreError, codec};
 
 /// What became of a member.
@@ -18,10 +21,12 @@ pub struct MemberRow {
     pub factory: FactoryId,
     /// Its place there.
     pub position: u32,
-    /// Its capacity.
+    /// The capacity of the channel it was born with.
     pub capacity: Amount,
-    /// The leaf of its channel.
+    /// The leaf of that channel.
     pub leaf: LeafId,
+    /// The channels it bought, in the order of their places.
+    pub sold: Vec<SoldLeaf>,
     /// What it agreed to pay when its balance moves in.
     pub fee: Amount,
     /// Whether that was taken.
@@ -34,6 +39,33 @@ pub struct MemberRow {
     pub handed_over: bool,
     /// Whether its path is to be published.
     pub publishing: bool,
+}
+
+impl MemberRow {
+    /// The leaves of all its channels, the one it was born with first.
+    pub fn leaves(&self) -> impl Iterator<Item = LeafId> {
+        core::iter::once(self.leaf).chain(self.sold.iter().map(|sold| sold.leaf))
+    }
+
+    /// The one that is named, if it is a leaf of this member; unnamed, the one it was born with.
+    #[must_use]
+    pub fn leaf_named(&self, name: Option<LeafId>) -> Option<LeafId> {
+        let wanted = name.unwrap_or(self.leaf);
+        self.leaves().find(|leaf| *leaf == wanted)
+    }
+}
+
+/// How a member's keys were taken, or why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// They are ours now.
+    New,
+    /// They were ours before.
+    Known,
+    /// Not: the path of one of its channels is being published.
+    Publishing,
+    /// Not: its stock is being sold from, or was while it asked.
+    Selling,
 }
 
 /// Keys that were handed over.
@@ -95,18 +127,30 @@ pub async fn begin(conn: &mut Conn, height: u32) -> Result<()> {
 /// # Errors
 /// Those of the database.
 pub async fn members(conn: &mut Conn, only: Option<ClientId>) -> Result<Vec<MemberRow>> {
+    let mut bought: HashMap<(FactoryId, u32), Vec<SoldLeaf>> = HashMap::new();
+    for leaf in sold::leaves(conn, only).await? {
+        let place = (leaf.factory, leaf.position);
+        bought.entry(place).or_default().push(leaf);
+    }
     let only = only.map(|client| client.0.to_vec());
     let rows = sqlx::query(
         "SELECT m.client, m.factory, m.position, m.capacity_sat, m.leaf_id, m.fee_sat, m.fee_taken, m.tries, m.rung, m.warned, \
          EXISTS (SELECT 1 FROM handover h WHERE h.leaf_id = m.leaf_id) AS handed_over, \
-         EXISTS (SELECT 1 FROM exit e WHERE e.leaf_id = m.leaf_id) AS publishing \
+         EXISTS (SELECT 1 FROM exit e WHERE e.factory = m.factory AND e.position = m.position) AS publishing \
          FROM member m JOIN factory f USING (factory) WHERE f.state = 'funding_signed' AND f.forgotten = 0 \
          AND (?1 IS NULL OR m.client = ?1) ORDER BY f.number, m.position",
     )
     .bind(only)
     .fetch_all(conn)
     .await?;
-    rows.iter().map(member).collect()
+    rows.iter()
+        .map(|row| {
+            let mut member = member(row)?;
+            let place = (member.factory, member.position);
+            member.sold = bought.remove(&place).unwrap_or_default();
+            Ok(member)
+        })
+        .collect()
 }
 
 fn member(row: &SqliteRow) -> Result<MemberRow> {
@@ -126,6 +170,7 @@ fn member(row: &SqliteRow) -> Result<MemberRow> {
         position: codec::number("position", row.try_get("position")?)?,
         capacity: amount("capacity_sat")?,
         leaf: LeafId::try_from(leaf).map_err(|error| StoreError::value("leaf id", error))?,
+        sold: Vec::new(),
         fee: amount("fee_sat")?,
         fee_taken: row.try_get("fee_taken")?,
         invited: rung.filter(|_| tries > 0).map(|rung| (tries, rung)),
@@ -235,19 +280,22 @@ pub async fn set_fees(conn: &mut Conn, factory: FactoryId, fees: &[Amount]) -> R
     Ok(())
 }
 
-/// The fee for a member's place in the factory of this leaf was taken.
+/// The fee for a member's place in the factory of this leaf, one of its own there, was taken.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn fee_taken(conn: &mut Conn, leaf: LeafId) -> Result<()> {
-    sqlx::query("UPDATE member SET fee_taken = 1 WHERE leaf_id = ?")
-        .bind(leaf.0.as_slice())
-        .execute(conn)
-        .await?;
+    sqlx::query(
+        "UPDATE member SET fee_taken = 1 WHERE leaf_id = ?1 \
+         OR (client, factory) IN (SELECT client, factory FROM sale WHERE leaf_id = ?1 AND sold IS NOT NULL)",
+    )
+    .bind(leaf.0.as_slice())
+    .execute(conn)
+    .await?;
     Ok(())
 }
 
-/// A member's keys are ours, unless its path is being published (`None`); whether that is news.
+/// A member's keys are ours, unless something forbids it; `stock`: the one it shares.
 ///
 /// # Errors
 /// Those of the database.
@@ -255,28 +303,62 @@ pub async fn hand_over(
     conn: &mut Conn,
     member: &MemberRow,
     keys: &MaskedKeys,
+    stock: Option<OutPoint>,
     height: u32,
-) -> Result<Option<bool>> {
-    let done = sqlx::query(
+) -> Result<Taken> {
+    let (factory, position) = (member.factory.0.as_slice(), member.position);
+    let there = async |conn: &mut Conn, query: &'static str| -> Result<i64> {
+        let query = sqlx::query_scalar(query).bind(factory).bind(position);
+        Ok(query.fetch_one(conn).await?)
+    };
+    let known = "SELECT count(*) FROM handover WHERE factory = ? AND position = ?";
+    if there(conn, known).await? > 0 {
+        return Ok(Taken::Known);
+    }
+    let publishing = "SELECT count(*) FROM exit WHERE factory = ? AND position = ?";
+    if there(conn, publishing).await? > 0 {
+        return Ok(Taken::Publishing);
+    }
+    let bought =
+        "SELECT count(*) FROM sale WHERE factory = ? AND position = ? AND sold IS NOT NULL";
+    let complete = usize::try_from(there(conn, bought).await?) == Ok(keys.sold.len());
+    let selling = match stock {
+        Some(stock) => sold::is_under_way(conn, stock).await?,
+        None => false,
+    };
+    // Who has left signs no sale, and what it had not bought when it handed over, its keys do not open.
+    if selling || !complete {
+        return Ok(Taken::Selling);
+    }
+    sqlx::query(
         "INSERT INTO handover (leaf_id, factory, position, height, factory_key, payout_key, channel_key, sold_keys) \
-         SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE NOT EXISTS (SELECT 1 FROM exit e WHERE e.leaf_id = ?1) ON CONFLICT DO NOTHING",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )
     .bind(member.leaf.0.as_slice())
-    .bind(member.factory.0.as_slice())
-    .bind(member.position)
+    .bind(factory)
+    .bind(position)
     .bind(height)
     .bind(keys.factory.as_slice())
     .bind(keys.payout.as_slice())
     .bind(keys.channel.as_slice())
     .bind(keys.sold.concat())
-    .execute(&mut *conn)
+    .execute(conn)
     .await?;
-    let known: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM handover WHERE leaf_id = ?)")
-            .bind(member.leaf.0.as_slice())
-            .fetch_one(conn)
-            .await?;
-    Ok(known.then_some(done.rows_affected() > 0))
+    Ok(Taken::New)
+}
+
+/// The places of a factory's members that have left it.
+///
+/// # Errors
+/// Those of the database.
+pub async fn left(conn: &mut Conn, factory: FactoryId) -> Result<Vec<u32>> {
+    let rows = sqlx::query("SELECT position FROM handover WHERE factory = ? ORDER BY position")
+        .bind(factory.0.as_slice())
+        .fetch_all(conn)
+        .await?;
+    rows.iter()
+        .map(|row| codec::number("position", row.try_get("position")?))
+        .collect()
 }
 
 /// How many members of each factory have handed over.

@@ -1,7 +1,7 @@
-//! Members by the leaf of their channel, and what is to be done for them on the chain.
+//! Members by the leaves of their channels, and what is to be done for them on the chain.
 
 use factory_tree::ceremony::message::Round;
-use factory_tree::ids::{ClientId, FactoryId, LeafId};
+use factory_tree::ids::{ClientId, FactoryId, LeafId, SaleId};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -15,6 +15,8 @@ pub struct LeafRow {
     pub leaf: LeafId,
     /// Its client.
     pub client: ClientId,
+    /// The sale that made it; `None`: its client was born with it.
+    pub sale: Option<SaleId>,
     /// Its factory.
     pub factory: FactoryId,
     /// The client's place in it.
@@ -40,17 +42,19 @@ pub struct ExitRow {
     pub wished_height: u32,
 }
 
-const COLUMNS: &str = "SELECT m.leaf_id, m.client, m.position, f.factory, f.ceremony, f.attempt, f.state, f.usable, \
+/// The leaves that members were born with, and those they bought.
+const LEAVES: &str = "SELECT l.*, f.ceremony, f.attempt, f.state, f.usable, \
     EXISTS (SELECT 1 FROM output o WHERE o.txid = f.funding_txid AND o.vout = f.funding_vout AND o.spent_height IS NOT NULL) AS unrolls, \
-    EXISTS (SELECT 1 FROM handover h WHERE h.leaf_id = m.leaf_id) AS handed_over \
-    FROM member m JOIN factory f USING (factory)";
+    EXISTS (SELECT 1 FROM handover h WHERE h.factory = l.factory AND h.position = l.position) AS handed_over \
+    FROM (SELECT leaf_id, client, position, factory, NULL AS sale FROM member \
+    UNION ALL SELECT leaf_id, client, position, factory, sale FROM sale WHERE sold IS NOT NULL) l JOIN factory f USING (factory)";
 
 /// The member of a leaf.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn get(conn: &mut Conn, leaf: LeafId) -> Result<Option<LeafRow>> {
-    let query = format!("{COLUMNS} WHERE m.leaf_id = ?");
+    let query = format!("{LEAVES} WHERE l.leaf_id = ?");
     let row = sqlx::query(sqlx::AssertSqlSafe(query))
         .bind(leaf.0.as_slice())
         .fetch_optional(conn)
@@ -63,7 +67,7 @@ pub async fn get(conn: &mut Conn, leaf: LeafId) -> Result<Option<LeafRow>> {
 /// # Errors
 /// Those of the database.
 pub async fn all(conn: &mut Conn) -> Result<Vec<LeafRow>> {
-    let rows = sqlx::query(COLUMNS).fetch_all(conn).await?;
+    let rows = sqlx::query(LEAVES).fetch_all(conn).await?;
     rows.iter().map(read).collect()
 }
 
@@ -74,7 +78,7 @@ pub async fn all(conn: &mut Conn) -> Result<Vec<LeafRow>> {
 pub async fn wish_exit(conn: &mut Conn, row: &LeafRow, height: u32, reason: &str) -> Result<bool> {
     let done = sqlx::query(
         "INSERT INTO exit (leaf_id, factory, position, wished_height, reason) SELECT ?1, ?2, ?3, ?4, ?5 \
-         WHERE NOT EXISTS (SELECT 1 FROM handover h WHERE h.leaf_id = ?1) ON CONFLICT DO NOTHING",
+         WHERE NOT EXISTS (SELECT 1 FROM handover h WHERE h.factory = ?2 AND h.position = ?3) ON CONFLICT DO NOTHING",
     )
     .bind(row.leaf.0.as_slice())
     .bind(row.factory.0.as_slice())
@@ -123,9 +127,12 @@ fn leaf_id(row: &SqliteRow) -> Result<LeafId> {
 }
 
 fn read(row: &SqliteRow) -> Result<LeafRow> {
+    let sale: Option<&[u8]> = row.try_get("sale")?;
+    let sale = sale.map(SaleId::try_from).transpose();
     Ok(LeafRow {
         leaf: leaf_id(row)?,
         client: codec::client(row.try_get("client")?)?,
+        sale: sale.map_err(|error| StoreError::value("sale id", error))?,
         factory: codec::factory(row.try_get("factory")?)?,
         position: codec::number("position", row.try_get("position")?)?,
         round: Round {

@@ -16,6 +16,7 @@ pub mod leaves;
 pub mod outputs;
 pub mod owner;
 pub mod payments;
+pub mod sold;
 pub mod sweeps;
 mod wallet;
 pub mod webhooks;

@@ -1,0 +1,116 @@
+//! Sales that are signed, as everything but the service that makes them knows them. Such a sale is never undone.
+
+use bitcoin::{Amount, OutPoint};
+use factory_tree::ids::{ClientId, FactoryId, LeafId};
+use factory_tree::sale::seller::SoldRecord;
+use sqlx::Row;
+
+use super::{Conn, Result, StoreError, codec};
+use crate::keys::FreshSeed;
+
+/// A signed sale.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SoldSale {
+    /// Everything that was signed.
+    pub record: SoldRecord,
+    /// The randomness of our keys of its channels.
+    pub fresh: FreshSeed,
+    /// The buyer.
+    pub client: ClientId,
+}
+
+/// A channel that a member bought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoldLeaf {
+    /// In which factory.
+    pub factory: FactoryId,
+    /// The buyer's place there.
+    pub position: u32,
+    /// Its leaf.
+    pub leaf: LeafId,
+    /// Its capacity.
+    pub capacity: Amount,
+}
+
+/// The sales of a factory, in the order of their stocks and of their places there.
+///
+/// # Errors
+/// Those of the database.
+pub async fn of_factory(conn: &mut Conn, factory: FactoryId) -> Result<Vec<SoldSale>> {
+    let rows = sqlx::query(
+        "SELECT client, fresh, sold FROM sale WHERE factory = ? AND sold IS NOT NULL \
+         ORDER BY stock_txid, stock_vout, place",
+    )
+    .bind(factory.0.as_slice())
+    .fetch_all(conn)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let (fresh, sold): (&[u8], &str) = (row.try_get("fresh")?, row.try_get("sold")?);
+            Ok(SoldSale {
+                record: codec::from_json("sale", sold.as_bytes())?,
+                fresh: fresh
+                    .try_into()
+                    .map_err(|error| StoreError::value("randomness of a sale", error))?,
+                client: codec::client(row.try_get("client")?)?,
+            })
+        })
+        .collect()
+}
+
+/// Every channel that was bought, or those of one client; each member's in the order of their places.
+///
+/// # Errors
+/// Those of the database.
+pub async fn leaves(conn: &mut Conn, only: Option<ClientId>) -> Result<Vec<SoldLeaf>> {
+    let only = only.map(|client| client.0.to_vec());
+    let rows = sqlx::query(
+        "SELECT factory, position, leaf_id, capacity_sat FROM sale WHERE sold IS NOT NULL \
+         AND (?1 IS NULL OR client = ?1) ORDER BY factory, position, place",
+    )
+    .bind(only)
+    .fetch_all(conn)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let leaf: &[u8] = row.try_get("leaf_id")?;
+            let capacity = codec::number("amount", row.try_get("capacity_sat")?)?;
+            Ok(SoldLeaf {
+                factory: codec::factory(row.try_get("factory")?)?,
+                position: codec::number("position", row.try_get("position")?)?,
+                leaf: LeafId::try_from(leaf)
+                    .map_err(|error| StoreError::value("leaf id", error))?,
+                capacity: Amount::from_sat(capacity),
+            })
+        })
+        .collect()
+}
+
+/// Factories that sold from a stock, and have a stock in the chain.
+///
+/// # Errors
+/// Those of the database.
+pub async fn published(conn: &mut Conn) -> Result<Vec<FactoryId>> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT s.factory FROM sale s WHERE s.sold IS NOT NULL AND EXISTS \
+         (SELECT 1 FROM output o WHERE o.factory = s.factory AND o.kind = 'stock' AND o.spent_height IS NULL)",
+    )
+    .fetch_all(conn)
+    .await?;
+    rows.iter()
+        .map(|row| codec::factory(row.try_get("factory")?))
+        .collect()
+}
+
+/// Whether a sale from this stock is paid for, and not signed.
+///
+/// # Errors
+/// Those of the database.
+pub async fn is_under_way(conn: &mut Conn, stock: OutPoint) -> Result<bool> {
+    let query = "SELECT EXISTS (SELECT 1 FROM sale WHERE state = 'paid' AND stock_txid = ? AND stock_vout = ?)";
+    Ok(sqlx::query_scalar(query)
+        .bind(codec::bytes_of(&stock.txid))
+        .bind(stock.vout)
+        .fetch_one(conn)
+        .await?)
+}
