@@ -1,6 +1,6 @@
 //! A stock as it stands: what was sold from it, who shares it, and what keeps it from being sold from.
 
-use bitcoin::OutPoint;
+use bitcoin::{Amount, OutPoint};
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::sale::{Sale, Stock, StockError};
 
@@ -70,6 +70,11 @@ impl KnownStock {
             stock.push(sold.sale.clone())?;
         }
         Ok(stock)
+    }
+
+    /// What it held at birth.
+    pub(crate) fn birth_amount(&self) -> Amount {
+        self.unsold.amount()
     }
 
     /// What names it.
