@@ -303,6 +303,6 @@ CREATE INDEX sale_state ON sale (state);
 
 -- What liquidity costs: one row for everybody (no client), and those for single clients. The configuration says it where there is none.
 CREATE TABLE price (
-    client BLOB PRIMARY KEY,
+    client BLOB UNIQUE,
     price TEXT NOT NULL -- JSON
 ) STRICT;

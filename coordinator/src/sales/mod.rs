@@ -6,6 +6,7 @@
 
 mod channel;
 mod config;
+mod delivery;
 mod driver;
 mod effects;
 mod error;
@@ -81,8 +82,8 @@ struct Handle {
 #[derive(Debug)]
 pub struct Sales {
     running: Mutex<BTreeMap<SaleId, Handle>>,
-    /// Counts the ends of tasks. Never touched while `running` is locked.
-    ends: watch::Sender<u64>,
+    /// Counts changes of `running`. Never touched while that is locked.
+    changes: watch::Sender<u64>,
     /// Counts what may ask for a look at all orders.
     work: watch::Sender<u64>,
 }
@@ -91,7 +92,7 @@ impl Default for Sales {
     fn default() -> Self {
         Self {
             running: Mutex::default(),
-            ends: watch::Sender::new(0),
+            changes: watch::Sender::new(0),
             work: watch::Sender::new(0),
         }
     }
@@ -118,12 +119,15 @@ impl Sales {
     /// `None`: there is a task for it.
     fn register(&self, sale: SaleId) -> Option<mpsc::Receiver<Mail>> {
         let (mail, mailbox) = mpsc::channel(MAILBOX);
-        let mut running = self.running();
-        if running.contains_key(&sale) {
-            return None;
+        {
+            let mut running = self.running();
+            if running.contains_key(&sale) {
+                return None;
+            }
+            let clients = Vec::new();
+            running.insert(sale, Handle { mail, clients });
         }
-        let clients = Vec::new();
-        running.insert(sale, Handle { mail, clients });
+        count(&self.changes);
         Some(mailbox)
     }
 
@@ -136,7 +140,7 @@ impl Sales {
 
     fn unregister(&self, sale: SaleId) {
         self.running().remove(&sale);
-        count(&self.ends);
+        count(&self.changes);
     }
 
     /// Hands something to a sale's task, waiting while that is busy. False: there is none.
@@ -162,6 +166,11 @@ impl Sales {
         }
     }
 
+    /// Waits until a sale has a task.
+    pub(crate) async fn begun(&self, sale: SaleId) {
+        self.until(|running| running.contains_key(&sale)).await;
+    }
+
     /// Waits until a sale has no task any more.
     pub(crate) async fn over(&self, sale: SaleId) {
         self.until(|running| !running.contains_key(&sale)).await;
@@ -173,9 +182,9 @@ impl Sales {
     }
 
     async fn until(&self, condition: impl Fn(&BTreeMap<SaleId, Handle>) -> bool) {
-        let mut ends = self.ends.subscribe();
+        let mut changes = self.changes.subscribe();
         // The sender is `self`: it is there as long as we are.
-        while !condition(&self.running()) && ends.changed().await.is_ok() {}
+        while !condition(&self.running()) && changes.changed().await.is_ok() {}
     }
 }
 

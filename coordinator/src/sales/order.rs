@@ -91,11 +91,13 @@ pub async fn cancel_purchase(
             payment::cancel(ctx, &held, PurchaseState::Ordered, "the buyer took it back").await?;
         }
         PurchaseState::Paid => {
-            // Its task is the only one to write about it; a step that cannot be undone ends this wait.
-            if ctx.sales.deliver(asked.sale, Mail::Cancel).await {
-                let over = ctx.sales.over(asked.sale);
-                let _ = tokio::time::timeout(PATIENCE, over).await;
-            }
+            // Its task is the only one to write about it. When it has begun what cannot be undone, it goes on.
+            let undone = async {
+                ctx.sales.begun(asked.sale).await;
+                ctx.sales.deliver(asked.sale, Mail::Cancel).await;
+                ctx.sales.over(asked.sale).await;
+            };
+            let _ = tokio::time::timeout(PATIENCE, undone).await;
         }
         _ => {}
     }

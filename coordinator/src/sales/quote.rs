@@ -109,7 +109,8 @@ async fn of_factory(
             return Err(NoSale::Reserved.into());
         }
         let quote = Quote {
-            valid_until,
+            // Another quote than the one that came to nothing: that is not taken up again by a repeated order.
+            valid_until: valid_until.max(begun.valid_until.saturating_add(1)),
             sign_until: Height(known.sign_until()),
             ..begun
         };

@@ -30,7 +30,7 @@ pub async fn get(conn: &mut Conn, client: Option<ClientId>) -> Result<Option<Pri
 /// # Errors
 /// Those of the database.
 pub async fn set(conn: &mut Conn, client: Option<ClientId>, price: &PriceOverride) -> Result<()> {
-    // A primary key that is NULL conflicts with nothing.
+    // What is NULL conflicts with nothing.
     unset(conn, client).await?;
     sqlx::query("INSERT INTO price (client, price) VALUES (?, ?)")
         .bind(client.map(|client| client.0.to_vec()))
