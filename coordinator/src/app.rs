@@ -28,6 +28,7 @@ use crate::event::{Event, Events};
 use crate::keys::NodeKeys;
 use crate::ladder::{self, LadderState};
 use crate::lightning::{self, Lightning, LightningError};
+use crate::sales::{self, Sales};
 use crate::server::{self, Front};
 use crate::sessions::Sessions;
 use crate::store::{Store, StoreError, clients, owner};
@@ -215,6 +216,7 @@ impl Coordinator {
             lightning: Lightning::default(),
             ladder: LadderState::default(),
             webhooks: Webhooks::default(),
+            sales: Sales::default(),
         });
         // Before it can be named to clients; a Bitcoin node that is away is waited for.
         lightning::start(&ctx, data.channels()).await?;
@@ -301,6 +303,8 @@ impl Coordinator {
         self.spawn("lightning", lightning::run(ctx, self.shutdown.subscribe()));
         let ctx = Arc::clone(&self.ctx);
         self.spawn("ladder", ladder::run(ctx, self.shutdown.subscribe()));
+        let ctx = Arc::clone(&self.ctx);
+        self.spawn("sales", sales::run(ctx, self.shutdown.subscribe()));
         match poster {
             Ok(poster) => {
                 let ctx = Arc::clone(&self.ctx);

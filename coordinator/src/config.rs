@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::jit::JitConfig;
 use crate::params;
+use crate::sales::SalesConfig;
 
 /// The shipped default file: every key, documented.
 pub const DEFAULT_FILE: &str = include_str!("../coordinator.default.toml");
@@ -62,6 +63,8 @@ pub struct Config {
     pub webhooks: WebhooksConfig,
     /// Channels opened when the payment for them is here.
     pub jit: JitConfig,
+    /// Channels sold from stocks.
+    pub sales: SalesConfig,
 }
 
 /// See `kdf` in the default file.
@@ -465,6 +468,13 @@ impl Config {
                 "just-in-time channels are for regtest so far: docs/adr/0009 names the ways in which they can still lose money",
             ));
         }
+        if self.sales.enabled && self.network != Network::Regtest {
+            return Err(wrong(
+                "sales.enabled",
+                "true",
+                "sales from stocks are for regtest so far: a buyer that never lets its channel come about could take what it holds",
+            ));
+        }
         self.check_policy()?;
         self.check_ceremony()?;
         let server = &self.server;
@@ -510,6 +520,7 @@ impl Config {
         )?;
         positive("webhooks.timeout_seconds", self.webhooks.timeout_seconds)?;
         self.jit.check()?;
+        self.sales.check()?;
         let factory = self.factory_params(&BTreeMap::new())?;
         if self.ladder.enabled {
             self.ladder_params()

@@ -13,6 +13,7 @@ use crate::event::Events;
 use crate::keys::NodeKeys;
 use crate::ladder::LadderState;
 use crate::lightning::Lightning;
+use crate::sales::Sales;
 use crate::sessions::Sessions;
 use crate::store::Store;
 use crate::trees::Trees;
@@ -67,6 +68,8 @@ pub struct Context {
     pub ladder: LadderState,
     /// How clients that are away are woken.
     pub webhooks: Webhooks,
+    /// Sales from stocks under way.
+    pub sales: Sales,
 }
 
 impl Context {

@@ -7,11 +7,11 @@ use bitcoin::Script;
 use bitcoin::hashes::{Hash, HashEngine, sha256};
 use bitcoin::key::Keypair;
 use bitcoin::secp256k1::{Message, PublicKey, Secp256k1, SecretKey, ecdsa};
-use channel_host::{LeafKeys, lsp_channel_id};
+use channel_host::{LeafKeys, PaymentHash, lsp_channel_id};
 use factory_tree::ceremony::coordinator::{Blame, LspSigner};
 use factory_tree::ceremony::message::Round;
 use factory_tree::factory::FactoryTx;
-use factory_tree::ids::{Attempt, LeafId};
+use factory_tree::ids::{Attempt, LeafId, SaleId};
 use keystore::{Keys, Seed, SeedError};
 use proto::NodeId;
 use rand::RngCore;
@@ -87,12 +87,30 @@ impl NodeKeys {
     /// What promises of just-in-time channels are authenticated with (LSPS2): follows from the seed, so that they outlive a restart.
     #[must_use]
     pub fn jit_promise_key(&self) -> Zeroizing<[u8; 32]> {
-        let tag = sha256::Hash::hash(b"superscalar/lsps2/promise");
+        self.derived(b"superscalar/lsps2/promise", &[])
+    }
+
+    /// The preimage of the payment for a sale. It follows from the seed, so that it is in no database.
+    #[must_use]
+    pub fn sale_preimage(&self, sale: SaleId) -> Zeroizing<[u8; 32]> {
+        self.derived(b"superscalar/sale/preimage", &sale.0)
+    }
+
+    /// The hash that names this payment.
+    #[must_use]
+    pub fn sale_hash(&self, sale: SaleId) -> PaymentHash {
+        PaymentHash(sha256::Hash::hash(&*self.sale_preimage(sale)).to_byte_array())
+    }
+
+    /// A secret for `purpose` and nothing else: a tagged hash (BIP-340) of the node's secret.
+    fn derived(&self, purpose: &[u8], of: &[u8]) -> Zeroizing<[u8; 32]> {
+        let tag = sha256::Hash::hash(purpose);
         let mut secret = self.node_secret();
         let mut engine = sha256::Hash::engine();
         engine.input(tag.as_ref());
         engine.input(tag.as_ref());
-        engine.input(&secret.secret_bytes());
+        engine.input(&*Zeroizing::new(secret.secret_bytes()));
+        engine.input(of);
         secret.non_secure_erase();
         Zeroizing::new(sha256::Hash::from_engine(engine).to_byte_array())
     }

@@ -22,6 +22,7 @@ pub mod notify;
 pub mod params;
 pub mod reclaim;
 pub mod reputation;
+pub mod sales;
 pub mod server;
 pub mod sessions;
 pub mod store;

@@ -1,4 +1,5 @@
-//! What Lightning peers ask by LSPS0 (bLIP-50), answered here: LSPS2 (just-in-time channels), if they are sold, and LSPS5 (webhooks).
+//! What Lightning peers ask by LSPS0 (bLIP-50), answered here: LSPS2 (just-in-time channels), if they are sold, LSPS5 (webhooks),
+//! and our own questions about channels from stocks.
 
 use std::sync::{Arc, Weak};
 
@@ -6,12 +7,13 @@ use async_trait::async_trait;
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{JitGates, JitOpening, LspsService, RpcError};
 use factory_tree::ids::ClientId;
+use factory_tree::sale::order::method as sale;
 use serde_json::{Map, Value};
 
 use crate::context::Context;
 use crate::event::Event;
 use crate::store::StoreError;
-use crate::{jit, webhooks};
+use crate::{jit, sales, webhooks};
 
 /// Answers. The node is part of the context, so this does not keep it alive.
 #[derive(Debug)]
@@ -70,6 +72,10 @@ impl LspsService for Lsps {
             "lsps5.set_webhook" => webhooks::set(&ctx, client, params).await,
             "lsps5.list_webhooks" => webhooks::list(&ctx, client, params).await,
             "lsps5.remove_webhook" => webhooks::remove(&ctx, client, params).await,
+            sale::QUOTE => sales::get_quote(&ctx, client, params).await,
+            sale::BUY => sales::buy(&ctx, client, params).await,
+            sale::PURCHASE => sales::get_purchase(&ctx, client, params).await,
+            sale::CANCEL => sales::cancel_purchase(&ctx, client, params).await,
             _ => return Err(RpcError::unknown_method()),
         };
         answered.map_err(|refusal| match refusal {

@@ -36,6 +36,7 @@ use crate::event::{Event, Events};
 use crate::keys::{FreshSeed, NodeKeys};
 use crate::ladder::LadderState;
 use crate::lightning::Lightning;
+use crate::sales::Sales;
 use crate::sessions::Sessions;
 use crate::store::ceremonies::{self, Wish};
 use crate::store::factories::{self, NewFactory};
@@ -480,6 +481,7 @@ async fn context(
         lightning: Lightning::default(),
         ladder: LadderState::default(),
         webhooks: Webhooks::default(),
+        sales: Sales::default(),
     };
     (Arc::new(ctx), reader)
 }

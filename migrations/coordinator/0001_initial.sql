@@ -292,6 +292,7 @@ CREATE TABLE sale (
     bound TEXT, -- JSON: the terms, once a client may have signed them
     chain BLOB, -- our complete signature of the chain transaction
     sold TEXT, -- JSON: everything that was signed, once it is complete
+    delivered INTEGER NOT NULL DEFAULT 0, -- whether every client of the stock has it in its exit kit
     taken_msat INTEGER NOT NULL DEFAULT 0, -- what was taken of the payment
     ordered_at INTEGER NOT NULL, -- Unix time
     ended_at INTEGER,
@@ -303,6 +304,6 @@ CREATE INDEX sale_state ON sale (state);
 
 -- What liquidity costs: one row for everybody (no client), and those for single clients. The configuration says it where there is none.
 CREATE TABLE price (
-    client BLOB PRIMARY KEY,
+    client BLOB UNIQUE,
     price TEXT NOT NULL -- JSON
 ) STRICT;

@@ -6,6 +6,7 @@ mod factories;
 mod liquidity;
 mod node;
 mod overview;
+mod sales;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -195,6 +196,56 @@ impl Admin for Operator {
     ) -> Result<Response<LiquidityJitResponse>, Status> {
         Ok(Response::new(
             liquidity::jit(&self.ctx, request.get_ref().limit).await?,
+        ))
+    }
+
+    async fn liquidity_stock(
+        &self,
+        _: Request<LiquidityStockRequest>,
+    ) -> Result<Response<LiquidityStockResponse>, Status> {
+        Ok(Response::new(sales::stock(&self.ctx).await?))
+    }
+
+    async fn liquidity_sales(
+        &self,
+        request: Request<LiquiditySalesRequest>,
+    ) -> Result<Response<LiquiditySalesResponse>, Status> {
+        Ok(Response::new(
+            sales::sales(&self.ctx, request.get_ref().limit).await?,
+        ))
+    }
+
+    async fn liquidity_prices(
+        &self,
+        _: Request<LiquidityPricesRequest>,
+    ) -> Result<Response<LiquidityPricesResponse>, Status> {
+        Ok(Response::new(sales::prices(&self.ctx).await?))
+    }
+
+    async fn liquidity_set_price(
+        &self,
+        request: Request<LiquiditySetPriceRequest>,
+    ) -> Result<Response<LiquidityPricesResponse>, Status> {
+        Ok(Response::new(
+            sales::set_price(&self.ctx, request.into_inner()).await?,
+        ))
+    }
+
+    async fn liquidity_unset_price(
+        &self,
+        request: Request<LiquidityUnsetPriceRequest>,
+    ) -> Result<Response<LiquidityPricesResponse>, Status> {
+        Ok(Response::new(
+            sales::unset_price(&self.ctx, request.into_inner()).await?,
+        ))
+    }
+
+    async fn liquidity_revenue(
+        &self,
+        request: Request<LiquidityRevenueRequest>,
+    ) -> Result<Response<LiquidityRevenueResponse>, Status> {
+        Ok(Response::new(
+            sales::revenue(&self.ctx, request.get_ref().days).await?,
         ))
     }
 

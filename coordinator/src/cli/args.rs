@@ -233,6 +233,57 @@ pub enum LiquidityCommand {
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: u32,
     },
+    /// What every stock has left, and what keeps it from being sold from.
+    Stock,
+    /// Channels sold from stocks, newest first, with the fees taken.
+    Sales {
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+    },
+    /// What channels from stocks cost.
+    #[command(subcommand)]
+    Prices(PricesCommand),
+    /// What was earned and spent, day by day (UTC).
+    Revenue {
+        /// The last so many days.
+        #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
+        days: u32,
+        /// As comma-separated values.
+        #[arg(long, conflicts_with = "json")]
+        csv: bool,
+    },
+}
+
+/// Commands for prices of channels from stocks. They hold at once, for new quotes.
+#[derive(Debug, Subcommand)]
+pub enum PricesCommand {
+    /// What is configured, what was set, and what that comes to.
+    Show,
+    /// Set a price; what is not given stays as it is.
+    Set {
+        /// For this client alone (node id) [default: for all].
+        #[arg(long, value_name = "ID")]
+        client: Option<String>,
+        /// Fixed price, in satoshi.
+        #[arg(long, value_name = "SAT")]
+        base_fee_sat: Option<u64>,
+        /// Price in parts per million of the capacity.
+        #[arg(long, value_name = "PPM")]
+        fee_ppm: Option<u32>,
+        /// The same for each day until the factory's dying days.
+        #[arg(long, value_name = "PPM")]
+        fee_ppm_per_day: Option<u32>,
+        /// Least price, in satoshi.
+        #[arg(long, value_name = "SAT")]
+        min_fee_sat: Option<u64>,
+    },
+    /// Take back what was set.
+    Unset {
+        /// For this client (node id) [default: for all].
+        #[arg(long, value_name = "ID")]
+        client: Option<String>,
+    },
 }
 
 /// Factory commands.

@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 use super::args::LiquidityCommand;
 use super::operator::refused;
 use super::output::{pairs, sat, table, yes};
-use super::{Failure, outln};
+use super::{Failure, outln, sales};
 
 pub async fn call(
     admin: &mut AdminClient<Channel>,
@@ -20,6 +20,21 @@ pub async fn call(
             let request = LiquidityJitRequest { limit: *limit };
             let answer = admin.liquidity_jit(request).await;
             jit(json, &answer.map_err(refused)?.into_inner());
+        }
+        LiquidityCommand::Stock => {
+            let answer = admin.liquidity_stock(LiquidityStockRequest {}).await;
+            sales::stock(json, &answer.map_err(refused)?.into_inner());
+        }
+        LiquidityCommand::Sales { limit } => {
+            let request = LiquiditySalesRequest { limit: *limit };
+            let answer = admin.liquidity_sales(request).await;
+            sales::sales(json, &answer.map_err(refused)?.into_inner());
+        }
+        LiquidityCommand::Prices(command) => sales::prices(admin, json, command).await?,
+        LiquidityCommand::Revenue { days, csv } => {
+            let request = LiquidityRevenueRequest { days: *days };
+            let answer = admin.liquidity_revenue(request).await;
+            sales::revenue(json, *csv, &answer.map_err(refused)?.into_inner());
         }
     }
     Ok(())

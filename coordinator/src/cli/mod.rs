@@ -11,6 +11,7 @@ mod output;
 mod plan;
 mod progress;
 mod run;
+mod sales;
 
 use std::process::ExitCode;
 

@@ -117,7 +117,7 @@ fn fixed(text: &str, bytes: usize, what: &str) -> Result<Vec<u8>, Failure> {
     })
 }
 
-fn node_id(text: &str) -> Result<Vec<u8>, Failure> {
+pub(super) fn node_id(text: &str) -> Result<Vec<u8>, Failure> {
     fixed(text, 33, "node id")
 }
 

@@ -6,7 +6,7 @@ mod words;
 use bitcoin::Txid;
 use factory_tree::ceremony::coordinator::{self as machine, Phase};
 use factory_tree::ceremony::message::Round;
-use factory_tree::ids::{CeremonyId, ClientId, FactoryId};
+use factory_tree::ids::{Attempt, CeremonyId, ClientId, FactoryId, SaleId};
 use serde::Serialize;
 
 pub use sink::Events;
@@ -291,6 +291,51 @@ pub enum Event {
     },
     /// It is closed, or did not come about.
     JitClosed { scid: String },
+    /// A client ordered a channel from the stock it shares.
+    SaleOrdered {
+        client: ClientId,
+        factory: FactoryId,
+        sale: SaleId,
+        capacity_sat: u64,
+        fee_msat: u64,
+    },
+    /// The payment for it is here, and is held until this height at the latest.
+    SalePaid {
+        client: ClientId,
+        factory: FactoryId,
+        sale: SaleId,
+        fee_msat: u64,
+        held_until: u32,
+    },
+    /// Its clients did not all sign; another attempt follows, or the payment goes back.
+    SaleAttemptFailed {
+        factory: FactoryId,
+        sale: SaleId,
+        attempt: Attempt,
+        reason: String,
+    },
+    /// Everything is signed and stored: it is never undone.
+    SaleSold {
+        client: ClientId,
+        factory: FactoryId,
+        sale: SaleId,
+        capacity_sat: u64,
+    },
+    /// Its channel stands, and so much was taken.
+    SaleSettled {
+        client: ClientId,
+        factory: FactoryId,
+        sale: SaleId,
+        capacity_sat: u64,
+        taken_msat: u64,
+    },
+    /// Nothing comes of it; its payment goes back.
+    SaleCancelled {
+        client: ClientId,
+        factory: FactoryId,
+        sale: SaleId,
+        reason: String,
+    },
     /// A payment through us was sent back at once.
     ForwardRefused { hash: String, reason: String },
     /// An ordinary channel may be used; `channel` is its number with us, 0 if the peer opened it.
@@ -411,6 +456,7 @@ impl Event {
                 | Self::LadderWaiting { .. }
                 | Self::HandoverRefused { .. }
                 | Self::LadderLoss { .. }
+                | Self::SaleAttemptFailed { .. }
                 | Self::StoreFailed { .. }
         )
     }

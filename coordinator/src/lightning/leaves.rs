@@ -3,12 +3,12 @@
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{KnownSpend, Leaf, LeafId, SpendKind, funding_redeem_script, lsp_channel_id};
 use factory_tree::factory::FactoryTx;
-use factory_tree::ids::SaleId;
 use factory_tree::output::OutputRole;
+use factory_tree::params::Schedule;
+use factory_tree::sale::SaleTxs;
 use factory_tree::tree::Tree;
 
 use crate::keys::FreshSeed;
-use crate::trees::KnownTree;
 
 /// The leaf of the member at `position`, and the member's Lightning node id; `fresh` is the randomness of the tree's attempt.
 #[must_use]
@@ -37,30 +37,26 @@ pub fn leaf_of(tree: &Tree, position: u32, fresh: FreshSeed) -> Option<(Leaf, Pu
     Some((leaf, client))
 }
 
-/// The leaf that was bought in `sale`, and the Lightning node id of its buyer.
+/// The leaf that a sale makes for its buyer; `fresh` is the randomness of the order.
 #[must_use]
-pub fn sold_leaf_of(known: &KnownTree, sale: SaleId) -> Option<(Leaf, PublicKey)> {
-    let sale = known.sale(sale)?;
-    let chain = &sale.txs.chain;
-    let position = sale.txs.sale.bought.position;
-    let (bought, timeout) = sale.txs.channel_of(position)?;
-    let (outpoint, _) = chain
+pub fn sold_leaf_of(txs: &SaleTxs, schedule: &Schedule, fresh: FreshSeed) -> Option<Leaf> {
+    let position = txs.sale.bought.position;
+    let (bought, timeout) = txs.channel_of(position)?;
+    let (outpoint, _) = txs
+        .chain
         .outputs_of(OutputRole::Channel)
         .find(|(_, output)| output.clients.contains(&position))?;
-    let schedule = known.tree.schedule();
-    let leaf = Leaf {
+    Some(Leaf {
         id: LeafId(bought.leaf_id.0),
-        channel_id: lsp_channel_id(bought.leaf_id.0, sale.sold.fresh),
-        transaction: chain.tx.clone(),
+        channel_id: lsp_channel_id(bought.leaf_id.0, fresh),
+        transaction: txs.chain.tx.clone(),
         vout: outpoint.vout,
         redeem_script: funding_redeem_script(&bought.channel_key, &bought.lsp_channel_key),
         exit_delay: schedule.exit_delay.0,
         last_expiry: schedule.last_spend.0,
         // Poisons spend the stock: where one is in the chain, this leaf never comes.
         spends: timeout_of(Some(timeout)),
-    };
-    let client = PublicKey::from_slice(&sale.sold.client.0).ok()?;
-    Some((leaf, client))
+    })
 }
 
 /// What may spend a leaf's channel and is no commitment.

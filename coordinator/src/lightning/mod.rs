@@ -1,5 +1,6 @@
 //! The Lightning node beside the coordinator: channels on leaves, payments through us, ordinary channels of our own.
 
+mod held;
 mod leaves;
 mod opening;
 mod pay;
@@ -24,6 +25,8 @@ use tokio::sync::watch;
 use crate::context::Context;
 use crate::event::Event;
 
+#[cfg(test)]
+pub(crate) use held::Asked;
 pub use leaves::{leaf_of, sold_leaf_of};
 pub(crate) use opening::Opening;
 pub use pay::{PayError, pay};
@@ -68,6 +71,9 @@ pub struct Lightning {
     news: watch::Sender<u64>,
     /// Counts what may ask for a look at all leaves.
     work: watch::Sender<u64>,
+    /// What was asked of the payments of sales, in tests without a node.
+    #[cfg(test)]
+    pub(crate) asked: Mutex<Vec<held::Asked>>,
 }
 
 impl Default for Lightning {
@@ -82,6 +88,8 @@ impl Default for Lightning {
             looking: tokio::sync::Mutex::default(),
             news: watch::Sender::new(0),
             work: watch::Sender::new(0),
+            #[cfg(test)]
+            asked: Mutex::default(),
         }
     }
 }
@@ -128,6 +136,7 @@ impl Lightning {
         self.up.send_replace(Some("nowhere".to_owned()));
     }
 
+    /// Whether a test does without a node.
     #[cfg(test)]
     fn pretends(&self) -> bool {
         self.host.get().is_none() && self.up.borrow().is_some()
@@ -162,6 +171,12 @@ impl Lightning {
             Some(HostState::Down(error)) => Some(error.to_string()),
             Some(HostState::Starting) | None => Some("it is starting".to_owned()),
         }
+    }
+
+    /// Changes whenever a channel may have come about, or not.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.news.subscribe()
     }
 
     /// Something changed that the node's leaves depend on.

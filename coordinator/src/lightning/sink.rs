@@ -10,6 +10,7 @@ use super::{count, route};
 use crate::context::Context;
 use crate::event::Event;
 use crate::jit;
+use crate::sales;
 use crate::store::jit::Funding;
 use crate::store::leaves::{self, LeafRow};
 use crate::store::{self, ladder, payments};
@@ -244,7 +245,13 @@ async fn take_payment(ctx: &Context, event: NodeEvent) -> store::Result<()> {
         _ => None,
     };
     match event {
+        NodeEvent::PaymentHeld {
+            hash,
+            amount,
+            expiry,
+        } => sales::held(ctx, hash, amount.0, expiry).await?,
         NodeEvent::PaymentReceived { hash, amount } => {
+            sales::received(ctx, hash, amount.0).await?;
             let is_new = ctx
                 .store
                 .write(async |tx| payments::received(tx, hash.0, amount.0, height).await)
@@ -292,7 +299,7 @@ async fn take_payment(ctx: &Context, event: NodeEvent) -> store::Result<()> {
             hash: hash.to_string(),
             reason: reason.to_string(),
         }),
-        // We make no hold invoices yet; others are added to LDK, not to us.
+        // Others are added to LDK, not to us.
         _ => {}
     }
     Ok(())

@@ -22,7 +22,7 @@ use super::pace::Pace;
 use crate::ceremony::Mail;
 use crate::event::Event;
 use crate::sessions::{Interest, Outgoing};
-use crate::{ladder, lightning, webhooks};
+use crate::{ladder, lightning, sales, webhooks};
 
 /// Starts a session's task and returns what it will send.
 ///
@@ -110,6 +110,7 @@ async fn run(
     }
     lightning::greet(&front.ctx, client).await;
     front.ctx.ceremonies.connected(client).await;
+    front.ctx.sales.connected(client).await;
     let reason = serve(&front, client, &mut incoming, &out, &mut handle.ended).await;
     if front.ctx.sessions.stop(&client, handle.number) {
         front.ctx.ceremonies.gone(client).await;
@@ -208,10 +209,7 @@ async fn handle(
         }
         FromClient::MovePart(part) => ladder::move_part(&front.ctx, client, part).await,
         FromClient::Handover(keys) => ladder::hand_over(&front.ctx, client, keys).await,
-        FromClient::Sale(_) => {
-            let text = "there is no such sale (any more)";
-            Err(ServiceError::new(ErrorCode::NotFound, text))
-        }
+        FromClient::Sale(message) => sales::deliver(&front.ctx, client, message).await,
         FromClient::Hello(_) | FromClient::Answer(_) => {
             let text = "this session is authenticated already";
             Err(ServiceError::new(ErrorCode::Unexpected, text))

@@ -16,6 +16,8 @@ pub mod leaves;
 pub mod outputs;
 pub mod owner;
 pub mod payments;
+pub mod prices;
+pub mod sales;
 pub mod sold;
 pub mod sweeps;
 mod wallet;

@@ -9,6 +9,8 @@ use crate::store::webhooks::Wake;
 const HOUR: u64 = 3_600;
 /// A payment waits about this long for its receiver, in seconds.
 const PAYMENT_WAITS: u64 = 30;
+/// After so long the clients of a stock are told once more that a sale waits for them, in seconds.
+const SALE_WAITS: u64 = 600;
 
 /// Why a client that is away should come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,6 +21,8 @@ pub enum Why {
     EndsSoon(FactoryId),
     /// This factory of its ends, and it has not left.
     Ends(FactoryId),
+    /// A sale from its stock waits for its signature.
+    Sale,
     /// A payment waits for it.
     Payment,
     /// A payment over its channel is not resolved, and at this height its path goes to the chain for it.
@@ -32,6 +36,7 @@ impl Why {
             Self::Birth => "birth".to_owned(),
             Self::EndsSoon(factory) => format!("ends soon {factory}"),
             Self::Ends(factory) => format!("ends {factory}"),
+            Self::Sale => "sale".to_owned(),
             Self::Payment => "payment".to_owned(),
             Self::Expiry(_) => "expiry".to_owned(),
         }
@@ -44,6 +49,8 @@ impl Why {
             Self::Ends(_) => 6 * HOUR,
             // A birth's hours are few, and so are the blocks before an expiry.
             Self::Birth | Self::Expiry(_) => HOUR,
+            // The buyer's payment is held meanwhile.
+            Self::Sale => SALE_WAITS,
             Self::Payment => PAYMENT_WAITS,
         }
     }
@@ -51,7 +58,7 @@ impl Why {
     /// What is to be sent for it; nobody tries longer than `longest` seconds.
     pub(super) fn wake(self, longest: u64) -> Wake {
         let body = match self {
-            Self::Birth | Self::EndsSoon(_) | Self::Ends(_) => {
+            Self::Birth | Self::EndsSoon(_) | Self::Ends(_) | Self::Sale => {
                 notification("lsps5.liquidity_management_request", &json!({}))
             }
             Self::Payment => notification("lsps5.payment_incoming", &json!({})),

@@ -860,6 +860,208 @@ pub struct LiquidityJitResponse {
     #[prost(uint64, tag = "7")]
     pub taken_msat: u64,
 }
+/// Nothing to say.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiquidityStockRequest {}
+/// The stocks of funded factories.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LiquidityStockResponse {
+    /// Oldest factory first, in leaf order.
+    #[prost(message, repeated, tag = "1")]
+    pub stocks: ::prost::alloc::vec::Vec<StockState>,
+    /// Whether anything is sold now.
+    #[prost(bool, tag = "2")]
+    pub enabled: bool,
+}
+/// One stock.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StockState {
+    /// Its factory, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub factory: ::prost::bytes::Bytes,
+    /// The place of the first client that shares it, and how many do.
+    #[prost(uint32, tag = "2")]
+    pub position: u32,
+    #[prost(uint32, tag = "3")]
+    pub clients: u32,
+    /// What it held at birth, and what is left.
+    #[prost(uint64, tag = "4")]
+    pub birth_sat: u64,
+    #[prost(uint64, tag = "5")]
+    pub left_sat: u64,
+    /// Sales so far, and how many there can be.
+    #[prost(uint32, tag = "6")]
+    pub sales: u32,
+    #[prost(uint32, tag = "7")]
+    pub sales_limit: u32,
+    /// The sale that is under way, 16 bytes.
+    #[prost(bytes = "bytes", optional, tag = "8")]
+    pub under_way: ::core::option::Option<::prost::bytes::Bytes>,
+    /// The client that terms are bound for which were not completed, 33 bytes.
+    #[prost(bytes = "bytes", optional, tag = "9")]
+    pub reserved_for: ::core::option::Option<::prost::bytes::Bytes>,
+    /// The last height at which a sale may be signed.
+    #[prost(uint32, tag = "10")]
+    pub sign_until: u32,
+    /// Why nothing can be sold from it now; empty if something can.
+    #[prost(string, tag = "11")]
+    pub problem: ::prost::alloc::string::String,
+}
+/// Which sales.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiquiditySalesRequest {
+    /// At most so many.
+    #[prost(uint32, tag = "1")]
+    pub limit: u32,
+}
+/// Sales from stocks.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LiquiditySalesResponse {
+    /// Newest first.
+    #[prost(message, repeated, tag = "1")]
+    pub sales: ::prost::alloc::vec::Vec<StockSale>,
+}
+/// One order of a channel from a stock.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StockSale {
+    /// Its id, 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub sale: ::prost::bytes::Bytes,
+    /// The buyer's node id, 33 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub client: ::prost::bytes::Bytes,
+    /// The factory, 32 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub factory: ::prost::bytes::Bytes,
+    /// Which sale of its stock it is, or would be.
+    #[prost(uint32, tag = "4")]
+    pub place: u32,
+    /// ordered, paid, sold, settled or cancelled.
+    #[prost(string, tag = "5")]
+    pub state: ::prost::alloc::string::String,
+    /// What the channel holds.
+    #[prost(uint64, tag = "6")]
+    pub capacity_sat: u64,
+    /// The price, and what was taken.
+    #[prost(uint64, tag = "7")]
+    pub fee_msat: u64,
+    #[prost(uint64, tag = "8")]
+    pub taken_msat: u64,
+    /// Attempts to sign it.
+    #[prost(uint32, tag = "9")]
+    pub attempts: u32,
+    /// Whether clients may have signed it, and whether all of them hold it complete.
+    #[prost(bool, tag = "10")]
+    pub bound: bool,
+    #[prost(bool, tag = "11")]
+    pub delivered: bool,
+    /// Height at which the payment expires, while it is held.
+    #[prost(uint32, optional, tag = "12")]
+    pub held_until: ::core::option::Option<u32>,
+    /// When it was ordered, and when it was over; Unix time.
+    #[prost(uint64, tag = "13")]
+    pub ordered_at: u64,
+    #[prost(uint64, optional, tag = "14")]
+    pub ended_at: ::core::option::Option<u64>,
+    /// What it waits for, or why nothing came of it.
+    #[prost(string, tag = "15")]
+    pub note: ::prost::alloc::string::String,
+    /// The hash of its payment, 32 bytes.
+    #[prost(bytes = "bytes", tag = "16")]
+    pub hash: ::prost::bytes::Bytes,
+    /// The leaf id of its channel, 16 bytes.
+    #[prost(bytes = "bytes", tag = "17")]
+    pub leaf_id: ::prost::bytes::Bytes,
+}
+/// Nothing to say.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiquidityPricesRequest {}
+/// Prices.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LiquidityPricesResponse {
+    /// What the configuration says.
+    #[prost(message, optional, tag = "1")]
+    pub configured: ::core::option::Option<PriceList>,
+    /// What was set: for everybody (no client) first, then for single clients.
+    #[prost(message, repeated, tag = "2")]
+    pub set: ::prost::alloc::vec::Vec<SetPrice>,
+}
+/// A price list, or what is said in place of one: what is missing stays as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PriceList {
+    /// Whatever the capacity.
+    #[prost(uint64, optional, tag = "1")]
+    pub base_fee_sat: ::core::option::Option<u64>,
+    /// In parts per million of the capacity.
+    #[prost(uint32, optional, tag = "2")]
+    pub fee_ppm: ::core::option::Option<u32>,
+    /// The same for each day until the dying days.
+    #[prost(uint32, optional, tag = "3")]
+    pub fee_ppm_per_day: ::core::option::Option<u32>,
+    /// At least.
+    #[prost(uint64, optional, tag = "4")]
+    pub min_fee_sat: ::core::option::Option<u64>,
+}
+/// A price that was set.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetPrice {
+    /// For whom, 33 bytes; missing: for everybody.
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    pub client: ::core::option::Option<::prost::bytes::Bytes>,
+    /// What was said.
+    #[prost(message, optional, tag = "2")]
+    pub said: ::core::option::Option<PriceList>,
+    /// What it comes to.
+    #[prost(message, optional, tag = "3")]
+    pub price: ::core::option::Option<PriceList>,
+}
+/// A price.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiquiditySetPriceRequest {
+    /// For whom, 33 bytes; missing: for everybody.
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    pub client: ::core::option::Option<::prost::bytes::Bytes>,
+    /// What is said; what is missing stays as it was.
+    #[prost(message, optional, tag = "2")]
+    pub price: ::core::option::Option<PriceList>,
+}
+/// Whose price.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiquidityUnsetPriceRequest {
+    /// Whose, 33 bytes; missing: everybody's.
+    #[prost(bytes = "bytes", optional, tag = "1")]
+    pub client: ::core::option::Option<::prost::bytes::Bytes>,
+}
+/// Which days.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiquidityRevenueRequest {
+    /// So many, with today.
+    #[prost(uint32, tag = "1")]
+    pub days: u32,
+}
+/// What was earned.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LiquidityRevenueResponse {
+    /// Newest first; days without anything are left out.
+    #[prost(message, repeated, tag = "1")]
+    pub days: ::prost::alloc::vec::Vec<RevenueDay>,
+}
+/// One day.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevenueDay {
+    /// When it begins (UTC), Unix time.
+    #[prost(uint64, tag = "1")]
+    pub day: u64,
+    /// Taken for sales from stocks.
+    #[prost(uint64, tag = "2")]
+    pub sales_msat: u64,
+    /// Taken for just-in-time channels.
+    #[prost(uint64, tag = "3")]
+    pub jit_msat: u64,
+    /// Paid on the chain for these.
+    #[prost(uint64, tag = "4")]
+    pub onchain_sat: u64,
+}
 /// One order.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JitOrder {
@@ -1330,6 +1532,164 @@ pub mod admin_client {
                 .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "LiquidityJit"));
             self.inner.unary(req, path, codec).await
         }
+        /// What every stock has left.
+        pub async fn liquidity_stock(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiquidityStockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityStockResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LiquidityStock",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "LiquidityStock"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sales from stocks, newest first.
+        pub async fn liquidity_sales(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiquiditySalesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquiditySalesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LiquiditySales",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "LiquiditySales"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What channels from stocks cost.
+        pub async fn liquidity_prices(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiquidityPricesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityPricesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LiquidityPrices",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("superscalar.admin.v1.Admin", "LiquidityPrices"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Sets a price, for everybody or for one client.
+        pub async fn liquidity_set_price(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiquiditySetPriceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityPricesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LiquiditySetPrice",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("superscalar.admin.v1.Admin", "LiquiditySetPrice"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes a price back.
+        pub async fn liquidity_unset_price(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiquidityUnsetPriceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityPricesResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LiquidityUnsetPrice",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("superscalar.admin.v1.Admin", "LiquidityUnsetPrice"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// What was earned, day by day.
+        pub async fn liquidity_revenue(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiquidityRevenueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityRevenueResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LiquidityRevenue",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("superscalar.admin.v1.Admin", "LiquidityRevenue"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Its Lightning node.
         pub async fn node_info(
             &mut self,
@@ -1702,6 +2062,54 @@ pub mod admin_server {
             request: tonic::Request<super::LiquidityJitRequest>,
         ) -> std::result::Result<
             tonic::Response<super::LiquidityJitResponse>,
+            tonic::Status,
+        >;
+        /// What every stock has left.
+        async fn liquidity_stock(
+            &self,
+            request: tonic::Request<super::LiquidityStockRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityStockResponse>,
+            tonic::Status,
+        >;
+        /// Sales from stocks, newest first.
+        async fn liquidity_sales(
+            &self,
+            request: tonic::Request<super::LiquiditySalesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquiditySalesResponse>,
+            tonic::Status,
+        >;
+        /// What channels from stocks cost.
+        async fn liquidity_prices(
+            &self,
+            request: tonic::Request<super::LiquidityPricesRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityPricesResponse>,
+            tonic::Status,
+        >;
+        /// Sets a price, for everybody or for one client.
+        async fn liquidity_set_price(
+            &self,
+            request: tonic::Request<super::LiquiditySetPriceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityPricesResponse>,
+            tonic::Status,
+        >;
+        /// Takes a price back.
+        async fn liquidity_unset_price(
+            &self,
+            request: tonic::Request<super::LiquidityUnsetPriceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityPricesResponse>,
+            tonic::Status,
+        >;
+        /// What was earned, day by day.
+        async fn liquidity_revenue(
+            &self,
+            request: tonic::Request<super::LiquidityRevenueRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityRevenueResponse>,
             tonic::Status,
         >;
         /// Its Lightning node.
@@ -2421,6 +2829,276 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LiquidityJitSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LiquidityStock" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiquidityStockSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LiquidityStockRequest>
+                    for LiquidityStockSvc<T> {
+                        type Response = super::LiquidityStockResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiquidityStockRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::liquidity_stock(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiquidityStockSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LiquiditySales" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiquiditySalesSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LiquiditySalesRequest>
+                    for LiquiditySalesSvc<T> {
+                        type Response = super::LiquiditySalesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiquiditySalesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::liquidity_sales(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiquiditySalesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LiquidityPrices" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiquidityPricesSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LiquidityPricesRequest>
+                    for LiquidityPricesSvc<T> {
+                        type Response = super::LiquidityPricesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiquidityPricesRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::liquidity_prices(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiquidityPricesSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LiquiditySetPrice" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiquiditySetPriceSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LiquiditySetPriceRequest>
+                    for LiquiditySetPriceSvc<T> {
+                        type Response = super::LiquidityPricesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiquiditySetPriceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::liquidity_set_price(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiquiditySetPriceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LiquidityUnsetPrice" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiquidityUnsetPriceSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LiquidityUnsetPriceRequest>
+                    for LiquidityUnsetPriceSvc<T> {
+                        type Response = super::LiquidityPricesResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiquidityUnsetPriceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::liquidity_unset_price(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiquidityUnsetPriceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LiquidityRevenue" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiquidityRevenueSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LiquidityRevenueRequest>
+                    for LiquidityRevenueSvc<T> {
+                        type Response = super::LiquidityRevenueResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiquidityRevenueRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::liquidity_revenue(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiquidityRevenueSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,0 +1,291 @@
+//! `coordinator liquidity stock`, `sales`, `prices` and `revenue`.
+
+use chrono::DateTime;
+use proto::admin::admin_client::AdminClient;
+use proto::admin::*;
+use serde_json::{Value, json};
+use tonic::transport::Channel;
+
+use super::args::PricesCommand;
+use super::node::node_id;
+use super::operator::refused;
+use super::output::{pairs, sat, table, yes};
+use super::{Failure, outln};
+
+fn short(id: &[u8]) -> String {
+    hex::encode(id.get(..4).unwrap_or_default())
+}
+
+pub(super) fn stock(as_json: bool, answer: &LiquidityStockResponse) {
+    if as_json {
+        let stocks: Vec<Value> = answer.stocks.iter().map(stock_json).collect();
+        outln!("{}", json!({ "enabled": answer.enabled, "stocks": stocks }));
+        return;
+    }
+    pairs(&[("sold", yes(answer.enabled))]);
+    let rows: Vec<Vec<String>> = answer
+        .stocks
+        .iter()
+        .map(|stock| {
+            let sold = stock.birth_sat.saturating_sub(stock.left_sat);
+            let last = stock
+                .position
+                .saturating_add(stock.clients.saturating_sub(1));
+            vec![
+                short(&stock.factory),
+                format!("{}-{last}", stock.position),
+                stock.left_sat.to_string(),
+                sold.to_string(),
+                format!("{} of {}", stock.sales, stock.sales_limit),
+                stock
+                    .reserved_for
+                    .as_deref()
+                    .map_or_else(String::new, short),
+                stock.sign_until.to_string(),
+                stock.problem.clone(),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "factory",
+            "places",
+            "left (sat)",
+            "sold (sat)",
+            "sales",
+            "reserved for",
+            "until height",
+            "problem",
+        ],
+        &rows,
+    );
+}
+
+fn stock_json(stock: &StockState) -> Value {
+    json!({
+        "factory": hex::encode(&stock.factory), "position": stock.position, "clients": stock.clients,
+        "birth_sat": stock.birth_sat, "left_sat": stock.left_sat, "sales": stock.sales, "sales_limit": stock.sales_limit,
+        "under_way": stock.under_way.as_ref().map(hex::encode), "reserved_for": stock.reserved_for.as_ref().map(hex::encode),
+        "sign_until": stock.sign_until, "problem": stock.problem,
+    })
+}
+
+pub(super) fn sales(as_json: bool, answer: &LiquiditySalesResponse) {
+    if as_json {
+        let sales: Vec<Value> = answer.sales.iter().map(sale_json).collect();
+        outln!("{}", json!({ "sales": sales }));
+        return;
+    }
+    let rows: Vec<Vec<String>> = answer
+        .sales
+        .iter()
+        .map(|sale| {
+            vec![
+                short(&sale.sale),
+                short(&sale.client),
+                short(&sale.factory),
+                sale.place.to_string(),
+                sale.state.clone(),
+                sale.capacity_sat.to_string(),
+                sat(sale.fee_msat),
+                sat(sale.taken_msat),
+                sale.note.clone(),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "sale",
+            "client",
+            "factory",
+            "number",
+            "state",
+            "capacity (sat)",
+            "fee (sat)",
+            "taken (sat)",
+            "note",
+        ],
+        &rows,
+    );
+}
+
+fn sale_json(sale: &StockSale) -> Value {
+    json!({
+        "sale": hex::encode(&sale.sale), "client": hex::encode(&sale.client), "factory": hex::encode(&sale.factory),
+        "number": sale.place, "state": sale.state, "capacity_sat": sale.capacity_sat, "fee_msat": sale.fee_msat,
+        "taken_msat": sale.taken_msat, "attempts": sale.attempts, "bound": sale.bound, "delivered": sale.delivered,
+        "held_until": sale.held_until, "ordered_at": sale.ordered_at, "ended_at": sale.ended_at, "note": sale.note,
+        "hash": hex::encode(&sale.hash), "leaf_id": hex::encode(&sale.leaf_id),
+    })
+}
+
+// ---- prices --------------------------------------------------------------------------------------------------------
+
+fn client_id(text: Option<&String>) -> Result<Option<prost::bytes::Bytes>, Failure> {
+    let id = text.map(|text| node_id(text)).transpose()?;
+    Ok(id.map(Into::into))
+}
+
+pub(super) async fn prices(
+    admin: &mut AdminClient<Channel>,
+    as_json: bool,
+    command: &PricesCommand,
+) -> Result<(), Failure> {
+    let answer = match command {
+        PricesCommand::Show => admin.liquidity_prices(LiquidityPricesRequest {}).await,
+        PricesCommand::Set {
+            client,
+            base_fee_sat,
+            fee_ppm,
+            fee_ppm_per_day,
+            min_fee_sat,
+        } => {
+            let price = PriceList {
+                base_fee_sat: *base_fee_sat,
+                fee_ppm: *fee_ppm,
+                fee_ppm_per_day: *fee_ppm_per_day,
+                min_fee_sat: *min_fee_sat,
+            };
+            let request = LiquiditySetPriceRequest {
+                client: client_id(client.as_ref())?,
+                price: Some(price),
+            };
+            admin.liquidity_set_price(request).await
+        }
+        PricesCommand::Unset { client } => {
+            let client = client_id(client.as_ref())?;
+            let request = LiquidityUnsetPriceRequest { client };
+            admin.liquidity_unset_price(request).await
+        }
+    };
+    show_prices(as_json, &answer.map_err(refused)?.into_inner());
+    Ok(())
+}
+
+fn show_prices(as_json: bool, answer: &LiquidityPricesResponse) {
+    let configured = answer.configured.unwrap_or_default();
+    if as_json {
+        let set = answer.set.iter().map(|set| {
+            json!({
+                "client": set.client.as_ref().map(hex::encode),
+                "said": price_json(&set.said.unwrap_or_default()),
+                "price": price_json(&set.price.unwrap_or_default()),
+            })
+        });
+        let set: Vec<Value> = set.collect();
+        outln!(
+            "{}",
+            json!({ "configured": price_json(&configured), "set": set })
+        );
+        return;
+    }
+    let mut rows = vec![price_row("configured".to_owned(), &configured)];
+    for set in &answer.set {
+        let client = set.client.as_ref();
+        let whose = client.map_or_else(|| "all".to_owned(), hex::encode);
+        rows.push(price_row(whose, &set.price.unwrap_or_default()));
+    }
+    table(
+        &["for", "fixed (sat)", "ppm", "ppm per day", "at least (sat)"],
+        &rows,
+    );
+}
+
+fn price_row(whose: String, price: &PriceList) -> Vec<String> {
+    let text = |value: Option<u64>| value.map_or_else(String::new, |value| value.to_string());
+    vec![
+        whose,
+        text(price.base_fee_sat),
+        text(price.fee_ppm.map(u64::from)),
+        text(price.fee_ppm_per_day.map(u64::from)),
+        text(price.min_fee_sat),
+    ]
+}
+
+fn price_json(price: &PriceList) -> Value {
+    json!({
+        "base_fee_sat": price.base_fee_sat, "fee_ppm": price.fee_ppm, "fee_ppm_per_day": price.fee_ppm_per_day,
+        "min_fee_sat": price.min_fee_sat,
+    })
+}
+
+// ---- revenue -------------------------------------------------------------------------------------------------------
+
+fn date(day: u64) -> String {
+    let at = i64::try_from(day).ok();
+    let at = at.and_then(|at| DateTime::from_timestamp(at, 0));
+    at.map_or_else(|| day.to_string(), |at| at.format("%Y-%m-%d").to_string())
+}
+
+/// Earned less spent, in thousandths of a satoshi.
+fn net_msat(day: &RevenueDay) -> i128 {
+    let earned = i128::from(day.sales_msat).saturating_add(day.jit_msat.into());
+    earned.saturating_sub(i128::from(day.onchain_sat).saturating_mul(1000))
+}
+
+pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueResponse) {
+    if csv {
+        outln!("day,sales_msat,jit_msat,onchain_sat,net_msat");
+        for day in &answer.days {
+            let (sales, jit, onchain) = (day.sales_msat, day.jit_msat, day.onchain_sat);
+            outln!(
+                "{},{sales},{jit},{onchain},{}",
+                date(day.day),
+                net_msat(day)
+            );
+        }
+        return;
+    }
+    if as_json {
+        let days = answer.days.iter().map(|day| {
+            // As text: JSON's numbers end before ours.
+            json!({
+                "day": date(day.day), "sales_msat": day.sales_msat, "jit_msat": day.jit_msat, "onchain_sat": day.onchain_sat,
+                "net_msat": net_msat(day).to_string(),
+            })
+        });
+        let days: Vec<Value> = days.collect();
+        outln!("{}", json!({ "days": days }));
+        return;
+    }
+    let rows: Vec<Vec<String>> = answer
+        .days
+        .iter()
+        .map(|day| {
+            vec![
+                date(day.day),
+                sat(day.sales_msat),
+                sat(day.jit_msat),
+                day.onchain_sat.to_string(),
+                net_msat(day).div_euclid(1000).to_string(),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "day",
+            "stock sales (sat)",
+            "just in time (sat)",
+            "on-chain (sat)",
+            "net (sat)",
+        ],
+        &rows,
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_day_is_what_came_in_less_what_went_out() {
+        let day = RevenueDay {
+            day: 86_400 * 365,
+            sales_msat: 1_500,
+            jit_msat: 500,
+            onchain_sat: 3,
+        };
+        assert_eq!(net_msat(&day), -1_000);
+        assert_eq!(date(day.day), "1971-01-01");
+    }
+}

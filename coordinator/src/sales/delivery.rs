@@ -1,0 +1,163 @@
+//! A complete sale: it is given to every client of the stock, its channel opened, and the payment taken.
+
+use std::time::Duration;
+
+use bitcoin::secp256k1::PublicKey;
+use channel_host::Leaf;
+use factory_tree::sale::order::PurchaseState;
+use factory_tree::sale::seller::{Seller, SellerInput, SellerStep};
+use tokio::time::Instant;
+
+use super::channel::{self, Look};
+use super::driver::{CALM_PAUSE, Driver, Stop};
+use super::records::Entry;
+use super::{Mail, payment};
+use crate::webhooks::Why;
+use crate::{fault, lightning};
+
+/// Between two looks at a channel that does not stand yet.
+const CHANNEL_PAUSE: Duration = Duration::from_millis(500);
+
+impl Driver {
+    /// Until every client has it, and its channel stands or never will. Who is away may come in days.
+    pub(super) async fn deliver(&mut self, mut machine: Option<Seller>) -> Result<(), Stop> {
+        let (leaf, peer) = self.leaf()?;
+        let mut news = self.ctx.lightning.changes();
+        // Who is here already was not announced.
+        let here = self.known.clients.iter();
+        let here = here.filter(|client| self.ctx.sessions.is_connected(client));
+        self.inputs
+            .extend(here.map(|client| SellerInput::Connected(*client)));
+        loop {
+            while let Some(input) = self.inputs.pop_front() {
+                let Some(state) = machine.take() else {
+                    continue;
+                };
+                let SellerStep { state, effects } = state.step(input);
+                machine = Some(state);
+                self.execute_all(effects).await?;
+            }
+            let pause = self.channel(&leaf, peer).await?;
+            if (self.delivered && pause.is_none()) || self.is_expired() {
+                return Ok(());
+            }
+            self.wake_away();
+            tokio::select! {
+                biased;
+                _ = self.shutdown.wait_for(|stop| *stop) => return Err(Stop::Shutdown),
+                mail = self.mailbox.recv() => match mail {
+                    Some(Mail::Client { client, message }) => {
+                        self.inputs.push_back(SellerInput::Message { client, message });
+                    }
+                    Some(Mail::Connected(client)) => self.inputs.push_back(SellerInput::Connected(client)),
+                    // Too late.
+                    Some(Mail::Cancel | Mail::Look) => {}
+                    None => return Err(Stop::Shutdown),
+                },
+                _ = news.changed() => {}
+                _ = self.chain.changed() => {}
+                () = tokio::time::sleep(pause.unwrap_or(CALM_PAUSE)) => {}
+            }
+        }
+    }
+
+    fn leaf(&self) -> Result<(Leaf, PublicKey), Stop> {
+        let stock = self.stock()?;
+        let drafted = stock.draft(&self.terms()?);
+        let txs = drafted.map_err(|error| self.damaged(&error))?;
+        let leaf = lightning::sold_leaf_of(&txs, stock.schedule(), self.row.order.fresh);
+        let peer = PublicKey::from_slice(&self.buyer().0);
+        match (leaf, peer) {
+            (Some(leaf), Ok(peer)) => Ok((leaf, peer)),
+            _ => Err(self.damaged(&"it makes no channel")),
+        }
+    }
+
+    fn is_expired(&self) -> bool {
+        self.ctx.height() >= self.known.stock.expiry().0
+    }
+
+    fn wake_away(&self) {
+        if self.delivered {
+            return;
+        }
+        let away = self.known.clients.iter();
+        let away = away.filter(|client| !self.acked.contains(client));
+        for client in away.filter(|client| !self.ctx.sessions.is_connected(client)) {
+            self.ctx.webhooks.wake(*client, Why::Sale);
+        }
+    }
+
+    /// Looks after the channel and the payment; `Some`: there is more to be done, in so long at the latest.
+    async fn channel(&mut self, leaf: &Leaf, peer: PublicKey) -> Result<Option<Duration>, Stop> {
+        self.row = self.read().await?;
+        if self.row.state != PurchaseState::Sold || self.row.ended_at.is_some() {
+            return Ok(None);
+        }
+        let is_held = self.row.held_until.is_some();
+        let may_open = self.delivered
+            || self.acked.contains(&self.buyer())
+            || channel::is_begun(&self.ctx, leaf.id);
+        let look = match may_open {
+            true => channel::look(&self.ctx, leaf, peer).await,
+            false => Look::Waits,
+        };
+        if is_held && (self.is_due(self.ctx.height()) || self.is_expired()) {
+            self.send_back("the payment was sent back, as it could not be held any longer")
+                .await?;
+            return Ok(Some(CHANNEL_PAUSE));
+        }
+        match look {
+            Look::Stands => {
+                fault::point("sale_channel_opened");
+                self.stands(is_held).await
+            }
+            Look::Waits if may_open => Ok(Some(CHANNEL_PAUSE)),
+            Look::Waits => Ok(Some(CALM_PAUSE)),
+            Look::Never(why) => {
+                if is_held {
+                    self.send_back(&why).await?;
+                }
+                self.write(&Entry::Ended(why)).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The channel stands: the payment is taken, if it is still there. That it was is told by the node, and stored then.
+    async fn stands(&mut self, is_held: bool) -> Result<Option<Duration>, Stop> {
+        if self.claimed.is_none() {
+            // What its client's invoices say of the way to it, and whether it may be paid over.
+            self.ctx.lightning.look_again();
+            lightning::greet(&self.ctx, self.buyer()).await;
+        }
+        if !is_held {
+            let note = "its payment had been sent back before the channel stood";
+            loop {
+                match payment::settle(&self.ctx, &self.row, 0, note).await {
+                    Ok(()) => return Ok(None),
+                    Err(error) => self.pause(error).await?,
+                }
+            }
+        }
+        if self.claimed.is_some_and(|at| at.elapsed() < CALM_PAUSE) {
+            return Ok(Some(CALM_PAUSE));
+        }
+        let preimage = self.ctx.keys.sale_preimage(self.id());
+        if let Err(error) = self.ctx.lightning.claim(preimage).await {
+            tracing::warn!(%error, sale = %self.id(), "the payment of a sale is not taken yet");
+        } else {
+            self.claimed = Some(Instant::now());
+            fault::point("sale_claimed");
+        }
+        Ok(Some(CALM_PAUSE))
+    }
+
+    /// Done before it is written down: after a crash in between it is done again, which changes nothing.
+    async fn send_back(&mut self, note: &str) -> Result<(), Stop> {
+        self.ctx.lightning.send_back(self.row.order.hash);
+        self.write(&Entry::SentBack(note.to_owned())).await?;
+        tracing::warn!(sale = %self.id(), note, "a channel is owed that nobody has paid for");
+        Ok(())
+    }
+}

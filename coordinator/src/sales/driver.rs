@@ -1,0 +1,455 @@
+//! Drives one paid order: waits for the stock's clients, and signs with them, attempt after attempt. What is complete is delivered (`delivery`).
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use channel_host::lsp_channel_id;
+use factory_tree::ids::{ClientId, SaleId};
+use factory_tree::sale::message::{FailReason, SaleRound};
+use factory_tree::sale::order::{PurchaseState, Quote};
+use factory_tree::sale::seller::{Phase, SaleTerms, Seller, SellerInput, SellerOutcome, Setup};
+use factory_tree::sale::{Sale, SoldChannel, Stock};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::error::SalesError;
+use super::records::Entry;
+use super::signer::SaleSigner;
+use super::stocks::{self, KnownStock};
+use super::{Mail, order, payment};
+use crate::context::Context;
+use crate::event::Event;
+use crate::keys::{FreshSeed, random};
+use crate::reputation::Fault;
+use crate::store::attempts;
+use crate::store::sales::{self as rows, SaleRow};
+use crate::webhooks::Why;
+
+/// Attempts in one run: who fails so often will not succeed.
+const MOST_ATTEMPTS: u32 = 8;
+/// Before the second attempt; doubled for each.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Between two tries to take the payment, and two wakings of clients who are away.
+pub(super) const CALM_PAUSE: Duration = Duration::from_secs(30);
+
+/// Why a driver ends before its sale does.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The coordinator goes down; the sale goes on after the restart.
+    Shutdown,
+    /// Nothing more can be done.
+    Over,
+}
+
+/// How an attempt ended.
+enum Attempted {
+    /// Everything is complete and stored.
+    Sold(Box<Seller>),
+    /// It failed; once more, or not.
+    Failed { again: bool, reason: String },
+}
+
+/// One sale's driver.
+#[derive(Debug)]
+pub(super) struct Driver {
+    pub(super) ctx: Arc<Context>,
+    pub(super) row: SaleRow,
+    pub(super) inputs: VecDeque<SellerInput>,
+    pub(super) wakes: Vec<(Instant, SaleRound, Phase)>,
+    /// Who has it in its exit kit, as far as we were told since the start.
+    pub(super) acked: HashSet<ClientId>,
+    /// Whether all have.
+    pub(super) delivered: bool,
+    pub(super) known: KnownStock,
+    /// When the node was asked to take the payment.
+    pub(super) claimed: Option<Instant>,
+    /// Whose faults were counted: a client is silent once in a sale, however often it is asked.
+    counted: HashSet<ClientId>,
+    factory_fresh: FreshSeed,
+    pub(super) mailbox: mpsc::Receiver<Mail>,
+    pub(super) shutdown: watch::Receiver<bool>,
+    pub(super) chain: watch::Receiver<crate::context::ChainState>,
+}
+
+/// Starts the task of a sale.
+pub(super) fn spawn(ctx: &Arc<Context>, sale: SaleId, shutdown: watch::Receiver<bool>) {
+    let Some(mailbox) = ctx.sales.register(sale) else {
+        return;
+    };
+    let ctx = Arc::clone(ctx);
+    tokio::spawn(async move {
+        let begun = Driver::begin(&ctx, sale, mailbox, shutdown).await;
+        if let Some(driver) = begun {
+            // Why it ended is written down already.
+            let _ = driver.run().await;
+        }
+        ctx.sales.unregister(sale);
+    });
+}
+
+impl Driver {
+    /// `None`: there is nothing to be done about it, or nothing can be done now.
+    async fn begin(
+        ctx: &Arc<Context>,
+        sale: SaleId,
+        mailbox: mpsc::Receiver<Mail>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Option<Self> {
+        let found = async {
+            let read = ctx.store.read(async |tx| rows::get(tx, sale).await);
+            let Some(row) = read.await? else {
+                return Ok(None);
+            };
+            let (factory, position) = (row.order.factory, row.order.position);
+            let known = stocks::known(ctx, factory, position).await?;
+            let Some(known) = known else { return Ok(None) };
+            let round = known.factory.round;
+            let fresh = ctx
+                .store
+                .read(async |tx| attempts::fresh(tx, round).await)
+                .await?;
+            Ok::<_, SalesError>(Some((row, known, fresh)))
+        };
+        let (row, known, factory_fresh) = match found.await {
+            Ok(found) => found?,
+            Err(error) => {
+                // Tried again at the next look.
+                tracing::error!(%error, %sale, "a sale cannot go on now");
+                return None;
+            }
+        };
+        ctx.sales.concerns(sale, &known.clients);
+        Some(Self {
+            chain: ctx.chain.subscribe(),
+            ctx: Arc::clone(ctx),
+            inputs: VecDeque::new(),
+            wakes: Vec::new(),
+            acked: HashSet::new(),
+            delivered: row.delivered,
+            claimed: None,
+            counted: HashSet::new(),
+            row,
+            known,
+            factory_fresh,
+            mailbox,
+            shutdown,
+        })
+    }
+
+    async fn run(mut self) -> Result<(), Stop> {
+        let machine = match (&self.row.sold, self.row.state) {
+            (None, PurchaseState::Paid) => Some(self.sell().await?),
+            (Some(_), _) if self.delivered => None,
+            (Some(sold), _) => {
+                let sold = sold.clone();
+                let setup = self.setup(sold.sale.clone())?;
+                Some(Seller::resume(setup, sold).map_err(|error| self.damaged(&error))?)
+            }
+            (None, _) => return Ok(()),
+        };
+        self.deliver(machine).await
+    }
+
+    pub(super) fn damaged(&self, error: &dyn std::fmt::Display) -> Stop {
+        tracing::error!(%error, sale = %self.row.order.sale, "a stored sale does not fit its stock");
+        Stop::Over
+    }
+
+    pub(super) fn id(&self) -> SaleId {
+        self.row.order.sale
+    }
+
+    pub(super) fn buyer(&self) -> ClientId {
+        self.row.order.client
+    }
+
+    // ---- until it is complete ------------------------------------------------------------------------------------
+
+    /// Attempts until one is complete; or the payment goes back.
+    async fn sell(&mut self) -> Result<Seller, Stop> {
+        let patience = Duration::from_secs(self.ctx.config.sales.wake_seconds);
+        let until = Instant::now() + patience;
+        let mut pause = FIRST_PAUSE;
+        for _ in 0..MOST_ATTEMPTS {
+            if let Err(reason) = self.gather(until).await? {
+                return Err(self.give_up(&reason).await?);
+            }
+            match self.attempt().await? {
+                Attempted::Sold(machine) => return Ok(*machine),
+                Attempted::Failed {
+                    again: false,
+                    reason,
+                } => return Err(self.give_up(&reason).await?),
+                Attempted::Failed { reason, .. } => {
+                    let note = format!("{reason}; another attempt follows");
+                    self.write(&Entry::Note(note)).await?;
+                }
+            }
+            if let Some(reason) = self.rest(pause).await? {
+                return Err(self.give_up(&reason).await?);
+            }
+            pause = pause.saturating_mul(2);
+        }
+        Err(self.give_up("too many attempts failed").await?)
+    }
+
+    /// Waits until every client of the stock is there; or why that is no use.
+    async fn gather(&mut self, until: Instant) -> Result<Result<(), String>, Stop> {
+        let mut sessions = self.ctx.sessions.changes();
+        loop {
+            if let Some(reason) = self.obstacle().await? {
+                return Ok(Err(reason));
+            }
+            let away = self.known.clients.iter();
+            let mut away = away.filter(|client| !self.ctx.sessions.is_connected(client));
+            let Some(first) = away.next() else {
+                return Ok(Ok(()));
+            };
+            for client in std::iter::once(first).chain(away) {
+                self.ctx.webhooks.wake(*client, Why::Sale);
+            }
+            if Instant::now() >= until {
+                return Ok(Err(NOBODY_CAME.to_owned()));
+            }
+            let step = tokio::select! {
+                biased;
+                _ = self.shutdown.wait_for(|stop| *stop) => return Err(Stop::Shutdown),
+                mail = self.mailbox.recv() => mail,
+                _ = sessions.changed() => continue,
+                _ = self.chain.changed() => continue,
+                () = tokio::time::sleep_until(until.min(Instant::now() + CALM_PAUSE)) => continue,
+            };
+            match step {
+                Some(Mail::Cancel) => return Ok(Err(BUYER_CANCELLED.to_owned())),
+                // Of an attempt that is over.
+                Some(Mail::Client { .. } | Mail::Connected(_) | Mail::Look) => {}
+                None => return Err(Stop::Shutdown),
+            }
+        }
+    }
+
+    /// A pause between two attempts; `Some`: nothing more is tried.
+    async fn rest(&mut self, pause: Duration) -> Result<Option<String>, Stop> {
+        let until = Instant::now() + pause;
+        loop {
+            tokio::select! {
+                biased;
+                _ = self.shutdown.wait_for(|stop| *stop) => return Err(Stop::Shutdown),
+                mail = self.mailbox.recv() => match mail {
+                    Some(Mail::Cancel) => return Ok(Some(BUYER_CANCELLED.to_owned())),
+                    Some(_) => {}
+                    None => return Err(Stop::Shutdown),
+                },
+                () = tokio::time::sleep_until(until) => return Ok(None),
+            }
+        }
+    }
+
+    /// Why nothing can be signed now, nor later: the factory as it is now, the time, and the payment.
+    async fn obstacle(&mut self) -> Result<Option<String>, Stop> {
+        let (factory, position) = (self.row.order.factory, self.row.order.position);
+        loop {
+            match stocks::known(&self.ctx, factory, position).await {
+                Ok(Some(known)) => break self.known = known,
+                Ok(None) => return Ok(Some("the stock is gone".to_owned())),
+                Err(SalesError::Store(error)) => self.pause(error).await?,
+                Err(error) => return Err(self.damaged(&error)),
+            }
+        }
+        let height = self.ctx.height();
+        if let Err(why) = self.known.is_open(height) {
+            return Ok(Some(why.to_string()));
+        }
+        if height > self.row.order.sign_until.0 {
+            return Ok(Some("the quote does not hold any more".to_owned()));
+        }
+        Ok(self.is_due(height).then(|| TOO_LONG.to_owned()))
+    }
+
+    /// Whether the payment has to go back now.
+    pub(super) fn is_due(&self, height: u32) -> bool {
+        let until = self.row.held_until.unwrap_or(0);
+        height >= payment::release_at(until, &self.known)
+    }
+
+    pub(super) fn terms(&self) -> Result<Sale, Stop> {
+        let order = &self.row.order;
+        let quote = Quote::parse(&order.quote).map_err(|error| self.damaged(&error))?;
+        let id = lsp_channel_id(order.leaf_id.0, order.fresh);
+        let channel = SoldChannel {
+            position: order.position,
+            leaf_id: order.leaf_id,
+            channel_key: order.channel_key,
+            lsp_channel_key: self.ctx.keys.leaf_keys().funding_pubkey(id),
+            capacity: order.capacity,
+        };
+        Ok(order::terms(&quote, channel))
+    }
+
+    pub(super) fn stock(&self) -> Result<Stock, Stop> {
+        let before = self.known.before(self.row.order.place);
+        before.map_err(|error| self.damaged(&error))
+    }
+
+    fn setup(&self, sale: Sale) -> Result<Setup, Stop> {
+        let signer = SaleSigner {
+            keys: Arc::clone(&self.ctx.keys),
+            factory: self.factory_fresh,
+            leaf: self.row.order.leaf_id,
+            fresh: self.row.order.fresh,
+        };
+        Ok(Setup {
+            stock: self.stock()?,
+            bound: self.known.bound().cloned(),
+            round: SaleRound {
+                sale: sale.id,
+                attempt: self.row.attempts,
+            },
+            sale,
+            clients: self.known.clients.clone(),
+            terms: SaleTerms {
+                until: self.row.order.sign_until,
+                step_seconds: self.ctx.config.sales.step_seconds,
+            },
+            factory: self.known.factory.round,
+            signer: Arc::new(signer),
+        })
+    }
+
+    /// One attempt: a stock has few clients and a sale few transactions, so the machine works here.
+    async fn attempt(&mut self) -> Result<Attempted, Stop> {
+        self.row.attempts = self.begin_attempt().await?;
+        (self.inputs, self.wakes) = (VecDeque::new(), Vec::new());
+        let setup = self.setup(self.terms()?)?;
+        let started = Seller::start(setup, Zeroizing::new(random()));
+        let mut step = match started {
+            Ok(step) => step,
+            Err(error) => {
+                let reason = error.to_string();
+                return Ok(Attempted::Failed {
+                    again: false,
+                    reason,
+                });
+            }
+        };
+        loop {
+            if let Some(outcome) = self.execute_all(step.effects).await? {
+                return self.failed(outcome).await;
+            }
+            if step.state.phase() == Phase::Delivering {
+                return Ok(Attempted::Sold(Box::new(step.state)));
+            }
+            let input = self.next_input().await?;
+            step = step.state.step(input);
+        }
+    }
+
+    async fn failed(&mut self, outcome: SellerOutcome) -> Result<Attempted, Stop> {
+        let SellerOutcome::Failed { reason, by, bound } = outcome else {
+            return Err(self.damaged(&"a sale ended before it was complete"));
+        };
+        let text = fail_text(&reason);
+        self.ctx.events.emit(Event::SaleAttemptFailed {
+            factory: self.row.order.factory,
+            sale: self.id(),
+            attempt: self.row.attempts,
+            reason: text.clone(),
+        });
+        let own_wish = reason == FailReason::Declined && by.contains(&self.buyer());
+        let again = !own_wish && reason != FailReason::Cancelled;
+        self.count_faults(&reason, &by, bound).await?;
+        let reason = match own_wish {
+            true => "the buyer declined".to_owned(),
+            false => text,
+        };
+        Ok(Attempted::Failed { again, reason })
+    }
+
+    async fn count_faults(
+        &mut self,
+        reason: &FailReason,
+        by: &[ClientId],
+        bound: bool,
+    ) -> Result<(), Stop> {
+        let fault = match reason {
+            FailReason::Silent => Fault::Silent,
+            FailReason::Guilty => Fault::Guilty,
+            // Others had signed already.
+            FailReason::Declined if bound => Fault::Silent,
+            _ => return Ok(()),
+        };
+        let new = by.iter().filter(|client| self.counted.insert(**client));
+        let faults: Vec<_> = new.map(|client| (*client, fault)).collect();
+        self.write(&Entry::Faults(faults)).await
+    }
+
+    /// The next thing for the machine: what is there, or what comes.
+    async fn next_input(&mut self) -> Result<SellerInput, Stop> {
+        loop {
+            if let Some(input) = self.inputs.pop_front() {
+                return Ok(input);
+            }
+            if self.is_due(self.ctx.height()) {
+                return Ok(SellerInput::Cancel);
+            }
+            let next = self.wakes.iter().map(|(at, ..)| *at).min();
+            let timer = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            // Mail first: who answered in time is not silent because we were slow to look.
+            tokio::select! {
+                biased;
+                _ = self.shutdown.wait_for(|stop| *stop) => return Err(Stop::Shutdown),
+                mail = self.mailbox.recv() => match mail {
+                    Some(Mail::Client { client, message }) => {
+                        return Ok(SellerInput::Message { client, message });
+                    }
+                    Some(Mail::Connected(client)) => return Ok(SellerInput::Connected(client)),
+                    Some(Mail::Cancel) => return Ok(SellerInput::Cancel),
+                    Some(Mail::Look) => {}
+                    None => return Err(Stop::Shutdown),
+                },
+                _ = self.chain.changed() => {}
+                () = timer => {
+                    let now = Instant::now();
+                    let due = self.wakes.extract_if(.., |(at, ..)| *at <= now);
+                    self.inputs.extend(due.map(|(_, round, phase)| SellerInput::Deadline { round, phase }));
+                }
+            }
+        }
+    }
+
+    /// Nothing comes of it: stored, then the payment goes back.
+    async fn give_up(&mut self, reason: &str) -> Result<Stop, Stop> {
+        loop {
+            let cancelled =
+                payment::cancel(&self.ctx, &self.row, PurchaseState::Paid, reason).await;
+            match cancelled {
+                Ok(_) => break,
+                Err(error) => self.pause(error).await?,
+            }
+        }
+        self.ctx.lightning.send_back(self.row.order.hash);
+        Ok(Stop::Over)
+    }
+}
+
+const BUYER_CANCELLED: &str = "the buyer took it back";
+const NOBODY_CAME: &str = "not every client of the stock came in time";
+const TOO_LONG: &str = "the payment could not be held any longer";
+
+fn fail_text(reason: &FailReason) -> String {
+    match reason {
+        FailReason::Silent => "a client of the stock did not answer in time".to_owned(),
+        FailReason::Guilty => "a client of the stock sent an invalid signature".to_owned(),
+        FailReason::Declined => "a client of the stock declined".to_owned(),
+        FailReason::Restarted => "the coordinator was restarted".to_owned(),
+        FailReason::Cancelled => "it was taken back, or took too long".to_owned(),
+        FailReason::Unable(why) => why.clone(),
+    }
+}

@@ -1,0 +1,166 @@
+//! Why nothing is sold, in words that say what to do next.
+
+use bitcoin::Amount;
+use channel_host::RpcError;
+use factory_tree::ids::FactoryId;
+use factory_tree::sale::StockError;
+use serde_json::json;
+
+use crate::lsps::Refusal;
+use crate::store::StoreError;
+use crate::trees::TreesError;
+
+/// bLIP-50's "rejected", for what is in order and cannot be served; its data names the reason.
+pub(super) const REJECTED: i32 = 1;
+
+/// Why nothing is sold to a client.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoSale {
+    /// Switched off.
+    #[error("no channels are sold from stocks here")]
+    Off,
+    /// The Lightning node, or the Bitcoin node, is away.
+    #[error("the coordinator is starting; try again in a minute")]
+    Starting,
+    /// Not a member, or not of that one.
+    #[error("you are in no such factory; channels from a stock are for the clients that share it")]
+    NoFactory,
+    /// Too young, or on its way to the chain.
+    #[error(
+        "factory {0} cannot be sold from: its funding is not deep enough in the chain yet, or it is being closed"
+    )]
+    NotUsable(FactoryId),
+    /// Too old.
+    #[error(
+        "factory {0} is in its dying days; buy in the next one, or receive over a just-in-time channel"
+    )]
+    Dying(FactoryId),
+    /// Nothing there, or nothing left.
+    #[error("the stock you share has nothing left to sell; the next factory has a new one")]
+    NoStock,
+    /// Smaller than what is sold.
+    #[error("ask for at least {least}")]
+    TooSmall {
+        /// The least.
+        least: Amount,
+    },
+    /// Larger than what is sold, or left.
+    #[error("ask for at most {most}")]
+    TooLarge {
+        /// The most.
+        most: Amount,
+    },
+    /// Bound to terms of another's.
+    #[error(
+        "the stock is reserved for a sale to another client that was begun; try another factory"
+    )]
+    Reserved,
+    /// Being sold from.
+    #[error("a sale from this stock is under way; try again when all its clients have signed")]
+    Busy,
+    /// As many as one may have.
+    #[error("{0} orders of yours are open; pay them, or cancel them")]
+    TooManyOrders(u64),
+    /// Too many that came to nothing.
+    #[error("{0} orders of yours came to nothing today; try again tomorrow")]
+    TooManyFailed(u64),
+    /// Not ours, or not for this client.
+    #[error("this quote is not ours for you; ask for one")]
+    NotOurs,
+    /// Too late.
+    #[error("this quote is too old; ask for another")]
+    Expired,
+    /// The stock has changed since.
+    #[error("the stock is not what it was when this was quoted; ask for another quote")]
+    Changed,
+    /// Would be a second channel with these.
+    #[error("this leaf id or channel key has served before; draw a new nonce")]
+    Used,
+    /// Another order took the quote.
+    #[error(
+        "this quote was ordered on with another leaf id or key, or is being signed; see superscalar.get_purchase"
+    )]
+    Taken,
+    /// No such order.
+    #[error("you have no such order")]
+    Unknown,
+    /// It cannot be built.
+    #[error("such a sale cannot be built: {0}")]
+    Unfit(String),
+}
+
+impl NoSale {
+    /// Its name, for software.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Starting => "starting",
+            Self::NoFactory => "no_factory",
+            Self::NotUsable(_) => "not_usable",
+            Self::Dying(_) => "dying",
+            Self::NoStock => "no_stock",
+            Self::TooSmall { .. } => "too_small",
+            Self::TooLarge { .. } => "too_large",
+            Self::Reserved => "reserved",
+            Self::Busy => "busy",
+            Self::TooManyOrders(_) => "too_many_orders",
+            Self::TooManyFailed(_) => "too_many_failed",
+            Self::NotOurs => "not_ours",
+            Self::Expired => "expired",
+            Self::Changed => "changed",
+            Self::Used => "used",
+            Self::Taken => "taken",
+            Self::Unknown => "unknown",
+            Self::Unfit(_) => "unfit",
+        }
+    }
+}
+
+impl From<NoSale> for RpcError {
+    fn from(why: NoSale) -> Self {
+        let data = match &why {
+            NoSale::TooSmall { least } => {
+                json!({ "reason": why.name(), "min_sat": least.to_sat() })
+            }
+            NoSale::TooLarge { most } => json!({ "reason": why.name(), "max_sat": most.to_sat() }),
+            _ => json!({ "reason": why.name() }),
+        };
+        Self {
+            data: Some(data),
+            ..Self::new(REJECTED, why.to_string())
+        }
+    }
+}
+
+/// Why a question about a stock has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SalesError {
+    /// Nothing is sold.
+    #[error(transparent)]
+    No(#[from] NoSale),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A factory's tree.
+    #[error(transparent)]
+    Trees(#[from] TreesError),
+    /// What is stored of a stock makes none.
+    #[error("the stored sales of a stock do not fit it: {0}")]
+    Stock(#[from] StockError),
+}
+
+impl From<SalesError> for Refusal {
+    fn from(error: SalesError) -> Self {
+        match error {
+            SalesError::No(why) => Self::Rpc(why.into()),
+            SalesError::Store(error) | SalesError::Trees(TreesError::Store(error)) => {
+                Self::Store(error)
+            }
+            error => {
+                tracing::error!(%error, "a stock cannot be sold from");
+                Self::Rpc(RpcError::internal())
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The payment of an order: held until the channel stands, then taken, or sent back.
+
+use channel_host::{CLAIM_BUFFER, PaymentHash};
+use factory_tree::sale::order::{PurchaseState, Quote};
+
+use super::error::SalesError;
+use super::stocks::KnownStock;
+use super::{MARGIN, Mail, order};
+use crate::clock::unix_time as now;
+use crate::context::Context;
+use crate::event::Event;
+use crate::fault;
+use crate::store::sales::{self as rows, SaleRow};
+use crate::store::{self, StoreError};
+
+/// A payment for a hold invoice is here. All hold invoices of ours are for sales.
+///
+/// # Errors
+/// Those of the database; then it is told again.
+pub async fn held(
+    ctx: &Context,
+    hash: PaymentHash,
+    amount_msat: u64,
+    until: u32,
+) -> store::Result<()> {
+    let row = ctx
+        .store
+        .read(async |tx| rows::by_hash(tx, hash).await)
+        .await?;
+    let Some(row) = row else {
+        ctx.lightning.send_back(hash);
+        return Ok(());
+    };
+    match row.state {
+        PurchaseState::Ordered => take_in(ctx, &row, amount_msat, until).await,
+        PurchaseState::Paid => {
+            ctx.sales.look_again();
+            Ok(())
+        }
+        // Told again, after a crash.
+        PurchaseState::Sold if row.held_until.is_some() => Ok(()),
+        PurchaseState::Sold | PurchaseState::Settled | PurchaseState::Cancelled => {
+            ctx.lightning.send_back(hash);
+            Ok(())
+        }
+    }
+}
+
+async fn take_in(ctx: &Context, row: &SaleRow, amount_msat: u64, until: u32) -> store::Result<()> {
+    let refused = match fits(ctx, row, amount_msat).await {
+        Ok(()) => None,
+        Err(SalesError::Store(error)) => return Err(error),
+        Err(error) => Some(error.to_string()),
+    };
+    let sale = row.order.sale;
+    let taken = match refused {
+        Some(_) => false,
+        None => {
+            ctx.store
+                .write(async |tx| rows::held(tx, sale, until).await)
+                .await?
+        }
+    };
+    if !taken {
+        let first = "another sale of this stock came first";
+        let why = refused.unwrap_or_else(|| first.to_owned());
+        cancel(ctx, row, PurchaseState::Ordered, &why).await?;
+        ctx.lightning.send_back(row.order.hash);
+        return Ok(());
+    }
+    fault::point("sale_held");
+    ctx.events.emit(Event::SalePaid {
+        client: row.order.client,
+        factory: row.order.factory,
+        sale,
+        fee_msat: amount_msat,
+        held_until: until,
+    });
+    ctx.sales.look_again();
+    Ok(())
+}
+
+/// Whether the order can still be served.
+async fn fits(ctx: &Context, row: &SaleRow, amount_msat: u64) -> Result<(), SalesError> {
+    let quote = Quote::parse(&row.order.quote);
+    let quote = quote.map_err(|error| StoreError::value("quote", error))?;
+    if amount_msat < row.order.fee_msat {
+        // Lightning refuses such a payment; this is the second look.
+        return Err(StoreError::value("payment", amount_msat).into());
+    }
+    order::fitting(ctx, &quote).await?;
+    Ok(())
+}
+
+/// The height from which the payment is sent back, whatever is under way: later it could not be claimed for sure, and the buyer's own way to the
+/// chain would begin.
+#[must_use]
+pub(super) fn release_at(held_until: u32, known: &KnownStock) -> u32 {
+    let exit_delay = known.stock.schedule().exit_delay.0;
+    let needed = exit_delay
+        .saturating_add(CLAIM_BUFFER)
+        .saturating_add(MARGIN);
+    held_until.saturating_sub(needed)
+}
+
+/// Nothing comes of an order; whether that is news. A payment that is held goes back after this.
+///
+/// # Errors
+/// Those of the database.
+pub(super) async fn cancel(
+    ctx: &Context,
+    row: &SaleRow,
+    from: PurchaseState,
+    reason: &str,
+) -> store::Result<bool> {
+    let sale = row.order.sale;
+    let is_new = ctx
+        .store
+        .write(async |tx| rows::cancel(tx, sale, from, reason, now()).await)
+        .await?;
+    if is_new {
+        ctx.events.emit(Event::SaleCancelled {
+            client: row.order.client,
+            factory: row.order.factory,
+            sale,
+            reason: reason.to_owned(),
+        });
+    }
+    Ok(is_new)
+}
+
+/// A payment was taken: perhaps that of a sale.
+///
+/// # Errors
+/// Those of the database.
+pub async fn received(ctx: &Context, hash: PaymentHash, amount_msat: u64) -> store::Result<()> {
+    let row = ctx
+        .store
+        .read(async |tx| rows::by_hash(tx, hash).await)
+        .await?;
+    if let Some(row) = row {
+        settle(ctx, &row, amount_msat, "").await?;
+        ctx.sales.deliver(row.order.sale, Mail::Look).await;
+    }
+    Ok(())
+}
+
+/// The channel stands, and this is what was taken for it.
+pub(super) async fn settle(
+    ctx: &Context,
+    row: &SaleRow,
+    taken_msat: u64,
+    note: &str,
+) -> store::Result<()> {
+    let sale = row.order.sale;
+    let is_new = ctx
+        .store
+        .write(async |tx| rows::settled(tx, sale, (taken_msat, note), now()).await)
+        .await?;
+    if is_new {
+        ctx.events.emit(Event::SaleSettled {
+            client: row.order.client,
+            factory: row.order.factory,
+            sale,
+            capacity_sat: row.order.capacity.to_sat(),
+            taken_msat,
+        });
+    }
+    Ok(())
+}
+
+/// Cancels orders whose quote, and invoice, nobody can pay any more.
+///
+/// # Errors
+/// Those of the database.
+pub(super) async fn expire(ctx: &Context) -> store::Result<()> {
+    let unpaid = ctx.store.read(async |tx| rows::unpaid(tx).await).await?;
+    for row in unpaid {
+        let valid_until = Quote::parse(&row.order.quote).map_or(0, |quote| quote.valid_until);
+        if now() > valid_until {
+            let reason = "it was not paid in time";
+            cancel(ctx, &row, PurchaseState::Ordered, reason).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Sends back, once more, what was to be sent back when we ended.
+///
+/// # Errors
+/// Those of the database.
+pub(super) async fn send_back_again(ctx: &Context) -> store::Result<()> {
+    let height = ctx.height();
+    let hashes = ctx
+        .store
+        .read(async |tx| rows::to_send_back(tx, height).await)
+        .await?;
+    for hash in hashes {
+        ctx.lightning.send_back(hash);
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! What liquidity costs where the operator has said so, and what it brought. Times are Unix time.
+
+use std::collections::BTreeMap;
+
+use factory_tree::ids::ClientId;
+use sqlx::Row;
+
+use super::{Conn, Result, codec};
+use crate::sales::PriceOverride;
+
+/// Seconds of a day.
+const DAY: i64 = 86_400;
+
+/// What is said for everybody (no client), or for one client.
+///
+/// # Errors
+/// Those of the database.
+pub async fn get(conn: &mut Conn, client: Option<ClientId>) -> Result<Option<PriceOverride>> {
+    let found: Option<String> = sqlx::query_scalar("SELECT price FROM price WHERE client IS ?")
+        .bind(client.map(|client| client.0.to_vec()))
+        .fetch_optional(conn)
+        .await?;
+    found
+        .map(|text| codec::from_json("price", text.as_bytes()))
+        .transpose()
+}
+
+/// Says it.
+///
+/// # Errors
+/// Those of the database.
+pub async fn set(conn: &mut Conn, client: Option<ClientId>, price: &PriceOverride) -> Result<()> {
+    // What is NULL conflicts with nothing.
+    unset(conn, client).await?;
+    sqlx::query("INSERT INTO price (client, price) VALUES (?, ?)")
+        .bind(client.map(|client| client.0.to_vec()))
+        .bind(codec::json("price", price)?)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Takes it back; whether anything was said.
+///
+/// # Errors
+/// Those of the database.
+pub async fn unset(conn: &mut Conn, client: Option<ClientId>) -> Result<bool> {
+    let done = sqlx::query("DELETE FROM price WHERE client IS ?")
+        .bind(client.map(|client| client.0.to_vec()))
+        .execute(conn)
+        .await?;
+    Ok(done.rows_affected() > 0)
+}
+
+/// Everything that is said; for everybody first.
+///
+/// # Errors
+/// Those of the database.
+pub async fn all(conn: &mut Conn) -> Result<Vec<(Option<ClientId>, PriceOverride)>> {
+    let rows = sqlx::query("SELECT client, price FROM price ORDER BY client")
+        .fetch_all(conn)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            let client: Option<&[u8]> = row.try_get(0)?;
+            let text: &str = row.try_get(1)?;
+            Ok((
+                client.map(codec::client).transpose()?,
+                codec::from_json("price", text.as_bytes())?,
+            ))
+        })
+        .collect()
+}
+
+/// What one day brought, and cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Revenue {
+    /// Taken for sales from stocks.
+    pub sales_msat: u64,
+    /// Taken for just-in-time channels.
+    pub jit_msat: u64,
+    /// Paid on the chain for these.
+    pub onchain_sat: u64,
+}
+
+/// By day (the Unix time it begins at), since then.
+///
+/// # Errors
+/// Those of the database.
+pub async fn revenue(conn: &mut Conn, since: u64) -> Result<BTreeMap<u64, Revenue>> {
+    let mut days: BTreeMap<u64, Revenue> = BTreeMap::new();
+    let fields: [(&str, fn(&mut Revenue) -> &mut u64); 3] = [
+        (
+            "SELECT ended_at / ?1 * ?1, sum(taken_msat) FROM sale WHERE state = 'settled' AND ended_at >= ?2 GROUP BY 1",
+            |day| &mut day.sales_msat,
+        ),
+        (
+            "SELECT paid_at / ?1 * ?1, sum(taken_msat) FROM jit_order WHERE paid_at >= ?2 GROUP BY 1",
+            |day| &mut day.jit_msat,
+        ),
+        (
+            "SELECT opened_at / ?1 * ?1, sum(onchain_sat) FROM jit_order WHERE opened_at >= ?2 GROUP BY 1",
+            |day| &mut day.onchain_sat,
+        ),
+    ];
+    for (query, field) in fields {
+        let rows = sqlx::query(query)
+            .bind(DAY)
+            .bind(codec::int("time", since)?)
+            .fetch_all(&mut *conn)
+            .await?;
+        for row in rows {
+            let day = codec::number("time", row.try_get(0)?)?;
+            *field(days.entry(day).or_default()) = codec::number("sum", row.try_get(1)?)?;
+        }
+    }
+    Ok(days)
+}
