@@ -7,7 +7,7 @@
 //! | paid | is under way | wait; the coordinator says for what |
 //! | paid | came back | cancelled, unless the coordinator has sold all the same |
 //! | sold | arrived | settled |
-//! | sold | came back | settled when the channel stands: it is opened all the same |
+//! | sold | came back | settled when the channel stands, as it is opened all the same, or the factory is over |
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -287,14 +287,21 @@ impl<'a> Desk<'a> {
 
     /// Everything is signed, and in the kit.
     async fn settle(&self, row: &PurchaseRow, paid: Paid) -> Result<()> {
-        match paid {
-            Paid::Arrived => self.end(row, PurchaseState::Settled, "").await,
+        let note = match paid {
+            Paid::Arrived => "",
+            Paid::UnderWay => return Ok(()),
             Paid::Back | Paid::Never if self.shop.stands(LeafId(row.leaf_id.0)) => {
-                let note = "the channel stands; the payment came back";
-                self.end(row, PurchaseState::Settled, note).await
+                "the channel stands; the payment came back"
             }
-            _ => Ok(()),
-        }
+            Paid::Back | Paid::Never => {
+                let factory = self.client.store.factory(row.factory).await?;
+                if factory.is_live() {
+                    return Ok(());
+                }
+                "the factory is over; the payment came back"
+            }
+        };
+        self.end(row, PurchaseState::Settled, note).await
     }
 
     /// Nothing was paid: the coordinator is told, if it listens, and forgets the order by itself if it does not.

@@ -520,6 +520,21 @@ async fn a_payment_that_came_back_ends_the_purchase_unless_it_is_sold() {
     world.bring().await.unwrap();
     let purchase = world.buyer.purchase().await.unwrap();
     assert_eq!(purchase.state, PurchaseState::Sold);
+    // It never came for its channel.
+    let (store, factory) = (world.buyer.store(), world.kit.factory_id);
+    store
+        .set_closed(factory, Some(world.kit.expiry))
+        .await
+        .unwrap();
+    world.bring().await.unwrap();
+    let purchase = world.buyer.purchase().await.unwrap();
+    assert_eq!(purchase.state, PurchaseState::Settled);
+    assert!(purchase.note.contains("over"), "{}", purchase.note);
+    let mut world = World::new().await;
+    world.buy(true).await.unwrap();
+    world.start(1);
+    world.run().await;
+    world.end_payment(back()).await;
     world.shop.counter().stands = true;
     world.bring().await.unwrap();
     let purchase = world.buyer.purchase().await.unwrap();
