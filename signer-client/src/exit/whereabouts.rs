@@ -71,12 +71,12 @@ impl Whereabouts {
 fn pays_for(kit: &ExitKit, tx: &KitTx, channel: &KitChannel) -> bool {
     match tx.spends.kind {
         SpentKind::Channel => tx.spends.outpoint == channel.outpoint,
-        // A stock's timeout pays a share of what was not sold; its poisons pay for what was sold from it or later.
+        // What ends a stock pays for what was sold from it or later; where nothing was, a share on top of the channel.
         SpentKind::Stock => {
             let mut later = kit
                 .chain()
                 .skip_while(|sold| sold.spends.outpoint != tx.spends.outpoint);
-            tx.kind == TxKind::Poison && later.any(|sold| sold.txid() == channel.outpoint.txid)
+            later.any(|sold| sold.txid() == channel.outpoint.txid)
         }
         _ => true,
     }
