@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use bitcoin::{Amount, Network, OutPoint, Txid, hashes::Hash};
+use channel_host::LeafId;
 use factory_tree::ceremony::message::Round;
 use factory_tree::kit::ExitKit;
 use factory_tree::params::{FactoryParams, Profile};
@@ -107,7 +108,10 @@ impl Wallet {
             spent: None,
             closing_sat: 0,
         };
-        Ok(self.store.set_channel(&view).await?)
+        Ok(self
+            .store
+            .set_channel(LeafId(self.kit.leaf_id.0), &view)
+            .await?)
     }
 
     fn path(&self) -> PathBuf {

@@ -22,6 +22,7 @@ mod money;
 mod pay;
 mod reclaim;
 mod reorg;
+mod sales;
 mod silence;
 mod timeouts;
 mod webhooks;

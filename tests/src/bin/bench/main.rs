@@ -3,7 +3,9 @@
 mod ceremony;
 mod cpu;
 mod payments;
+mod sales;
 mod signing;
+mod town;
 mod worker;
 
 use anyhow::Result;
@@ -31,6 +33,15 @@ enum What {
         /// Payments of each measurement.
         #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=100_000))]
         payments: u32,
+        /// One JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Sales from stocks through a coordinator process: latency one at a time, and how many a second.
+    Sales {
+        /// Clients of the factory.
+        #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=1024))]
+        clients: u32,
         /// One JSON object instead of a table.
         #[arg(long)]
         json: bool,
@@ -77,6 +88,15 @@ fn main() -> Result<()> {
             json,
         } => {
             let cost = payments::run(clients, payments)?;
+            if json {
+                println!("{}", serde_json::to_string(&cost)?);
+            } else {
+                cost.show();
+            }
+            Ok(())
+        }
+        What::Sales { clients, json } => {
+            let cost = sales::run(clients)?;
             if json {
                 println!("{}", serde_json::to_string(&cost)?);
             } else {

@@ -1,29 +1,20 @@
 //! Payments through a coordinator process: latency one at a time, and how many a second. Wallets and the node outside are tasks of the
 //! bench's own process, with databases on disk.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
-use bitcoin::{Amount, Network};
-use chain::{BitcoindConfig, BitcoindRpc, ChainSource, RpcAuth};
+use anyhow::{Result, ensure};
+use bitcoin::Amount;
 use channel_host::Msat;
-use keystore::{KdfCost, Passphrase, Seed};
-use scenarios::binaries;
-use scenarios::bitcoind::Options;
 use scenarios::outside::Outside;
-use scenarios::world::World;
 use serde::Serialize;
-use signer_client::keys::ClientKeys;
-use signer_client::store::{PaymentState, SqliteStore};
-use signer_client::{
-    ClientParts, Config, InvoiceOptions, SharedChain, Shutdown, SignerClient, Tasks,
-};
+use signer_client::SignerClient;
+use signer_client::store::PaymentState;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use crate::cpu;
+use crate::town::{PATIENCE, Rate, Town, fill, invoice};
 
 /// Capacity of each wallet's channel.
 const CAPACITY: Amount = Amount::from_sat(1_000_000);
@@ -31,20 +22,8 @@ const CAPACITY: Amount = Amount::from_sat(1_000_000);
 const START: u64 = 400_000;
 /// What each payment moves: no dust (BOLT 3), of which a channel takes little at once.
 const PAYMENT: Msat = Msat(1_000_000);
-/// How long a payment may take before the bench gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Payments that each payer has under way at once when they are counted per second.
 const WINDOW: u32 = 4;
-
-/// One direction's numbers.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub(crate) struct Rate {
-    /// Payments settled a second, several at once.
-    pub(crate) per_second: f64,
-    /// One at a time, from the call to the proof of payment.
-    pub(crate) median_ms: f64,
-    pub(crate) p99_ms: f64,
-}
 
 /// What payments cost.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -62,35 +41,13 @@ pub(crate) struct Cost {
 
 /// Builds a factory and pays.
 pub(crate) fn run(clients: u32, payments: u32) -> Result<Cost> {
-    let directory = binaries::target()?.join("bench-payments");
-    let mut world = World::prepare(&directory, Options::default())?;
-    world.coordinator.configure("ceremony.join_seconds", 120)?;
-    world.coordinator.configure("ceremony.step_seconds", 120)?;
-    for limit in ["max_unauthenticated_per_ip", "max_connections_per_ip"] {
-        world
-            .coordinator
-            .configure(&format!("server.{limit}"), 2048)?;
-    }
-    world.coordinator.start()?;
-    world.coordinator.wait_for("ready")?;
-    let per_client = 2 * CAPACITY.to_sat();
-    world.fund_coordinator(Amount::from_sat(
-        10_000_000 + per_client * u64::from(clients),
-    ))?;
-    let runtime = Runtime::new()?;
-    let wallets = runtime.block_on(open_all(&world, &directory, clients))?;
-    let begun = world.coordinator.mark()?;
-    let mut interested = 0;
-    world.coordinator.wait("everybody's interest", |event| {
-        interested += u32::from(event.is("client_interested"));
-        interested == clients
-    })?;
-    let count = clients.to_string();
-    world.begin(&["--clients", &count, "--set", "active=900"])?;
-    let created = world.funded_after(begun)?;
-    world.confirm(&created)?;
+    let Town {
+        mut world,
+        runtime,
+        wallets,
+    } = Town::build("bench-payments", clients, CAPACITY, &[], |_| Ok(()))?;
     let outside = Outside::start(&mut world)?;
-    runtime.block_on(fill(&world, &wallets))?;
+    runtime.block_on(fill(&world, &wallets, START))?;
 
     let coordinator = world.coordinator.process()?.id();
     let before = cpu::of(coordinator)?;
@@ -108,91 +65,6 @@ pub(crate) fn run(clients: u32, payments: u32) -> Result<Cost> {
         coordinator_cpu_ms_per_payment: spent.as_secs_f64() * 1e3 / f64::from(2 * payments),
         coordinator_peak_rss_bytes: cpu::peak_rss(coordinator)?,
     })
-}
-
-async fn open_all(world: &World, directory: &Path, count: u32) -> Result<Vec<SignerClient>> {
-    let auth = RpcAuth::CookieFile(world.node.cookie_file());
-    let node = BitcoindRpc::new(BitcoindConfig::new(world.node.rpc_url(), auth))?;
-    let chain: Arc<dyn ChainSource> =
-        Arc::new(SharedChain::new(Arc::new(node), Duration::from_millis(100)));
-    let mut wallets = Vec::new();
-    for number in 0..count {
-        let wallet = open(world, directory, number, Arc::clone(&chain)).await?;
-        wallet.join(CAPACITY).await?;
-        let running = wallet.clone();
-        tokio::spawn(async move {
-            // Held for as long as the task lives.
-            let (_stop, shutdown) = Shutdown::new();
-            let tasks = Tasks {
-                answers: false,
-                ..Tasks::ALL
-            };
-            if let Err(error) = running.run(tasks, shutdown).await {
-                eprintln!("a wallet ended: {error}");
-            }
-        });
-        wallets.push(wallet);
-    }
-    Ok(wallets)
-}
-
-async fn open(
-    world: &World,
-    directory: &Path,
-    number: u32,
-    chain: Arc<dyn ChainSource>,
-) -> Result<SignerClient> {
-    let mut config = Config::new(Network::Regtest);
-    config.coordinator = Some(world.connection().to_owned());
-    config.chain.poll_ms = 100;
-    let file = directory.join(format!("{number}.seed"));
-    let keys = tokio::task::spawn_blocking(move || -> Result<ClientKeys> {
-        let passphrase = Passphrase::new("bench".to_owned())?;
-        let (seed, _) = Seed::create(file, &passphrase, KdfCost::Light)?;
-        Ok(ClientKeys::new(&seed, Network::Regtest)?)
-    });
-    let store = SqliteStore::open(directory.join(format!("{number}.sqlite"))).await?;
-    Ok(SignerClient::open(ClientParts {
-        config,
-        keys: Arc::new(keys.await??),
-        store: Arc::new(store),
-        chain,
-        channels: directory.join(format!("{number}.channels.sqlite")),
-    })
-    .await?)
-}
-
-/// Gives every wallet something to pay with.
-async fn fill(world: &World, wallets: &[SignerClient]) -> Result<()> {
-    for wallet in wallets {
-        let deadline = Instant::now() + PATIENCE;
-        // Usable once it has seen the block that the coordinator has seen.
-        while !wallet
-            .channels()
-            .await?
-            .iter()
-            .any(|channel| channel.usable)
-        {
-            ensure!(Instant::now() < deadline, "a channel is not usable");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let invoice = invoice(wallet, Msat(START * 1_000)).await?;
-        let mut events = wallet.events();
-        world.coordinator.json(&["node", "pay", &invoice])?;
-        while wallet.lightning_balance().await?.lightning_msat < START * 1_000 {
-            let next = tokio::time::timeout(PATIENCE, events.recv()).await;
-            next.context("a wallet is not paid")??;
-        }
-    }
-    Ok(())
-}
-
-async fn invoice(wallet: &SignerClient, amount: Msat) -> Result<String> {
-    let options = InvoiceOptions {
-        amount: Some(amount),
-        ..InvoiceOptions::default()
-    };
-    Ok(wallet.invoice(&options).await?.invoice)
 }
 
 async fn pay(from: &SignerClient, invoice: &str) -> Result<()> {
@@ -285,22 +157,6 @@ fn from_outside(
         per_second: f64::from(payments) / begun.elapsed().as_secs_f64(),
         ..Rate::of(took)
     })
-}
-
-impl Rate {
-    fn of(mut took: Vec<Duration>) -> Self {
-        took.sort();
-        let at = |share: usize| {
-            let index = (took.len() * share / 100).min(took.len().saturating_sub(1));
-            took.get(index)
-                .map_or(0.0, |took| took.as_secs_f64() * 1_000.0)
-        };
-        Self {
-            per_second: 0.0,
-            median_ms: at(50),
-            p99_ms: at(99),
-        }
-    }
 }
 
 impl Cost {

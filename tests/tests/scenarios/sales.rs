@@ -1,0 +1,385 @@
+//! Inbound liquidity sold from the stock of a leaf.
+
+use anyhow::{Context, Result, ensure};
+use bitcoin::Amount;
+use scenarios::event::Event;
+use scenarios::outside::Outside;
+use scenarios::service::Service;
+use scenarios::webhook::Webhook;
+use scenarios::world::{Created, World, number, path_text, text};
+use serde_json::Value;
+
+use crate::money;
+
+/// What each has to pay with, in satoshi.
+const BALANCE: u64 = 40_000;
+/// What a purchase is for.
+const BOUGHT: u64 = 30_000;
+/// A fixed price.
+const FEE: u64 = 1_000;
+/// What a client needs for its own way out.
+const FEE_COIN: Amount = Amount::from_sat(80_000);
+
+fn sells(coordinator: &Service) -> Result<()> {
+    coordinator.configure("sales.enabled", true)?;
+    coordinator.configure("sales.base_fee_sat", i64::try_from(FEE)?)?;
+    coordinator.configure("sales.fee_ppm", 0)?;
+    coordinator.configure("sales.fee_ppm_per_day", 0)?;
+    coordinator.configure("sales.min_fee_sat", 1)?;
+    coordinator.configure("sales.min_sat", 10_000)
+}
+
+/// Clients that share one stock, each with a balance.
+fn town_with(
+    name: &str,
+    clients: usize,
+    configure: impl FnOnce(&Service) -> Result<()>,
+) -> Result<(World, Created)> {
+    let mut world = World::start_with(name, |coordinator| {
+        sells(coordinator)?;
+        configure(coordinator)
+    })?;
+    let everybody: Vec<usize> = (0..clients).collect();
+    world.add_clients(clients)?;
+    world.fund_clients(&everybody, FEE_COIN)?;
+    world.join(&everybody)?;
+    // A life in which nobody leaves meanwhile, and stocks for several sales.
+    let created = world.create(&["--set", "active=900", "--set", "stock_share_ppm=2000000"])?;
+    world.usable_for(&created, &everybody)?;
+    world.coordinator_pays(&everybody, BALANCE)?;
+    Ok((world, created))
+}
+
+fn town(name: &str, clients: usize) -> Result<(World, Created)> {
+    town_with(name, clients, |_| Ok(()))
+}
+
+/// What a client's `limit show` says.
+fn limit(world: &World, index: usize) -> Result<Value> {
+    world.client(index)?.json(&["limit", "show"])
+}
+
+/// Buys, and waits until the channel stands.
+fn buy(world: &World, index: usize) -> Result<Value> {
+    let sat = BOUGHT.to_string();
+    let words = ["limit", "upgrade", &sat, "--yes", "--accept-uncovered"];
+    let bought = world.client(index)?.json(&words)?;
+    ensure!(bought["state"] == "settled", "{bought}");
+    Ok(bought)
+}
+
+/// Orders and pays, and does not wait.
+fn begin(world: &World, index: usize) -> Result<Value> {
+    let sat = BOUGHT.to_string();
+    let words = [
+        "limit",
+        "upgrade",
+        &sat,
+        "--yes",
+        "--accept-uncovered",
+        "--no-wait",
+    ];
+    world.client(index)?.json(&words)
+}
+
+/// The end of this client's newest purchase.
+fn ends(world: &World, index: usize, state: &str) -> Result<()> {
+    let event = format!("purchase_{state}");
+    let client = world.client(index)?;
+    client.wait_for(&event)?;
+    let list = client.json(&["limit", "purchases"])?;
+    let list = list["purchases"].as_array().context("a list")?;
+    ensure!(
+        list.iter().any(|one| one["state"] == state),
+        "no purchase is {state}: {list:?}"
+    );
+    Ok(())
+}
+
+fn channels(world: &World, index: usize) -> Result<Vec<Value>> {
+    let answer = world.client(index)?.json(&["channels"])?;
+    Ok(answer["channels"].as_array().context("a list")?.clone())
+}
+
+/// Room to receive, in satoshi.
+fn room(world: &World, index: usize) -> Result<u64> {
+    let balance = world.client(index)?.json(&["balance"])?;
+    Ok(number(&balance, "lightning_receivable_msat")? / 1_000)
+}
+
+/// What is listed as sold.
+fn ledger(world: &World) -> Result<Vec<Value>> {
+    let books = world.coordinator.json(&["liquidity", "sales"])?;
+    Ok(books["sales"].as_array().context("a list")?.clone())
+}
+
+/// Both mates are awake: the buyer pays exactly the price, has a second channel, and is paid by somebody outside more than either carries.
+#[test]
+fn a_client_buys_room() -> Result<()> {
+    let (mut world, _) = town("sale_awake", 2)?;
+    let before = room(&world, 0)?;
+    let sat = BOUGHT.to_string();
+    let quote = world.client(0)?.json(&["limit", "quote", &sat])?;
+    ensure!(number(&quote, "fee_msat")? == FEE * 1_000, "{quote}");
+    buy(&world, 0)?;
+    world.lightning_becomes(0, (BALANCE - FEE) * 1_000)?;
+    ensure!(channels(&world, 0)?.len() == 2);
+    let after = room(&world, 0)?;
+    // All of the new channel, and what was paid; nothing is kept back on the coordinator's side but its own reserve.
+    ensure!(
+        after > before + BOUGHT + FEE - 2_000,
+        "{before} sat, then {after}"
+    );
+    ensure!(channels(&world, 1)?.len() == 1, "the mate got nothing");
+    let sold = ledger(&world)?;
+    ensure!(sold.len() == 1 && sold[0]["state"] == "settled", "{sold:?}");
+    ensure!(number(&sold[0], "taken_msat")? == FEE * 1_000, "{sold:?}");
+
+    let largest = channels(&world, 0)?
+        .iter()
+        .map(|one| number(one, "receivable_msat"))
+        .collect::<Result<Vec<_>>>()?;
+    let largest = largest.into_iter().max().context("a channel")? / 1_000;
+    let much = largest + (after - largest) / 2;
+    let outside = Outside::start(&mut world)?;
+    outside.pay(&world.invoice(0, much)?)?;
+    world.lightning_becomes(0, (BALANCE - FEE + much) * 1_000)
+}
+
+/// Four in a row; then the coordinator is gone for good, and the buyer leaves with what it has in all its channels.
+#[test]
+fn four_in_a_row_and_out() -> Result<()> {
+    let (mut world, created) = town("sale_four", 2)?;
+    for _ in 0..4 {
+        buy(&world, 0)?;
+    }
+    ensure!(channels(&world, 0)?.len() == 5);
+    let outside = Outside::start(&mut world)?;
+    let much = room(&world, 0)? * 8 / 10;
+    outside.pay(&world.invoice(0, much)?)?;
+    let has = BALANCE - 4 * FEE + much;
+    world.lightning_becomes(0, has * 1_000)?;
+    let export = world.export(&created)?;
+    world.coordinator.kill()?;
+    world
+        .client(0)?
+        .json(&["exit", &created.factory, "--yes", "--background"])?;
+    world.mine_until(&export, |world| world.all_done(&created, &[0]))?;
+    let ledger = money::sheet(&world, std::slice::from_ref(&export))?;
+    let spent: u64 = ledger
+        .onchain()
+        .iter()
+        .filter(|tx| tx.by.as_deref() == Some("client-0"))
+        .map(|tx| tx.fee_sat)
+        .sum();
+    let due = FEE_COIN + Amount::from_sat(has) - Amount::from_sat(spent);
+    ensure!(
+        ledger.has("client-0") == due,
+        "client-0 has {}, not {due}",
+        ledger.has("client-0")
+    );
+    Ok(())
+}
+
+/// The mate sleeps, is woken, and signs.
+#[test]
+fn a_mate_that_sleeps_is_woken() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let webhook = Webhook::start(directory.path())?;
+    let (mut world, _) = town_with("sale_woken", 2, |coordinator| {
+        coordinator.configure("webhooks.ca_file", path_text(webhook.ca_file())?)?;
+        coordinator.configure("webhooks.allow_private", true)
+    })?;
+    let url = webhook.url("token");
+    world.client(1)?.json(&["webhook", "set", "push", &url])?;
+    let mark = webhook.posted().len() + 1;
+    webhook.wait(0, "lsps5.webhook_registered")?;
+    world.client_mut(1)?.terminate()?;
+    begin(&world, 0)?;
+    webhook.wait(mark, "lsps5.liquidity_management_request")?;
+    world.client_mut(1)?.start()?;
+    ends(&world, 0, "settled")?;
+    world.lightning_becomes(0, (BALANCE - FEE) * 1_000)
+}
+
+/// The mate never comes: nobody is charged.
+#[test]
+fn a_mate_that_never_comes() -> Result<()> {
+    let (mut world, _) = town_with("sale_refund", 2, |coordinator| {
+        coordinator.configure("sales.wake_seconds", 2)
+    })?;
+    world.client_mut(1)?.terminate()?;
+    begin(&world, 0)?;
+    ends(&world, 0, "cancelled")?;
+    world.lightning_becomes(0, BALANCE * 1_000)?;
+    ensure!(channels(&world, 0)?.len() == 1);
+    // It is there again, and the next one goes through.
+    world.client_mut(1)?.start()?;
+    world.client(1)?.wait_for("lightning_connected")?;
+    buy(&world, 0)?;
+    world.lightning_becomes(0, (BALANCE - FEE) * 1_000)
+}
+
+/// A sale whose coordinator dies at `point`, and comes again.
+fn coordinator_dies(point: &str) -> Result<()> {
+    let (mut world, _) = town(&format!("sale_lsp_{point}"), 2)?;
+    world.coordinator.terminate()?;
+    world
+        .coordinator
+        .start_with(&[("SUPERSCALAR_FAULT", point)])?;
+    for index in [0, 1] {
+        back(&world, index)?;
+    }
+    // It may die before it answers.
+    let sat = BOUGHT.to_string();
+    let words = [
+        "limit",
+        "upgrade",
+        &sat,
+        "--yes",
+        "--accept-uncovered",
+        "--no-wait",
+    ];
+    world.client(0)?.command(&words)?;
+    world.coordinator.wait_until_ended()?;
+    world.coordinator.start()?;
+    ends(&world, 0, "settled")?;
+    world.lightning_becomes(0, (BALANCE - FEE) * 1_000)?;
+    ensure!(channels(&world, 0)?.len() == 2);
+    Ok(())
+}
+
+/// Waits until a client's Lightning node has found the coordinator again.
+fn back(world: &World, index: usize) -> Result<()> {
+    let client = world.client(index)?;
+    let deadline = std::time::Instant::now() + scenarios::process::PATIENCE;
+    loop {
+        let all = channels(world, index)?;
+        if !all.is_empty() && all.iter().all(|one| one["usable"] == true) {
+            return Ok(());
+        }
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "{} has no usable channel: {all:?}",
+            client.name()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn dies_when_it_was_ordered() -> Result<()> {
+    coordinator_dies("sale_ordered")
+}
+
+#[test]
+fn dies_when_it_is_paid() -> Result<()> {
+    coordinator_dies("sale_held")
+}
+
+#[test]
+fn dies_when_it_is_bound() -> Result<()> {
+    coordinator_dies("sale_bound")
+}
+
+#[test]
+fn dies_when_the_chain_is_stored() -> Result<()> {
+    coordinator_dies("sale_chain_stored")
+}
+
+#[test]
+fn dies_when_it_is_sold() -> Result<()> {
+    coordinator_dies("sale_sold")
+}
+
+#[test]
+fn dies_when_the_channel_is_opened() -> Result<()> {
+    coordinator_dies("sale_channel_opened")
+}
+
+#[test]
+fn dies_when_it_has_claimed() -> Result<()> {
+    coordinator_dies("sale_claimed")
+}
+
+/// A sale whose buyer, or its mate, dies at `point`, and comes again.
+fn client_dies(who: usize, point: &str) -> Result<()> {
+    let (mut world, _) = town(&format!("sale_client{who}_{point}"), 2)?;
+    world.client_mut(who)?.terminate()?;
+    world
+        .client_mut(who)?
+        .start_with(&[("SUPERSCALAR_FAULT", point)])?;
+    for index in [0, 1] {
+        back(&world, index)?;
+    }
+    let sat = BOUGHT.to_string();
+    let words = [
+        "limit",
+        "upgrade",
+        &sat,
+        "--yes",
+        "--accept-uncovered",
+        "--no-wait",
+    ];
+    world.client(0)?.command(&words)?;
+    world.client_mut(who)?.wait_until_ended()?;
+    world.client_mut(who)?.start()?;
+    ends(&world, 0, "settled")?;
+    world.lightning_becomes(0, (BALANCE - FEE) * 1_000)?;
+    ensure!(channels(&world, 0)?.len() == 2);
+    Ok(())
+}
+
+#[test]
+fn the_buyer_dies_when_it_has_ordered() -> Result<()> {
+    client_dies(0, "purchase_stored")
+}
+
+#[test]
+fn the_buyer_dies_before_it_pays() -> Result<()> {
+    client_dies(0, "purchase_invoice_stored")
+}
+
+#[test]
+fn the_buyer_dies_when_it_has_signed() -> Result<()> {
+    client_dies(0, "sale_guard_stored")
+}
+
+#[test]
+fn the_buyer_dies_with_the_kit() -> Result<()> {
+    client_dies(0, "sale_kit_stored")
+}
+
+#[test]
+fn the_buyer_dies_when_it_has_acked() -> Result<()> {
+    client_dies(0, "sale_acked")
+}
+
+#[test]
+fn the_mate_dies_when_it_has_signed() -> Result<()> {
+    client_dies(1, "sale_guard_stored")
+}
+
+#[test]
+fn the_mate_dies_with_the_kit() -> Result<()> {
+    client_dies(1, "sale_kit_stored")
+}
+
+/// The mate leaves with the leaf and everybody else stands by: the coordinator publishes the chain by itself, and nobody loses anything.
+#[test]
+fn the_coordinator_publishes_what_it_sold() -> Result<()> {
+    let (world, created) = town("sale_published", 2)?;
+    buy(&world, 0)?;
+    let export = world.export(&created)?;
+    world
+        .client(1)?
+        .json(&["exit", &created.factory, "--yes", "--background"])?;
+    world.drive(1, 0, |event| event.is("leaf_confirmed"), |_| {})?;
+    let chain = |event: &Event| event.is("tree_published") && event.text("kind") == "stock_chain";
+    world.mine_until(&export, |world| {
+        Ok(world.coordinator.events()?.iter().any(chain))
+    })?;
+    let sold = ledger(&world)?;
+    let _ = text(&sold[0], "sale")?;
+    Ok(())
+}
