@@ -204,15 +204,6 @@ impl KnownTree {
         poisons.filter_map(|poison| poison.timelock.delay).min()
     }
 
-    /// The stock that the client at `position` shares, as it was before its first sale.
-    #[must_use]
-    pub fn stock(&self, position: u32) -> Option<OutPoint> {
-        let path = self.tree.path(position);
-        let mut stocks = path.last()?.outputs_of(OutputRole::Stock);
-        let found = stocks.find(|(_, output)| output.clients.contains(&position));
-        found.map(|(outpoint, _)| outpoint)
-    }
-
     /// What the client at `position` bought, in the order of the sales.
     pub fn bought(&self, position: u32) -> impl Iterator<Item = (&KnownSale, &SoldChannel)> {
         let sales = self.sales.iter();
@@ -387,9 +378,7 @@ mod tests {
         let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
         let get = async || world.ctx.trees.get(&world.ctx.store, tree.id()).await;
         let known = get().await.unwrap();
-        let stock = known.stock(2).unwrap();
-        assert_eq!(known.stock(3), Some(stock));
-        assert_ne!(known.stock(0), Some(stock));
+        let stock = Stock::of_tree(&tree, 2).unwrap().outpoint();
         assert!(known.consumer(stock).is_none());
         let one = world.sell(&tree, 2, 50_000).await;
         let two = world.sell(&tree, 3, 40_000).await;

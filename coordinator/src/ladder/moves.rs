@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use bitcoin::secp256k1::SecretKey;
-use bitcoin::{Amount, OutPoint};
+use bitcoin::Amount;
+use bitcoin::secp256k1::{PublicKey, SecretKey};
 use channel_host::{LeafId, Msat, NodeError, PaymentHash};
+use factory_tree::factory::Member;
 use factory_tree::handover::MaskedKeys;
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::ladder::{
     FactoryFacts, LEAST_PART_MSAT, MemberFacts, Progress, fee_due, part_expiries,
 };
+use factory_tree::shape::{ClientRange, Shape};
 use factory_tree::units::Height;
 use proto::session::ServiceError;
 use proto::v1::{ErrorCode, ServerMessage};
@@ -22,7 +24,6 @@ use crate::event::Event;
 use crate::fault;
 use crate::store::ladder::{self, MemberRow, Taken};
 use crate::store::{attempts, factories};
-use crate::trees::KnownTree;
 
 fn refused(factory: FactoryId, text: impl Into<String>) -> ServiceError {
     ServiceError::new(ErrorCode::Refused, text).factory(factory)
@@ -180,12 +181,13 @@ pub async fn hand_over(
             ));
         }
         let keys = handover.keys;
-        let (known, mut secret) = our_key(ctx, id).await.map_err(|error| failed(id, &error))?;
-        let position = place.row.position;
-        let member = known.tree.spec().members.get(position as usize);
-        let opened = member.map(|member| keys.open(member, &known.bought_keys(position), &secret));
-        secret.non_secure_erase();
-        let opened = opened.ok_or_else(|| failed(id, &LadderError::Unknown(id)))?;
+        let mut checked = checked(ctx, id, place.row.position)
+            .await
+            .map_err(|error| failed(id, &error))?;
+        let bought = place.row.sold.iter().map(|sold| sold.channel_key);
+        let bought: Vec<PublicKey> = bought.collect();
+        let opened = keys.open(&checked.member, &bought, &checked.secret);
+        checked.secret.non_secure_erase();
         if let Err(error) = opened {
             ctx.events.emit(Event::HandoverRefused {
                 client,
@@ -197,8 +199,7 @@ pub async fn hand_over(
                 format!("these are not your keys of this factory: {error}"),
             ));
         }
-        let stock = known.stock(position);
-        let taken = take(ctx, place.row, &keys, stock)
+        let taken = take(ctx, place.row, &keys, &checked.mates)
             .await
             .map_err(|error| failed(id, &error))?;
         match taken {
@@ -224,21 +225,45 @@ pub async fn hand_over(
     Ok(())
 }
 
-/// The factory, and our secret of its factory key.
-async fn our_key(
-    ctx: &Context,
-    factory: FactoryId,
-) -> Result<(Arc<KnownTree>, SecretKey), LadderError> {
-    let known = ctx.trees.get(&ctx.store, factory).await?;
+/// What a member's keys are checked against.
+struct Checked {
+    member: Member,
+    /// Who shares its stock, itself included.
+    mates: ClientRange,
+    /// Our factory secret.
+    secret: SecretKey,
+}
+
+async fn checked(ctx: &Context, factory: FactoryId, position: u32) -> Result<Checked, LadderError> {
     let read = ctx.store.read(async |tx| {
-        let Some(row) = factories::get(tx, factory).await? else {
+        let (row, spec) = (
+            factories::get(tx, factory).await?,
+            factories::spec(tx, factory).await?,
+        );
+        let Some((row, spec)) = row.zip(spec) else {
             return Ok(None);
         };
         let fresh = attempts::fresh(tx, row.round).await?;
-        Ok(Some((row.round, fresh)))
+        Ok(Some((row, spec, fresh)))
     });
-    let (round, fresh) = read.await?.ok_or(LadderError::Unknown(factory))?;
-    Ok((known, ctx.keys.factory_secret(round, fresh)))
+    let damaged = || LadderError::Unknown(factory);
+    let (row, spec, fresh) = read.await?.ok_or_else(damaged)?;
+    let shape = Shape::new(&spec.params, row.clients).map_err(|_| damaged())?;
+    let leaf = shape.path(position).pop();
+    let leaf = leaf.and_then(|node| shape.nodes().get(node));
+    let mates = leaf.and_then(|leaf| {
+        let mut all = leaf.subfactories.iter();
+        all.find(|clients| clients.contains(&position))
+    });
+    Ok(Checked {
+        mates: mates.cloned().ok_or_else(damaged)?,
+        member: spec
+            .members
+            .into_iter()
+            .nth(position as usize)
+            .ok_or_else(damaged)?,
+        secret: ctx.keys.factory_secret(row.round, fresh),
+    })
 }
 
 /// Stores the keys, if nothing forbids it.
@@ -246,12 +271,12 @@ async fn take(
     ctx: &Context,
     member: &MemberRow,
     keys: &MaskedKeys,
-    stock: Option<OutPoint>,
+    mates: &ClientRange,
 ) -> Result<Taken, LadderError> {
     let height = ctx.height();
     let taken = ctx
         .store
-        .write(async |tx| ladder::hand_over(tx, member, keys, stock, height).await)
+        .write(async |tx| ladder::hand_over(tx, member, keys, mates, height).await)
         .await?;
     fault::point("handover_stored");
     if taken == Taken::New {

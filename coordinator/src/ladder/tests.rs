@@ -40,7 +40,7 @@ async fn hand_over(world: &TestWorld, tree: &Tree, position: usize) {
     let stored = world.ctx.store.write(async |tx| {
         let members = ladder::members(tx, Some(id)).await?;
         let member = members.iter().find(|member| member.factory == factory);
-        ladder::hand_over(tx, member.unwrap(), &keys, None, 50).await
+        ladder::hand_over(tx, member.unwrap(), &keys, &(0..4), 50).await
     });
     assert_eq!(stored.await.unwrap(), Taken::New);
 }
@@ -250,7 +250,7 @@ async fn a_path_is_published_or_its_keys_are_taken_never_both() {
     let id = client.id();
     let stored = world.ctx.store.write(async |tx| {
         let members = ladder::members(tx, Some(id)).await?;
-        ladder::hand_over(tx, &members[0], &keys, None, 50).await
+        ladder::hand_over(tx, &members[0], &keys, &(0..4), 50).await
     });
     assert_eq!(stored.await.unwrap(), Taken::Publishing);
 }

@@ -460,6 +460,7 @@ mod tests {
             position,
             leaf: OurLeafId([leaf; 16]),
             capacity: Amount::from_sat(100),
+            channel_key: public(&secret(1, "bought", leaf.into())),
         });
         MemberRow {
             client: ClientId([2; 33]),

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
-use bitcoin::{Amount, OutPoint};
+use bitcoin::Amount;
 use factory_tree::handover::MaskedKeys;
 use factory_tree::ids::{ClientId, FactoryId, LeafId};
 use factory_tree::ladder::Warning;
+use factory_tree::shape::ClientRange;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -295,7 +296,7 @@ pub async fn fee_taken(conn: &mut Conn, leaf: LeafId) -> Result<()> {
     Ok(())
 }
 
-/// A member's keys are ours, unless something forbids it; `stock`: the one it shares.
+/// A member's keys are ours, unless something forbids it; `mates`: who shares its stock, itself included.
 ///
 /// # Errors
 /// Those of the database.
@@ -303,7 +304,7 @@ pub async fn hand_over(
     conn: &mut Conn,
     member: &MemberRow,
     keys: &MaskedKeys,
-    stock: Option<OutPoint>,
+    mates: &ClientRange,
     height: u32,
 ) -> Result<Taken> {
     let (factory, position) = (member.factory.0.as_slice(), member.position);
@@ -322,10 +323,7 @@ pub async fn hand_over(
     let bought =
         "SELECT count(*) FROM sale WHERE factory = ? AND position = ? AND sold IS NOT NULL";
     let complete = usize::try_from(there(conn, bought).await?) == Ok(keys.sold.len());
-    let selling = match stock {
-        Some(stock) => sold::is_under_way(conn, stock).await?,
-        None => false,
-    };
+    let selling = sold::is_under_way(conn, member.factory, mates).await?;
     // Who has left signs no sale, and what it had not bought when it handed over, its keys do not open.
     if selling || !complete {
         return Ok(Taken::Selling);

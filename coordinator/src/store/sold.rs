@@ -1,8 +1,10 @@
 //! Sales that are signed, as everything but the service that makes them knows them. Such a sale is never undone.
 
-use bitcoin::{Amount, OutPoint};
+use bitcoin::Amount;
+use bitcoin::secp256k1::PublicKey;
 use factory_tree::ids::{ClientId, FactoryId, LeafId};
 use factory_tree::sale::seller::SoldRecord;
+use factory_tree::shape::ClientRange;
 use sqlx::Row;
 
 use super::{Conn, Result, StoreError, codec};
@@ -30,6 +32,8 @@ pub struct SoldLeaf {
     pub leaf: LeafId,
     /// Its capacity.
     pub capacity: Amount,
+    /// The buyer's funding key.
+    pub channel_key: PublicKey,
 }
 
 /// The sales of a factory, in the order of their stocks and of their places there.
@@ -65,7 +69,7 @@ pub async fn of_factory(conn: &mut Conn, factory: FactoryId) -> Result<Vec<SoldS
 pub async fn leaves(conn: &mut Conn, only: Option<ClientId>) -> Result<Vec<SoldLeaf>> {
     let only = only.map(|client| client.0.to_vec());
     let rows = sqlx::query(
-        "SELECT factory, position, leaf_id, capacity_sat FROM sale WHERE sold IS NOT NULL \
+        "SELECT factory, position, leaf_id, capacity_sat, channel_key FROM sale WHERE sold IS NOT NULL \
          AND (?1 IS NULL OR client = ?1) ORDER BY factory, position, place",
     )
     .bind(only)
@@ -81,6 +85,8 @@ pub async fn leaves(conn: &mut Conn, only: Option<ClientId>) -> Result<Vec<SoldL
                 leaf: LeafId::try_from(leaf)
                     .map_err(|error| StoreError::value("leaf id", error))?,
                 capacity: Amount::from_sat(capacity),
+                channel_key: PublicKey::from_slice(row.try_get("channel_key")?)
+                    .map_err(|error| StoreError::value("channel key", error))?,
             })
         })
         .collect()
@@ -102,15 +108,20 @@ pub async fn published(conn: &mut Conn) -> Result<Vec<FactoryId>> {
         .collect()
 }
 
-/// Whether a sale from this stock is paid for, and not signed.
+/// Whether a sale is paid for, and not signed, from the stock that the clients at these places share.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn is_under_way(conn: &mut Conn, stock: OutPoint) -> Result<bool> {
-    let query = "SELECT EXISTS (SELECT 1 FROM sale WHERE state = 'paid' AND stock_txid = ? AND stock_vout = ?)";
+pub async fn is_under_way(
+    conn: &mut Conn,
+    factory: FactoryId,
+    clients: &ClientRange,
+) -> Result<bool> {
+    let query = "SELECT EXISTS (SELECT 1 FROM sale WHERE state = 'paid' AND factory = ? AND position >= ? AND position < ?)";
     Ok(sqlx::query_scalar(query)
-        .bind(codec::bytes_of(&stock.txid))
-        .bind(stock.vout)
+        .bind(factory.0.as_slice())
+        .bind(clients.start)
+        .bind(clients.end)
         .fetch_one(conn)
         .await?)
 }

@@ -3,6 +3,7 @@
 use bitcoin::OutPoint;
 use factory_tree::factory::FactoryTx;
 use factory_tree::keys::mask_secret;
+use factory_tree::sale::Stock;
 
 use super::*;
 use crate::store::ladder::MemberRow;
@@ -31,16 +32,16 @@ async fn leaves_with(
 ) -> Taken {
     let lsp = world.ctx.keys.factory_secret(ROUND, FRESH);
     let lsp = lsp.public_key(&Secp256k1::new());
+    let member = member(world, position).await;
     let mut keys = clients()[position].masked_keys(&lsp);
     let masked = sales.iter().map(|sale| mask_secret(&sale.key, &lsp));
     keys.sold = masked.collect::<Result<_, _>>().unwrap();
-    let known = world.ctx.trees.get(&world.ctx.store, tree.id()).await;
-    let stock = known.unwrap().stock(u32::try_from(position).unwrap());
-    let member = member(world, position).await;
+    let position = u32::try_from(position).unwrap();
+    let mates = Stock::of_tree(tree, position).unwrap().clients();
     let stored = world
         .ctx
         .store
-        .write(async |tx| ladder::hand_over(tx, &member, &keys, stock, 50).await);
+        .write(async |tx| ladder::hand_over(tx, &member, &keys, &mates, 50).await);
     stored.await.unwrap()
 }
 
@@ -240,6 +241,8 @@ async fn a_part_moves_between_leaves_of_the_client_alone() {
     let other = world.sell(&tree, 1, 50_000).await;
     let unsold = world.order(&tree, 0, 30_000).await;
     let row = member(&world, 0).await;
+    let keys: Vec<_> = row.sold.iter().map(|sold| sold.channel_key).collect();
+    assert_eq!(keys, [own.txs.sale.bought.channel_key]);
     let born = clients()[0].leaf_id;
     assert_eq!(row.leaf_named(None), Some(born));
     assert_eq!(row.leaf_named(Some(own.leaf)), Some(own.leaf));
