@@ -83,13 +83,16 @@ pub struct Revenue {
     pub onchain_sat: u64,
 }
 
+/// One of its numbers.
+type Field = fn(&mut Revenue) -> &mut u64;
+
 /// By day (the Unix time it begins at), since then.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn revenue(conn: &mut Conn, since: u64) -> Result<BTreeMap<u64, Revenue>> {
     let mut days: BTreeMap<u64, Revenue> = BTreeMap::new();
-    let fields: [(&str, fn(&mut Revenue) -> &mut u64); 3] = [
+    let fields: [(&str, Field); 3] = [
         (
             "SELECT ended_at / ?1 * ?1, sum(taken_msat) FROM sale WHERE state = 'settled' AND ended_at >= ?2 GROUP BY 1",
             |day| &mut day.sales_msat,
