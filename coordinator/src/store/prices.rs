@@ -83,7 +83,7 @@ pub struct Revenue {
     pub onchain_sat: u64,
 }
 
-/// A number of a day.
+/// One of its numbers.
 type Field = fn(&mut Revenue) -> &mut u64;
 
 /// By day (the Unix time it begins at), since then.
