@@ -1,4 +1,4 @@
-//! The channel of a complete sale: a leaf like any other, opened when the buyer holds the sale and is there.
+//! The channel of a sale: a leaf like any other, opened before anybody signs.
 
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{Leaf, LeafId, NodeError, Stage};
@@ -16,10 +16,18 @@ pub(super) enum Look {
     Never(String),
 }
 
-/// Whether the node has begun to open it: then its buyer acknowledged the sale before a restart.
-pub(super) fn is_begun(ctx: &Context, leaf: LeafId) -> bool {
-    let node = ctx.lightning.node();
-    node.is_some_and(|node| node.leaf(leaf).is_some())
+/// There will be no such leaf.
+pub(super) async fn abandon(ctx: &Context, leaf: LeafId) {
+    let Some(node) = ctx.lightning.node() else {
+        return;
+    };
+    let done = tokio::task::spawn_blocking(move || match node.leaf(leaf) {
+        Some(_) => node.abandon_leaf(leaf),
+        None => Ok(()),
+    });
+    if let Ok(Err(error)) = done.await {
+        tracing::warn!(%error, "a channel that nothing comes of stays");
+    }
 }
 
 /// Looks at the channel, and opens it (again) if it can be.

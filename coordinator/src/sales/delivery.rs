@@ -9,20 +9,16 @@ use factory_tree::sale::seller::{Seller, SellerInput, SellerStep};
 use tokio::time::Instant;
 
 use super::channel::{self, Look};
-use super::driver::{CALM_PAUSE, Driver, Stop};
+use super::driver::{CALM_PAUSE, CHANNEL_PAUSE, Driver, Stop};
 use super::records::Entry;
 use super::{Mail, payment};
 use crate::webhooks::Why;
 use crate::{fault, lightning};
 
-/// Between two looks at a channel that does not stand yet.
-const CHANNEL_PAUSE: Duration = Duration::from_millis(500);
-
 impl Driver {
     /// Until every client has it, and its channel stands or never will. Who is away may come in days.
     pub(super) async fn deliver(&mut self, mut machine: Option<Seller>) -> Result<(), Stop> {
         let (leaf, peer) = self.leaf()?;
-        let mut news = self.ctx.lightning.changes();
         // Who is here already was not announced.
         let here = self.known.clients.iter();
         let here = here.filter(|client| self.ctx.sessions.is_connected(client));
@@ -54,14 +50,14 @@ impl Driver {
                     Some(Mail::Cancel | Mail::Look) => {}
                     None => return Err(Stop::Shutdown),
                 },
-                _ = news.changed() => {}
+                _ = self.news.changed() => {}
                 _ = self.chain.changed() => {}
                 () = tokio::time::sleep(pause.unwrap_or(CALM_PAUSE)) => {}
             }
         }
     }
 
-    fn leaf(&self) -> Result<(Leaf, PublicKey), Stop> {
+    pub(super) fn leaf(&self) -> Result<(Leaf, PublicKey), Stop> {
         let stock = self.stock()?;
         let drafted = stock.draft(&self.terms()?);
         let txs = drafted.map_err(|error| self.damaged(&error))?;
@@ -95,25 +91,18 @@ impl Driver {
             return Ok(None);
         }
         let is_held = self.row.held_until.is_some();
-        let may_open = self.delivered
-            || self.acked.contains(&self.buyer())
-            || channel::is_begun(&self.ctx, leaf.id);
-        let look = match may_open {
-            true => channel::look(&self.ctx, leaf, peer).await,
-            false => Look::Waits,
-        };
+        let look = channel::look(&self.ctx, leaf, peer).await;
         if is_held && (self.is_due(self.ctx.height()) || self.is_expired()) {
             self.send_back("the payment was sent back, as it could not be held any longer")
                 .await?;
             return Ok(Some(CHANNEL_PAUSE));
         }
         match look {
-            Look::Stands => {
-                fault::point("sale_channel_opened");
+            // Until the buyer has it in its exit kit, it is not served.
+            Look::Stands if self.delivered || self.acked.contains(&self.buyer()) => {
                 self.stands(is_held).await
             }
-            Look::Waits if may_open => Ok(Some(CHANNEL_PAUSE)),
-            Look::Waits => Ok(Some(CALM_PAUSE)),
+            Look::Stands | Look::Waits => Ok(Some(CHANNEL_PAUSE)),
             Look::Never(why) => {
                 if is_held {
                     self.send_back(&why).await?;

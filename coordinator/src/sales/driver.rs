@@ -4,9 +4,9 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel_host::lsp_channel_id;
+use channel_host::{LeafId, lsp_channel_id};
 use factory_tree::ids::{ClientId, SaleId};
-use factory_tree::sale::message::{FailReason, SaleRound};
+use factory_tree::sale::message::{FailReason, Join, SaleRound, ToSeller};
 use factory_tree::sale::order::{PurchaseState, Quote};
 use factory_tree::sale::seller::{Phase, SaleTerms, Seller, SellerInput, SellerOutcome, Setup};
 use factory_tree::sale::{Sale, SoldChannel, Stock};
@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use super::channel::{self, Look};
 use super::error::SalesError;
 use super::records::Entry;
 use super::signer::SaleSigner;
@@ -21,6 +22,7 @@ use super::stocks::{self, KnownStock};
 use super::{Mail, order, payment};
 use crate::context::Context;
 use crate::event::Event;
+use crate::fault;
 use crate::keys::{FreshSeed, random};
 use crate::reputation::Fault;
 use crate::store::attempts;
@@ -31,6 +33,8 @@ use crate::webhooks::Why;
 const MOST_ATTEMPTS: u32 = 8;
 /// Before the second attempt; doubled for each.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Between two looks at a channel that does not stand yet.
+pub(super) const CHANNEL_PAUSE: Duration = Duration::from_millis(500);
 /// Between two tries to take the payment, and two wakings of clients who are away.
 pub(super) const CALM_PAUSE: Duration = Duration::from_secs(30);
 
@@ -65,6 +69,12 @@ pub(super) struct Driver {
     pub(super) known: KnownStock,
     /// When the node was asked to take the payment.
     pub(super) claimed: Option<Instant>,
+    /// The buyer's nonces, while its channel is opened.
+    joined: Option<Box<Join>>,
+    /// Why its channel will never stand.
+    hindrance: Option<String>,
+    /// Changes with the node's channels.
+    pub(super) news: watch::Receiver<u64>,
     /// Whose faults were counted: a client is silent once in a sale, however often it is asked.
     counted: HashSet<ClientId>,
     factory_fresh: FreshSeed,
@@ -129,6 +139,9 @@ impl Driver {
             acked: HashSet::new(),
             delivered: row.delivered,
             claimed: None,
+            joined: None,
+            hindrance: None,
+            news: ctx.lightning.changes(),
             counted: HashSet::new(),
             row,
             known,
@@ -322,6 +335,7 @@ impl Driver {
     async fn attempt(&mut self) -> Result<Attempted, Stop> {
         self.row.attempts = self.begin_attempt().await?;
         (self.inputs, self.wakes) = (VecDeque::new(), Vec::new());
+        (self.joined, self.hindrance) = (None, None);
         let setup = self.setup(self.terms()?)?;
         let started = Seller::start(setup, Zeroizing::new(random()));
         let mut step = match started {
@@ -360,9 +374,10 @@ impl Driver {
         let own_wish = reason == FailReason::Declined && by.contains(&self.buyer());
         let again = !own_wish && reason != FailReason::Cancelled;
         self.count_faults(&reason, &by, bound).await?;
-        let reason = match own_wish {
-            true => "the buyer declined".to_owned(),
-            false => text,
+        let reason = match (self.hindrance.take(), own_wish) {
+            (Some(why), _) => why,
+            (None, true) => "the buyer declined".to_owned(),
+            (None, false) => text,
         };
         Ok(Attempted::Failed { again, reason })
     }
@@ -394,6 +409,10 @@ impl Driver {
             if self.is_due(self.ctx.height()) {
                 return Ok(SellerInput::Cancel);
             }
+            if let Some(input) = self.admit().await? {
+                return Ok(input);
+            }
+            let (opens, buyer) = (self.joined.is_some(), self.buyer());
             let next = self.wakes.iter().map(|(at, ..)| *at).min();
             let timer = async {
                 match next {
@@ -406,6 +425,8 @@ impl Driver {
                 biased;
                 _ = self.shutdown.wait_for(|stop| *stop) => return Err(Stop::Shutdown),
                 mail = self.mailbox.recv() => match mail {
+                    Some(Mail::Client { client, message: ToSeller::Join(join) })
+                        if client == buyer => self.joined = Some(join),
                     Some(Mail::Client { client, message }) => {
                         return Ok(SellerInput::Message { client, message });
                     }
@@ -415,11 +436,37 @@ impl Driver {
                     None => return Err(Stop::Shutdown),
                 },
                 _ = self.chain.changed() => {}
+                _ = self.news.changed(), if opens => {}
+                () = tokio::time::sleep(CHANNEL_PAUSE), if opens => {}
                 () = timer => {
                     let now = Instant::now();
                     let due = self.wakes.extract_if(.., |(at, ..)| *at <= now);
                     self.inputs.extend(due.map(|(_, round, phase)| SellerInput::Deadline { round, phase }));
                 }
+            }
+        }
+    }
+
+    /// The buyer's nonces, once its channel stands. Nobody signs before: the timeout of a channel that its client refuses would pay it all of
+    /// it for nothing, and terms that were signed bind the stock.
+    async fn admit(&mut self) -> Result<Option<SellerInput>, Stop> {
+        let Some(join) = self.joined.take() else {
+            return Ok(None);
+        };
+        let (leaf, peer) = self.leaf()?;
+        match channel::look(&self.ctx, &leaf, peer).await {
+            Look::Stands => {
+                fault::point("sale_channel_opened");
+                let (client, message) = (self.buyer(), ToSeller::Join(join));
+                Ok(Some(SellerInput::Message { client, message }))
+            }
+            Look::Waits => {
+                self.joined = Some(join);
+                Ok(None)
+            }
+            Look::Never(why) => {
+                self.hindrance = Some(why);
+                Ok(Some(SellerInput::Cancel))
             }
         }
     }
@@ -435,6 +482,10 @@ impl Driver {
             }
         }
         self.ctx.lightning.send_back(self.row.order.hash);
+        // What somebody may have signed for may yet be sold, with this channel and no other.
+        if self.read().await?.bound.is_none() {
+            channel::abandon(&self.ctx, LeafId(self.row.order.leaf_id.0)).await;
+        }
         Ok(Stop::Over)
     }
 }

@@ -67,8 +67,7 @@ impl Driver {
                 self.wakes.retain(|(_, of, _)| *of == round);
                 self.wakes.push((at, round, phase));
             }
-            // It is opened when the buyer has acknowledged: that is what `acked` is for.
-            SellerEffect::OpenChannel { .. } | SellerEffect::Finished(_) => {}
+            SellerEffect::Finished(_) => {}
             SellerEffect::Emit(event) => self.emit(event),
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use channel_host::{CLAIM_BUFFER, PaymentHash};
 use factory_tree::sale::order::{PurchaseState, Quote};
+use factory_tree::shape::ClientRange;
 
 use super::error::SalesError;
 use super::stocks::KnownStock;
@@ -11,7 +12,7 @@ use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
 use crate::store::sales::{self as rows, SaleRow};
-use crate::store::{self, StoreError};
+use crate::store::{self, StoreError, ladder};
 
 /// A payment for a hold invoice is here. All hold invoices of ours are for sales.
 ///
@@ -47,23 +48,28 @@ pub async fn held(
 }
 
 async fn take_in(ctx: &Context, row: &SaleRow, amount_msat: u64, until: u32) -> store::Result<()> {
+    let (sale, factory) = (row.order.sale, row.order.factory);
     let refused = match fits(ctx, row, amount_msat).await {
-        Ok(()) => None,
+        Ok(mates) => ctx
+            .store
+            .write(async |tx| {
+                // Keys that are ours already sign nothing any more; and none are taken while this is paid.
+                if ladder::left(tx, factory)
+                    .await?
+                    .iter()
+                    .any(|left| mates.contains(left))
+                {
+                    return Ok(Some("a client of the stock has left the factory"));
+                }
+                let held = rows::held(tx, sale, until).await?;
+                Ok((!held).then_some("another sale of this stock came first"))
+            })
+            .await?
+            .map(str::to_owned),
         Err(SalesError::Store(error)) => return Err(error),
         Err(error) => Some(error.to_string()),
     };
-    let sale = row.order.sale;
-    let taken = match refused {
-        Some(_) => false,
-        None => {
-            ctx.store
-                .write(async |tx| rows::held(tx, sale, until).await)
-                .await?
-        }
-    };
-    if !taken {
-        let first = "another sale of this stock came first";
-        let why = refused.unwrap_or_else(|| first.to_owned());
+    if let Some(why) = refused {
         cancel(ctx, row, PurchaseState::Ordered, &why).await?;
         ctx.lightning.send_back(row.order.hash);
         return Ok(());
@@ -80,16 +86,16 @@ async fn take_in(ctx: &Context, row: &SaleRow, amount_msat: u64, until: u32) -> 
     Ok(())
 }
 
-/// Whether the order can still be served.
-async fn fits(ctx: &Context, row: &SaleRow, amount_msat: u64) -> Result<(), SalesError> {
+/// Whether the order can still be served; the places of those who share the stock.
+async fn fits(ctx: &Context, row: &SaleRow, amount_msat: u64) -> Result<ClientRange, SalesError> {
     let quote = Quote::parse(&row.order.quote);
     let quote = quote.map_err(|error| StoreError::value("quote", error))?;
     if amount_msat < row.order.fee_msat {
         // Lightning refuses such a payment; this is the second look.
         return Err(StoreError::value("payment", amount_msat).into());
     }
-    order::fitting(ctx, &quote).await?;
-    Ok(())
+    let (known, _) = order::fitting(ctx, &quote).await?;
+    Ok(known.stock.clients())
 }
 
 /// The height from which the payment is sent back, whatever is under way: later it could not be claimed for sure, and the buyer's own way to the

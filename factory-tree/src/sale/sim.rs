@@ -51,7 +51,7 @@ struct World {
     mail: VecDeque<Mail>,
     outcome: Option<SellerOutcome>,
     blamed: BTreeSet<u32>,
-    opened: Vec<u32>,
+    acked: Vec<u32>,
     draws: u64,
     attempt: u32,
     /// What the LSP tells this client is changed, and what that agreed to.
@@ -97,7 +97,7 @@ impl World {
             mail: VecDeque::new(),
             outcome: None,
             blamed: BTreeSet::new(),
-            opened: Vec::new(),
+            acked: Vec::new(),
             draws: 0,
             attempt: 0,
             lie: None,
@@ -333,8 +333,8 @@ impl World {
                     let position = self.position(client);
                     self.mail.push_back(Mail::ToClient(position, message));
                 }
-                SellerEffect::OpenChannel { client, .. } => {
-                    self.opened.push(self.position(client));
+                SellerEffect::Emit(SellerEvent::Acked { client, .. }) => {
+                    self.acked.push(self.position(client));
                 }
                 SellerEffect::Emit(SellerEvent::Blamed { client, .. }) => {
                     self.blamed.insert(self.position(client));

@@ -4,6 +4,7 @@ use channel_host::{KnownSpend, Leaf, LeafId, SpendKind, funding_redeem_script};
 use factory_tree::exit::{ChainView, Spender, TxState, states};
 use factory_tree::factory::SpentKind;
 use factory_tree::kit::{ExitKit, KitChannel, KitTx};
+use factory_tree::sale::SaleTxs;
 use factory_tree::units::Blocks;
 
 /// The name of the leaf that a kit was made with.
@@ -28,8 +29,6 @@ pub(crate) fn leaf_at(kit: &ExitKit, channel: &KitChannel) -> Option<Leaf> {
         txid: timeout.txid(),
         kind: SpendKind::Timeout,
     });
-    // What is locked in a payment must be fetched before the timeout takes all of the channel.
-    let last_expiry = kit.expiry.minus(Blocks(kit.params.late_margin));
     Some(Leaf {
         id: name_of(channel),
         channel_id: channel.leaf_id.as_u128(),
@@ -37,9 +36,34 @@ pub(crate) fn leaf_at(kit: &ExitKit, channel: &KitChannel) -> Option<Leaf> {
         vout: outpoint.vout,
         redeem_script: funding_redeem_script(&channel.channel_key, &channel.lsp_channel_key),
         exit_delay: kit.exit_delay.0,
-        last_expiry: last_expiry.0,
+        last_expiry: last_expiry(kit),
         spends: spends.collect(),
     })
+}
+
+/// The leaf that a sale, which is not in the kit yet, is to make for the kit's client, if it makes one.
+pub(crate) fn leaf_to_be(kit: &ExitKit, txs: &SaleTxs) -> Option<Leaf> {
+    let (sold, timeout) = txs.channel_of(kit.position)?;
+    let outpoint = timeout.spends.outpoint;
+    let spend = KnownSpend {
+        txid: timeout.txid,
+        kind: SpendKind::Timeout,
+    };
+    Some(Leaf {
+        id: LeafId(sold.leaf_id.0),
+        channel_id: sold.leaf_id.as_u128(),
+        transaction: txs.chain.tx.clone(),
+        vout: outpoint.vout,
+        redeem_script: funding_redeem_script(&sold.channel_key, &sold.lsp_channel_key),
+        exit_delay: kit.exit_delay.0,
+        last_expiry: last_expiry(kit),
+        spends: vec![spend],
+    })
+}
+
+/// What is locked in a payment must be fetched before the timeout takes all of the channel.
+fn last_expiry(kit: &ExitKit) -> u32 {
+    kit.expiry.minus(Blocks(kit.params.late_margin)).0
 }
 
 /// The transactions that bring a channel to the chain: the path, and the sales up to its own.

@@ -30,7 +30,7 @@ use crate::store::Route;
 pub use api::{Invoice, InvoiceOptions};
 pub use balance::LightningBalance;
 pub(crate) use ending::{Ending, ending, leave};
-pub(crate) use leaf::{leaf_at, leaf_id, name_of, way};
+pub(crate) use leaf::{leaf_at, leaf_id, leaf_to_be, name_of, way};
 pub(crate) use reconcile::{gate, reconcile};
 #[cfg(test)]
 pub(crate) use sink::factory_of;

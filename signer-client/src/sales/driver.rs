@@ -24,7 +24,7 @@ use crate::connection::Outgoing;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::fault;
-use crate::lightning::leaf_at;
+use crate::lightning::{leaf_at, leaf_to_be};
 
 /// One machine for each stock this wallet shares: a newer offer takes the place of an older one.
 #[derive(Debug)]
@@ -198,7 +198,12 @@ impl Driver {
                 Ok(more) => queue.extend(more),
                 Err(error) if Inner::is_fatal(&error) => return Err(error),
                 // What could not be stored is not sent: this attempt goes on without us.
-                Err(error @ (Error::Store(_) | Error::Kit { .. })) => {
+                Err(
+                    error @ (Error::Store(_)
+                    | Error::Kit { .. }
+                    | Error::Lightning(_)
+                    | Error::NoLightning(_)),
+                ) => {
                     tracing::error!(%error, "leaving the sale");
                     self.machines.remove(&factory);
                     let reason = DeclineReason::Unable(error.to_string());
@@ -236,6 +241,10 @@ impl Driver {
                 let read = self.client.kits.read(factory).await;
                 let result = read.map(drop).map_err(|error| error.to_string());
                 return self.answer(factory, CoSignerInput::Rehearsed(result)).await;
+            }
+            CoSignerEffect::Send(message @ ToSeller::Join(_)) => {
+                self.expect_bought(factory).await?;
+                out.sale(&message).await?;
             }
             CoSignerEffect::Send(ToSeller::Ack(round)) => {
                 self.acknowledge(factory, round, out).await?;
@@ -282,7 +291,19 @@ impl Driver {
         Ok(())
     }
 
-    /// The Lightning node is told of our new channel first: from the acknowledgement on the coordinator opens it.
+    /// What we buy is opened before anybody signs for it: the Lightning node is told of it before we join.
+    async fn expect_bought(&self, factory: FactoryId) -> Result<()> {
+        let client = &self.client;
+        let kit = client.kits.get(factory).await?;
+        let txs = self.machines.get(&factory).and_then(CoSigner::txs);
+        match txs.and_then(|txs| leaf_to_be(&kit, txs)) {
+            Some(leaf) => self.ground.expect(client, leaf).await,
+            // We sign with the buyer.
+            None => Ok(()),
+        }
+    }
+
+    /// The Lightning node knows of our new channel, perhaps by a store that was lost since: from the acknowledgement on it is paid for.
     async fn acknowledge(
         &mut self,
         factory: FactoryId,

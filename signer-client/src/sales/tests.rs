@@ -370,15 +370,16 @@ async fn a_sale_ends_in_both_kits_and_the_purchase_settles() {
         assert_eq!(*kits.get(kit.factory_id).await.unwrap(), kit);
         assert!(wallet.store().pending_sales().await.unwrap().is_empty());
     }
-    // The node was told of the one new channel.
+    // The node was told of the one new channel: before anything was signed, and before that it is in the kit.
     let kit = world.buyer.kit(&world).await;
     let expected = world.buyer.ground.expected.lock().unwrap().clone();
-    assert_eq!(expected.len(), 1);
+    assert_eq!(expected.len(), 2);
     assert_eq!(expected[0].id.0, sale.bought.leaf_id.0);
+    assert_eq!(expected[0].spends, expected[1].spends);
     let outpoint = kit.channels()[1].outpoint;
     assert_eq!(expected[0].transaction.compute_txid(), outpoint.txid);
     assert!(world.mate.ground.expected.lock().unwrap().is_empty());
-    assert_eq!(world.opened, [world.buyer.client.node_id()]);
+    assert_eq!(world.acked.len(), 2);
     let state = async |world: &World| world.buyer.purchase().await.unwrap().state;
     assert_eq!(state(&world).await, PurchaseState::Sold);
     let late = world.cancel().await;
@@ -450,24 +451,48 @@ async fn a_sale_that_is_kept_is_acknowledged_again() {
     world.run().await;
     assert_eq!(world.outcome, Some(SellerOutcome::Sold));
     // Each time the node is told first.
-    assert_eq!(world.buyer.ground.expected.lock().unwrap().len(), 2);
+    assert_eq!(world.buyer.ground.expected.lock().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn nothing_is_signed_for_a_channel_that_cannot_be_opened() {
+    let mut world = World::new().await;
+    world.buy(true).await.unwrap();
+    *world.buyer.ground.down.lock().unwrap() = true;
+    world.start(1);
+    world.run().await;
+    let Some(SellerOutcome::Failed { reason, bound, .. }) = world.outcome.take() else {
+        panic!("it did not fail")
+    };
+    assert_eq!(
+        (reason, bound),
+        (factory_tree::sale::message::FailReason::Declined, false)
+    );
+    *world.buyer.ground.down.lock().unwrap() = false;
+    world.start(2);
+    world.run().await;
+    assert_eq!(world.outcome, Some(SellerOutcome::Sold));
 }
 
 #[tokio::test]
 async fn a_channel_is_expected_before_it_is_acknowledged() {
     let mut world = World::new().await;
     world.buy(true).await.unwrap();
-    *world.buyer.ground.down.lock().unwrap() = true;
     world.start(1);
+    while world.sold.is_none() {
+        assert!(world.deliver().await);
+    }
+    *world.buyer.ground.down.lock().unwrap() = true;
     world.run().await;
-    assert_eq!((world.outcome.clone(), world.opened.len()), (None, 0));
+    let buyer = world.buyer.client.node_id();
+    assert!(world.outcome.is_none() && !world.acked.contains(&buyer));
     world.buyer.look().await;
     assert_eq!(world.buyer.said(), None);
     *world.buyer.ground.down.lock().unwrap() = false;
     world.buyer.look().await;
     world.collect();
     assert_eq!(world.outcome, Some(SellerOutcome::Sold));
-    assert_eq!(world.opened.len(), 1);
+    assert!(world.acked.contains(&buyer));
 }
 
 /// Secret nonces are nowhere but in memory: the attempt is left at once, and the same terms are signed in the next.

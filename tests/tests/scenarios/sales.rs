@@ -54,11 +54,6 @@ fn town(name: &str, clients: usize) -> Result<(World, Created)> {
     town_with(name, clients, |_| Ok(()))
 }
 
-/// What a client's `limit show` says.
-fn limit(world: &World, index: usize) -> Result<Value> {
-    world.client(index)?.json(&["limit", "show"])
-}
-
 /// Buys, and waits until the channel stands.
 fn buy(world: &World, index: usize) -> Result<Value> {
     let sat = BOUGHT.to_string();

@@ -164,6 +164,16 @@ impl CoSigner {
         self.round
     }
 
+    /// The sale's transactions, as rebuilt from the client's own kit, until they are in it.
+    #[must_use]
+    pub fn txs(&self) -> Option<&SaleTxs> {
+        match &self.state {
+            State::Joined(joined, ..) | State::Checked(joined, ..) => Some(&joined.txs),
+            State::Signed(signed) => Some(&signed.txs),
+            State::Kept | State::Acked | State::Finished => None,
+        }
+    }
+
     /// Where it stands.
     #[must_use]
     pub const fn phase(&self) -> CoSignerPhase {

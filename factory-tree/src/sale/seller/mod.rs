@@ -300,11 +300,7 @@ impl Seller {
             return;
         };
         seat.acked = true;
-        let position = seat.position;
         effects.push(SellerEffect::Emit(SellerEvent::Acked { round, client }));
-        if self.txs.channel_of(position).is_some() {
-            effects.push(SellerEffect::OpenChannel { round, client });
-        }
         if !self.seats.iter().any(|seat| self.awaits(seat)) {
             effects.push(SellerEffect::Finished(SellerOutcome::Sold));
         }

@@ -78,13 +78,6 @@ pub enum SellerEffect {
         /// When.
         seconds: u32,
     },
-    /// This client has its new channel in its exit kit: open it.
-    OpenChannel {
-        /// Which attempt.
-        round: SaleRound,
-        /// Whose.
-        client: ClientId,
-    },
     /// For the log and the event stream.
     Emit(SellerEvent),
     /// The attempt is over.

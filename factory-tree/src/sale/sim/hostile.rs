@@ -326,7 +326,7 @@ fn finals_that_are_not_good_are_not_kept() {
             panic!("{number}: not refused")
         };
         assert_eq!(rule, SaleRule::Signatures.name(), "{number}");
-        assert!(!world.opened.contains(&BUYER));
+        assert!(!world.acked.contains(&BUYER));
         // The true ones are still accepted.
         world.lie = None;
         let client = world.id(BUYER);
@@ -335,7 +335,7 @@ fn finals_that_are_not_good_are_not_kept() {
             world.deliver(mail);
         }
         assert_eq!(world.wallets[&BUYER].kit().sales, [sale]);
-        assert!(world.opened.contains(&BUYER));
+        assert!(world.acked.contains(&BUYER));
     }
 }
 
@@ -350,7 +350,7 @@ fn a_kit_that_cannot_be_rehearsed_from_disk_is_not_acknowledged() {
         panic!("not refused")
     };
     assert_eq!(rule, SaleRule::Rehearsal.name());
-    assert!(!world.opened.contains(&BUYER));
+    assert!(!world.acked.contains(&BUYER));
 }
 
 #[test]

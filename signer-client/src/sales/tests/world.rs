@@ -15,8 +15,8 @@ use factory_tree::params::{FactoryParams, Profile};
 use factory_tree::sale::message::{SaleRound, ToCoSigner, ToSeller};
 use factory_tree::sale::order::{Quote, SignedQuote};
 use factory_tree::sale::seller::{
-    SaleRecord, SaleTerms, Seller, SellerEffect, SellerInput, SellerOutcome, SellerStep, Setup,
-    SoldRecord,
+    SaleRecord, SaleTerms, Seller, SellerEffect, SellerEvent, SellerInput, SellerOutcome,
+    SellerStep, Setup, SoldRecord,
 };
 use factory_tree::sale::{Sale, SoldChannel, Stock};
 use factory_tree::testing::{ATTEMPT, BIRTH, CEREMONY, TestClient, TestFactory, public, secret};
@@ -75,7 +75,7 @@ pub(super) struct World {
     pub(super) seller: Option<Seller>,
     pub(super) sold: Option<SoldRecord>,
     pub(super) outcome: Option<SellerOutcome>,
-    pub(super) opened: Vec<ClientId>,
+    pub(super) acked: Vec<ClientId>,
     /// What the wallets were not told yet.
     pub(super) mail: VecDeque<(ClientId, ToCoSigner)>,
 }
@@ -123,7 +123,7 @@ impl World {
             seller: None,
             sold: None,
             outcome: None,
-            opened: Vec::new(),
+            acked: Vec::new(),
             mail: VecDeque::new(),
         }
     }
@@ -280,7 +280,7 @@ impl World {
                     SaleRecord::Sold(sold) => self.sold = Some(*sold),
                     _ => {}
                 },
-                SellerEffect::OpenChannel { client, .. } => self.opened.push(client),
+                SellerEffect::Emit(SellerEvent::Acked { client, .. }) => self.acked.push(client),
                 SellerEffect::Finished(outcome) => self.outcome = Some(outcome),
                 _ => {}
             }
