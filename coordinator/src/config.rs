@@ -472,7 +472,7 @@ impl Config {
             return Err(wrong(
                 "sales.enabled",
                 "true",
-                "sales from stocks are for regtest so far: a buyer that never lets its channel come about could take what it holds",
+                "sales from stocks are for regtest so far: docs/sales.md says what is missing",
             ));
         }
         self.check_policy()?;

@@ -7,12 +7,13 @@ use channel_host::{
 use factory_tree::factory::Member;
 use factory_tree::ids::ClientId;
 use factory_tree::params::ExpiryPolicy;
-use factory_tree::testing::TestClient;
+use factory_tree::testing::{TestClient, public, secret};
 use factory_tree::tree::Tree;
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::ceremony::Mail;
+use crate::store::attempts::{UsedKeys, use_keys};
 use crate::store::{factories, leaves, payments};
 use crate::testing::{FRESH, ROUND, TestWorld};
 
@@ -317,7 +318,26 @@ async fn a_bought_leaf_is_told_as_it_was_signed() {
     let times = |leaf: &channel_host::Leaf| (leaf.exit_delay, leaf.last_expiry);
     assert_eq!(times(&leaf), times(&born));
 
-    // Gates, events and wishes know whose it is, from the moment it is sold.
+    // It serves no other: a member of another factory with this leaf would be taken for it.
+    let join = UsedKeys {
+        leaf_id: sale.leaf,
+        factory_key: public(&secret(9, "factory", 1)),
+        channel_key: public(&secret(9, "channel", 1)),
+        payout_script: bitcoin::ScriptBuf::new(),
+    };
+    let round = factory_tree::ceremony::message::Round {
+        ceremony: factory_tree::ids::CeremonyId([9; 16]),
+        attempt: factory_tree::ids::Attempt(1),
+    };
+    let used = world.ctx.store.write(async |tx| {
+        let taken = use_keys(tx, round, std::slice::from_ref(&join)).await?;
+        let leaf_id = factory_tree::ids::LeafId([77; 16]);
+        let other = use_keys(tx, round, &[UsedKeys { leaf_id, ..join }]).await?;
+        Ok((taken.len(), other.len()))
+    });
+    assert_eq!(used.await.unwrap(), (0, 1));
+
+    // Gates, events and wishes know whose it is, from the moment it is paid for.
     let unsold = world.order(&tree, 2, 50_000).await;
     let rows = world.ctx.store.read(async |tx| leaves::all(tx).await);
     let rows = rows.await.unwrap();

@@ -92,29 +92,26 @@ impl Driver {
         }
         let is_held = self.row.held_until.is_some();
         let look = channel::look(&self.ctx, leaf, peer).await;
-        if is_held && (self.is_due(self.ctx.height()) || self.is_expired()) {
-            self.send_back("the payment was sent back, as it could not be held any longer")
-                .await?;
-            return Ok(Some(CHANNEL_PAUSE));
-        }
+        let due = is_held && (self.is_due(self.ctx.height()) || self.is_expired());
         match look {
-            // Until the buyer has it in its exit kit, it is not served.
-            Look::Stands if self.delivered || self.acked.contains(&self.buyer()) => {
-                self.stands(is_held).await
+            // Until the buyer has it in its exit kit, it is not served; one that does not come for it is not served for nothing.
+            Look::Stands if due || self.delivered || self.acked.contains(&self.buyer()) => {
+                self.stands(is_held, due).await
             }
-            Look::Stands | Look::Waits => Ok(Some(CHANNEL_PAUSE)),
+            Look::Stands => Ok(Some(CHANNEL_PAUSE)),
+            // It stood: whatever its client did to it since, its timeout pays the client.
+            Look::Never(_) if is_held => self.take(due).await,
             Look::Never(why) => {
-                if is_held {
-                    self.send_back(&why).await?;
-                }
                 self.write(&Entry::Ended(why)).await?;
                 Ok(None)
             }
+            Look::Waits if due => self.take(due).await,
+            Look::Waits => Ok(Some(CHANNEL_PAUSE)),
         }
     }
 
     /// The channel stands: the payment is taken, if it is still there. That it was is told by the node, and stored then.
-    async fn stands(&mut self, is_held: bool) -> Result<Option<Duration>, Stop> {
+    async fn stands(&mut self, is_held: bool, due: bool) -> Result<Option<Duration>, Stop> {
         if self.claimed.is_none() {
             // What its client's invoices say of the way to it, and whether it may be paid over.
             self.ctx.lightning.look_again();
@@ -129,15 +126,28 @@ impl Driver {
                 }
             }
         }
+        self.take(due).await
+    }
+
+    /// Takes the payment. What cannot be taken when it is due never can.
+    async fn take(&mut self, due: bool) -> Result<Option<Duration>, Stop> {
         if self.claimed.is_some_and(|at| at.elapsed() < CALM_PAUSE) {
             return Ok(Some(CALM_PAUSE));
         }
         let preimage = self.ctx.keys.sale_preimage(self.id());
-        if let Err(error) = self.ctx.lightning.claim(preimage).await {
-            tracing::warn!(%error, sale = %self.id(), "the payment of a sale is not taken yet");
-        } else {
-            self.claimed = Some(Instant::now());
-            fault::point("sale_claimed");
+        match self.ctx.lightning.claim(preimage).await {
+            Ok(()) => {
+                self.claimed = Some(Instant::now());
+                fault::point("sale_claimed");
+            }
+            Err(error) if due => {
+                tracing::warn!(%error, sale = %self.id(), "the payment of a sale cannot be taken any more");
+                self.send_back("the payment could not be taken in time")
+                    .await?;
+            }
+            Err(error) => {
+                tracing::warn!(%error, sale = %self.id(), "the payment of a sale is not taken yet");
+            }
         }
         Ok(Some(CALM_PAUSE))
     }

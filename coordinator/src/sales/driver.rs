@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use channel_host::{LeafId, lsp_channel_id};
 use factory_tree::ids::{ClientId, SaleId};
-use factory_tree::sale::message::{FailReason, Join, SaleRound, ToSeller};
+use factory_tree::sale::message::{FailReason, SaleRound};
 use factory_tree::sale::order::{PurchaseState, Quote};
 use factory_tree::sale::seller::{Phase, SaleTerms, Seller, SellerInput, SellerOutcome, Setup};
 use factory_tree::sale::{Sale, SoldChannel, Stock};
@@ -69,10 +69,10 @@ pub(super) struct Driver {
     pub(super) known: KnownStock,
     /// When the node was asked to take the payment.
     pub(super) claimed: Option<Instant>,
-    /// The buyer's nonces, while its channel is opened.
-    joined: Option<Box<Join>>,
-    /// Why its channel will never stand.
-    hindrance: Option<String>,
+    /// The chain transaction is complete: next is the channel.
+    pub(super) must_open: bool,
+    /// The buyer refused the terms; one that only could not go on is asked again.
+    pub(super) unwilling: bool,
     /// Changes with the node's channels.
     pub(super) news: watch::Receiver<u64>,
     /// Whose faults were counted: a client is silent once in a sale, however often it is asked.
@@ -139,8 +139,8 @@ impl Driver {
             acked: HashSet::new(),
             delivered: row.delivered,
             claimed: None,
-            joined: None,
-            hindrance: None,
+            must_open: false,
+            unwilling: false,
             news: ctx.lightning.changes(),
             counted: HashSet::new(),
             row,
@@ -335,7 +335,7 @@ impl Driver {
     async fn attempt(&mut self) -> Result<Attempted, Stop> {
         self.row.attempts = self.begin_attempt().await?;
         (self.inputs, self.wakes) = (VecDeque::new(), Vec::new());
-        (self.joined, self.hindrance) = (None, None);
+        (self.must_open, self.unwilling) = (false, false);
         let setup = self.setup(self.terms()?)?;
         let started = Seller::start(setup, Zeroizing::new(random()));
         let mut step = match started {
@@ -355,6 +355,13 @@ impl Driver {
             if step.state.phase() == Phase::Delivering {
                 return Ok(Attempted::Sold(Box::new(step.state)));
             }
+            if std::mem::take(&mut self.must_open) {
+                match self.open().await? {
+                    Ok(()) => step = step.state.step(SellerInput::ChainStored),
+                    Err(failed) => return Ok(self.without_channel(failed)),
+                }
+                continue;
+            }
             let input = self.next_input().await?;
             step = step.state.step(input);
         }
@@ -371,15 +378,26 @@ impl Driver {
             attempt: self.row.attempts,
             reason: text.clone(),
         });
-        let own_wish = reason == FailReason::Declined && by.contains(&self.buyer());
+        let own_wish = reason == FailReason::Declined && self.unwilling;
         let again = !own_wish && reason != FailReason::Cancelled;
         self.count_faults(&reason, &by, bound).await?;
-        let reason = match (self.hindrance.take(), own_wish) {
-            (Some(why), _) => why,
-            (None, true) => "the buyer declined".to_owned(),
-            (None, false) => text,
+        let reason = match own_wish {
+            true => "the buyer declined".to_owned(),
+            false => text,
         };
         Ok(Attempted::Failed { again, reason })
+    }
+
+    fn without_channel(&self, failed: Attempted) -> Attempted {
+        if let Attempted::Failed { reason, .. } = &failed {
+            self.ctx.events.emit(Event::SaleAttemptFailed {
+                factory: self.row.order.factory,
+                sale: self.id(),
+                attempt: self.row.attempts,
+                reason: reason.clone(),
+            });
+        }
+        failed
     }
 
     async fn count_faults(
@@ -409,10 +427,6 @@ impl Driver {
             if self.is_due(self.ctx.height()) {
                 return Ok(SellerInput::Cancel);
             }
-            if let Some(input) = self.admit().await? {
-                return Ok(input);
-            }
-            let (opens, buyer) = (self.joined.is_some(), self.buyer());
             let next = self.wakes.iter().map(|(at, ..)| *at).min();
             let timer = async {
                 match next {
@@ -425,8 +439,6 @@ impl Driver {
                 biased;
                 _ = self.shutdown.wait_for(|stop| *stop) => return Err(Stop::Shutdown),
                 mail = self.mailbox.recv() => match mail {
-                    Some(Mail::Client { client, message: ToSeller::Join(join) })
-                        if client == buyer => self.joined = Some(join),
                     Some(Mail::Client { client, message }) => {
                         return Ok(SellerInput::Message { client, message });
                     }
@@ -436,8 +448,6 @@ impl Driver {
                     None => return Err(Stop::Shutdown),
                 },
                 _ = self.chain.changed() => {}
-                _ = self.news.changed(), if opens => {}
-                () = tokio::time::sleep(CHANNEL_PAUSE), if opens => {}
                 () = timer => {
                     let now = Instant::now();
                     let due = self.wakes.extract_if(.., |(at, ..)| *at <= now);
@@ -447,26 +457,38 @@ impl Driver {
         }
     }
 
-    /// The buyer's nonces, once its channel stands. Nobody signs before: the timeout of a channel that its client refuses would pay it all of
-    /// it for nothing, and terms that were signed bind the stock.
-    async fn admit(&mut self) -> Result<Option<SellerInput>, Stop> {
-        let Some(join) = self.joined.take() else {
-            return Ok(None);
-        };
+    /// The channel, when everybody else has signed and before we sign more than the chain transaction: the timeout of a channel that its client
+    /// refuses would pay it all of it for nothing. Not earlier: LDK may choose it for a payment that it must not carry yet.
+    async fn open(&mut self) -> Result<Result<(), Attempted>, Stop> {
         let (leaf, peer) = self.leaf()?;
-        match channel::look(&self.ctx, &leaf, peer).await {
-            Look::Stands => {
-                fault::point("sale_channel_opened");
-                let (client, message) = (self.buyer(), ToSeller::Join(join));
-                Ok(Some(SellerInput::Message { client, message }))
+        let step = Duration::from_secs(self.ctx.config.sales.step_seconds.into());
+        let until = Instant::now() + step;
+        let failed = |again, reason: &str| {
+            let reason = reason.to_owned();
+            Ok(Err(Attempted::Failed { again, reason }))
+        };
+        loop {
+            match channel::look(&self.ctx, &leaf, peer).await {
+                Look::Stands => {
+                    fault::point("sale_channel_opened");
+                    return Ok(Ok(()));
+                }
+                Look::Never(why) => return failed(false, &why),
+                Look::Waits if self.is_due(self.ctx.height()) => return failed(false, TOO_LONG),
+                Look::Waits if Instant::now() >= until => return failed(true, NO_CHANNEL),
+                Look::Waits => {}
             }
-            Look::Waits => {
-                self.joined = Some(join);
-                Ok(None)
-            }
-            Look::Never(why) => {
-                self.hindrance = Some(why);
-                Ok(Some(SellerInput::Cancel))
+            tokio::select! {
+                biased;
+                _ = self.shutdown.wait_for(|stop| *stop) => return Err(Stop::Shutdown),
+                mail = self.mailbox.recv() => match mail {
+                    Some(Mail::Cancel) => return failed(false, BUYER_CANCELLED),
+                    // All is said.
+                    Some(Mail::Client { .. } | Mail::Connected(_) | Mail::Look) => {}
+                    None => return Err(Stop::Shutdown),
+                },
+                _ = self.news.changed() => {}
+                () = tokio::time::sleep(CHANNEL_PAUSE) => {}
             }
         }
     }
@@ -482,16 +504,15 @@ impl Driver {
             }
         }
         self.ctx.lightning.send_back(self.row.order.hash);
-        // What somebody may have signed for may yet be sold, with this channel and no other.
-        if self.read().await?.bound.is_none() {
-            channel::abandon(&self.ctx, LeafId(self.row.order.leaf_id.0)).await;
-        }
+        // Even where the terms are bound, and nothing else can be sold: a channel that must carry nothing would be in the way of its client's payments.
+        channel::abandon(&self.ctx, LeafId(self.row.order.leaf_id.0)).await;
         Ok(Stop::Over)
     }
 }
 
 const BUYER_CANCELLED: &str = "the buyer took it back";
 const NOBODY_CAME: &str = "not every client of the stock came in time";
+const NO_CHANNEL: &str = "its channel did not come about in time";
 const TOO_LONG: &str = "the payment could not be held any longer";
 
 fn fail_text(reason: &FailReason) -> String {

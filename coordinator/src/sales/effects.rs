@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use factory_tree::ceremony::coordinator::RefuseReason;
-use factory_tree::ceremony::message::Round;
+use factory_tree::ceremony::message::{DeclineReason, Round};
 use factory_tree::ids::CeremonyId;
 use factory_tree::sale::message::SaleRound;
-use factory_tree::sale::seller::{
-    SaleRecord, SellerEffect, SellerEvent, SellerInput, SellerOutcome,
-};
+use factory_tree::sale::seller::{SaleRecord, SellerEffect, SellerEvent, SellerOutcome};
 use proto::session::ServiceError;
 use proto::v1::{ErrorCode, ServerMessage};
 use proto::wire::FromServer;
@@ -82,7 +80,7 @@ impl Driver {
             SaleRecord::Chain { signature, .. } => {
                 self.write(&Entry::Chain(signature)).await?;
                 fault::point("sale_chain_stored");
-                self.inputs.push_front(SellerInput::ChainStored);
+                self.must_open = true;
             }
             SaleRecord::Sold(record) => {
                 self.write(&Entry::Sold(record)).await?;
@@ -117,6 +115,8 @@ impl Driver {
                 tracing::debug!(%client, sale = %self.id(), "a client has a sale in its exit kit");
             }
             SellerEvent::Declined { client, reason, .. } => {
+                self.unwilling |=
+                    client == self.buyer() && !matches!(reason, DeclineReason::Unable(_));
                 let reason = decline_text(&reason);
                 tracing::warn!(%client, %reason, sale = %self.id(), "a client declines a sale");
             }

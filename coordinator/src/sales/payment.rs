@@ -164,6 +164,8 @@ pub(super) async fn settle(
         .write(async |tx| rows::settled(tx, sale, (taken_msat, note), now()).await)
         .await?;
     if is_new {
+        // Its gate opens.
+        ctx.lightning.look_again();
         ctx.events.emit(Event::SaleSettled {
             client: row.order.client,
             factory: row.order.factory,

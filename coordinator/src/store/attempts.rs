@@ -196,7 +196,14 @@ pub async fn use_keys(
     joins: &[UsedKeys],
 ) -> Result<HashSet<LeafId>> {
     let mut accepted = HashSet::new();
-    for chunk in joins.chunks(1000) {
+    let mut fresh = Vec::with_capacity(joins.len());
+    for join in joins {
+        // A bought channel's place serves no other: what is told of its leaf is told of this one.
+        if !super::sales::has_place(conn, join.leaf_id, &join.channel_key).await? {
+            fresh.push(join);
+        }
+    }
+    for chunk in fresh.chunks(1000) {
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
             "INSERT OR IGNORE INTO used (leaf_id, factory_key, channel_key, payout_script, ceremony, attempt) ",
         );

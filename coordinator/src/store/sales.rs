@@ -161,6 +161,19 @@ pub async fn insert(conn: &mut Conn, new: &NewSale) -> Result<()> {
     Ok(())
 }
 
+/// Whether a leaf id or a channel key is that of an order.
+///
+/// # Errors
+/// Those of the database.
+pub async fn has_place(conn: &mut Conn, leaf: LeafId, key: &PublicKey) -> Result<bool> {
+    let query = "SELECT EXISTS (SELECT 1 FROM sale WHERE leaf_id = ? OR channel_key = ?)";
+    Ok(sqlx::query_scalar(query)
+        .bind(leaf.0.as_slice())
+        .bind(key.serialize().as_slice())
+        .fetch_one(conn)
+        .await?)
+}
+
 /// Whether a leaf id or a channel key ever served.
 ///
 /// # Errors
@@ -197,13 +210,13 @@ pub async fn count_of(conn: &mut Conn, client: ClientId, since: u64) -> Result<(
     ))
 }
 
-/// Forgets a client's orders of before then that nobody paid or signed anything for.
+/// Forgets a client's orders of before then that nobody signed anything for: they never had a channel.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn prune(conn: &mut Conn, client: ClientId, before: u64) -> Result<()> {
     sqlx::query(
-        "DELETE FROM sale WHERE client = ? AND state = 'cancelled' AND ordered_at < ? AND attempts = 0 AND bound IS NULL",
+        "DELETE FROM sale WHERE client = ? AND state = 'cancelled' AND ordered_at < ? AND bound IS NULL",
     )
     .bind(client.0.as_slice())
     .bind(codec::int("time", before)?)

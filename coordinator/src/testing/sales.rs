@@ -46,7 +46,7 @@ impl TestWorld {
             }],
         };
         let sold = serde_json::to_string(&sold).unwrap();
-        let query = "UPDATE sale SET state = 'sold', sold = ? WHERE sale = ?";
+        let query = "UPDATE sale SET state = 'settled', sold = ? WHERE sale = ?";
         let stored = self.ctx.store.write(async |tx| {
             let query = sqlx::query(query).bind(&sold).bind(sale.id.0.as_slice());
             Ok(query.execute(tx).await.map(drop)?)

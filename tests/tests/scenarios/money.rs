@@ -19,14 +19,12 @@ pub fn sheet(world: &World, factories: &[Export]) -> Result<Ledger> {
     let height = world.node.height()?;
     if world.coordinator.process().is_ok() {
         world.coordinator_sees(height)?;
-        let says = number(
-            &world.coordinator.json(&["wallet", "balance"])?,
-            "confirmed_sat",
-        )?;
+        let balance = world.coordinator.json(&["wallet", "balance"])?;
+        let says = number(&balance, "confirmed_sat")?;
         let has = ledger.has(world.coordinator.name()).to_sat();
         ensure!(
             says == has,
-            "the coordinator says {says} sat, the chain says {has}"
+            "the coordinator says {balance}, the chain says {has} sat"
         );
     }
     for (index, client) in world.clients.iter().enumerate() {

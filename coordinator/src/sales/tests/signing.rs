@@ -81,7 +81,7 @@ impl Wallet {
         let machine = self.machine.take();
         let step = match message {
             ToCoSigner::Offer(offer) if self.manner == Manner::Declines => {
-                let reason = DeclineReason::Unable("no".into());
+                let reason = DeclineReason::Terms("no".into());
                 sent.push_back(ToSeller::Decline {
                     round: offer.round,
                     reason,
