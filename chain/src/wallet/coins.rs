@@ -116,15 +116,22 @@ impl OnchainWallet {
     /// # Errors
     /// Those of the source and of the store.
     pub async fn forget_missing(&self, source: &dyn ChainSource) -> Result<Vec<Txid>> {
-        let unconfirmed = self.state.lock().await.unconfirmed();
-        let mut missing = Vec::new();
-        for txid in unconfirmed {
-            if source.mempool_entry(txid).await?.is_none() {
-                missing.push(txid);
+        let mut forgotten = Vec::new();
+        loop {
+            let unconfirmed = self.state.lock().await.unconfirmed();
+            let mut missing = Vec::new();
+            for txid in unconfirmed {
+                if source.mempool_entry(txid).await?.is_none() {
+                    missing.push(txid);
+                }
             }
+            if missing.is_empty() {
+                return Ok(forgotten);
+            }
+            // What was replaced takes the place of what is forgotten: its coins were the same. So again, until nothing is left.
+            self.forget_unconfirmed(missing.clone()).await?;
+            forgotten.extend(missing);
         }
-        self.forget_unconfirmed(missing.clone()).await?;
-        Ok(missing)
     }
 }
 

@@ -1,10 +1,16 @@
 //! Assertions to the satoshi.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use bitcoin::Amount;
 use scenarios::export::Export;
 use scenarios::ledger::{Ledger, Owner};
+use scenarios::service::Service;
 use scenarios::world::{World, number};
+
+/// How long a program may take to know what the last block means for its coins.
+const SOON: Duration = Duration::from_secs(5);
 
 /// Every satoshi is accounted for: by the blocks' rewards, by the node's coins, and by the word of
 /// every program that still runs.
@@ -19,28 +25,40 @@ pub fn sheet(world: &World, factories: &[Export]) -> Result<Ledger> {
     let height = world.node.height()?;
     if world.coordinator.process().is_ok() {
         world.coordinator_sees(height)?;
-        let balance = world.coordinator.json(&["wallet", "balance"])?;
-        let says = number(&balance, "confirmed_sat")?;
-        let has = ledger.has(world.coordinator.name()).to_sat();
-        ensure!(
-            says == has,
-            "the coordinator says {balance}, the chain says {has} sat"
+        let words = (
+            ["wallet", "balance"].as_slice(),
+            ["confirmed_sat"].as_slice(),
         );
+        says(&world.coordinator, words, &ledger)?;
     }
     for (index, client) in world.clients.iter().enumerate() {
         if client.process().is_ok() {
             world.client_sees(index, height)?;
-            let balance = client.json(&["balance"])?;
-            let says = number(&balance, "confirmed_sat")? + number(&balance, "payouts_sat")?;
-            let has = ledger.has(client.name()).to_sat();
-            ensure!(
-                says == has,
-                "{} says {says} sat, the chain says {has}",
-                client.name()
-            );
+            let fields = ["confirmed_sat", "payouts_sat"];
+            says(client, (&["balance"], &fields), &ledger)?;
         }
     }
     Ok(ledger)
+}
+
+/// A program that has seen the last block has what the chain says, soon: that a transaction of its own lost a race it learns after the block.
+fn says(service: &Service, (words, fields): (&[&str], &[&str]), ledger: &Ledger) -> Result<()> {
+    let has = ledger.has(service.name()).to_sat();
+    let deadline = Instant::now() + SOON;
+    loop {
+        let balance = service.json(words)?;
+        let parts = fields.iter().map(|field| number(&balance, field));
+        let says: u64 = parts.sum::<Result<u64>>()?;
+        if says == has {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{} says {says} sat ({balance}), the chain says {has}",
+            service.name()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// As [`sheet`], for factories that are funded and not touched yet: each holds exactly its funding,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::Result;
-use bitcoin::TxOut;
+use bitcoin::{Address, Network, TxOut};
 use chain::wallet::{MIN_FUNDING_CHANGE, SendAmount, WalletError};
 
 use super::support::{Setup, foreign_script, rate, sat};
@@ -122,5 +122,27 @@ async fn a_refused_payment_leaves_its_coins_free() -> Result<()> {
             rate(1),
         )
         .await?;
+    Ok(())
+}
+
+/// A coin was spent again and again, and everything of it was lost: it is free at once, and not one try per block later.
+#[tokio::test]
+async fn a_coin_of_many_lost_tries_is_free_at_once() -> Result<()> {
+    let setup = Setup::with_coins(&[100_000]).await?;
+    let to = Address::from_script(&foreign_script(1), Network::Regtest)?.into_unchecked();
+    let amount = SendAmount::Exactly(sat(20_000));
+    let mut tried = setup
+        .wallet
+        .build_payment(&to, amount, rate(2))
+        .await?
+        .transaction;
+    for _ in 0..3 {
+        tried.output[0].value -= sat(100);
+        setup.wallet.record_unconfirmed(&tried).await?;
+    }
+    assert!(setup.wallet.coins().await.is_empty());
+    let forgotten = setup.wallet.forget_missing(setup.source.as_ref()).await?;
+    assert_eq!(forgotten.len(), 4);
+    assert_eq!(setup.wallet.balance().await?.confirmed, sat(100_000));
     Ok(())
 }
