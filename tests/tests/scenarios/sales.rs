@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use bitcoin::Amount;
 use scenarios::event::Event;
+use scenarios::export::Export;
 use scenarios::ladder::Ladder;
-use scenarios::ledger::Ledger;
+use scenarios::ledger::{Ledger, Owner};
 use scenarios::outside::Outside;
 use scenarios::service::Service;
 use scenarios::webhook::Webhook;
@@ -375,14 +376,11 @@ fn the_coordinator_publishes_what_it_sold() -> Result<()> {
     world.mine_until(&export, |world| {
         Ok(world.coordinator.events()?.iter().any(chain))
     })?;
-    let by = |event: &Event| event.is("exit_published") && event.text("kind") == "stock_chain";
     ensure!(
-        world.coordinator.events()?.iter().any(by),
+        published_sale(&world.coordinator)?,
         "somebody else published it"
     );
-    world.mine_until(&export, |world| {
-        Ok(world.all_done(&created, &[0, 1])? && world.left_in(&export)? == 0)
-    })?;
+    all_is_out(&world, &created, &export)?;
     // Who lost a race to publish finds its coins free at the next block.
     world.mine(2)?;
     let ledger = money::settled(&world, std::slice::from_ref(&export))?;
@@ -390,6 +388,86 @@ fn the_coordinator_publishes_what_it_sold() -> Result<()> {
         has_come_out(&ledger, index, balance)?;
     }
     Ok(())
+}
+
+/// Brings the leaf of a town that sold something to the chain, with nobody but one client up, and that one only until it has published the leaf.
+fn leaf_alone(world: &mut World, created: &Created) -> Result<()> {
+    world.coordinator.kill()?;
+    world.client_mut(0)?.kill()?;
+    let mark = world.client(1)?.mark()?;
+    world
+        .client(1)?
+        .json(&["exit", &created.factory, "--yes", "--background"])?;
+    let leaf = |event: &Event| event.is("exit_published") && event.text("kind") == "leaf";
+    world.drive(1, mark, leaf, |_| {})?;
+    world.client_mut(1)?.kill()?;
+    world.mine(1)
+}
+
+fn is_sale(event: &Event) -> bool {
+    event.is("exit_published") && event.text("kind") == "stock_chain"
+}
+
+/// Whether this service published what was sold.
+fn published_sale(service: &Service) -> Result<bool> {
+    Ok(service.events()?.iter().any(is_sale))
+}
+
+/// The leaf confirms while nobody is up, and nobody is for a hundred blocks: no poison is final yet, the coordinator publishes what it sold, and
+/// nobody loses anything.
+#[test]
+fn a_hundred_blocks_without_anybody() -> Result<()> {
+    let (mut world, created) = town("sale_down", 2)?;
+    buy(&world, 0)?;
+    let export = world.export(&created)?;
+    leaf_alone(&mut world, &created)?;
+    world.mine(100)?;
+    world.coordinator.start()?;
+    world.mine_until(&export, |world| published_sale(&world.coordinator))?;
+    for index in [0, 1] {
+        world.client_mut(index)?.start()?;
+    }
+    all_is_out(&world, &created, &export)?;
+    world.mine(2)?;
+    let ledger = money::settled(&world, std::slice::from_ref(&export))?;
+    for (index, balance) in [(0, BALANCE - FEE), (1, BALANCE)] {
+        has_come_out(&ledger, index, balance)?;
+    }
+    Ok(())
+}
+
+/// The coordinator withholds what it sold: the buyer, who does not leave, publishes it long before a poison is final, and has not less than its
+/// balance in the end.
+#[test]
+fn the_buyer_publishes_what_is_withheld() -> Result<()> {
+    let (mut world, created) = town("sale_withheld", 2)?;
+    buy(&world, 0)?;
+    let export = world.export(&created)?;
+    leaf_alone(&mut world, &created)?;
+    world.client_mut(0)?.start()?;
+    // A quarter of the first poison's delay is the coordinator's.
+    world.mine(80)?;
+    world.client_sees(0, world.node.height()?)?;
+    ensure!(!published_sale(world.client(0)?)?, "it had no patience");
+    world.mine(20)?;
+    world.client(0)?.wait("what was sold", is_sale)?;
+    world.mine_until(&export, |world| world.all_done(&created, &[0]))?;
+    let has = number(&world.client(0)?.json(&["balance"])?, "total_sat")?;
+    // The timeouts of a coordinator that is gone pay whole channels.
+    ensure!(has > FEE_COIN.to_sat() + BALANCE + BOUGHT, "it has {has}");
+    Ok(())
+}
+
+/// Mines until nothing is left in the factory, nor in what its channels ended in: who closed one alone waits for its own delay.
+fn all_is_out(world: &World, created: &Created, export: &Export) -> Result<()> {
+    world.mine_until(export, |world| {
+        let done = world.all_done(created, &[0, 1])? && world.left_in(export)? == 0;
+        let channels = || -> Result<Amount> {
+            let ledger = world.ledger(vec![export.clone()])?;
+            Ok(ledger.sum_of(&Owner::Channel))
+        };
+        Ok(done && channels()? == Amount::ZERO)
+    })
 }
 
 /// A client has its balance on the chain, less what it paid for that.
