@@ -17,6 +17,10 @@ use crate::BlockId;
 
 pub(super) static SECP: LazyLock<Secp256k1<All>> = LazyLock::new(Secp256k1::new);
 
+/// Addresses beyond the last that was paid to that are looked for on the chain: factories that were not born, and payments that were not sent,
+/// named some that nobody will ever pay to.
+const LOOKAHEAD: u32 = 200;
+
 /// The account's private key. Erased when dropped; BDK gets the public one only.
 pub(super) struct Keys {
     account: Xpriv,
@@ -77,6 +81,7 @@ impl Keys {
         );
         let mut wallet = Wallet::create(descriptors.0, descriptors.1)
             .network(network)
+            .lookahead(LOOKAHEAD)
             .create_wallet_no_persist()
             .map_err(failed)?;
         if let Some(birthday) = birthday.filter(|block| block.height > 0) {
@@ -105,6 +110,7 @@ impl Keys {
                 KeychainKind::Internal,
                 Some(self.descriptor(KeychainKind::Internal)),
             )
+            .lookahead(LOOKAHEAD)
             .check_network(network);
         let loaded = load
             .load_wallet_no_persist(stored)

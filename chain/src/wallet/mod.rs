@@ -278,14 +278,21 @@ impl State {
         keys::sign_key_path(transaction, prevouts, &signers)
     }
 
-    /// Where change goes: the first address of ours that nobody pays to yet. Stored before it is used.
+    /// Where change goes: the first address of ours that nobody pays to. Stored before it is used. What paid to it and was forgotten does not
+    /// count: every try of a fee child that is replaced or refused would leave a gap, and who restores the seed looks only so far beyond the last
+    /// address that is paid to (BIP 44, gap limit).
     async fn change_script(&mut self) -> Result<ScriptBuf> {
-        let script = self
-            .wallet
-            .next_unused_address(KeychainKind::Internal)
-            .script_pubkey();
+        let keychain = KeychainKind::Internal;
+        let outputs = self.wallet.list_output();
+        let paid: HashSet<u32> = outputs
+            .filter(|output| output.keychain == keychain)
+            .map(|output| output.derivation_index)
+            .collect();
+        let free = (0..).find(|index| !paid.contains(index)).unwrap_or(0);
+        // What is revealed already stays so.
+        let _ = self.wallet.reveal_addresses_to(keychain, free).count();
         self.save().await?;
-        Ok(script)
+        Ok(self.wallet.peek_address(keychain, free).script_pubkey())
     }
 }
 

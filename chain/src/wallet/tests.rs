@@ -404,3 +404,23 @@ async fn what_is_forgotten_stays_forgotten_however_quickly() {
     wallet.record_unconfirmed(&paid.transaction).await.unwrap();
     assert!(wallet.coins().await.is_empty(), "its coins are taken again");
 }
+
+/// Whoever restores the seed looks only so far beyond the last address that was paid to.
+#[tokio::test]
+async fn what_was_tried_in_vain_leaves_no_gap_between_the_addresses() {
+    let (wallet, _, _) = wallet_with(&[40_000]).await;
+    let to = Address::from_script(&foreign_script(), Network::Regtest)
+        .unwrap()
+        .into_unchecked();
+    let first = wallet.change_script().await.unwrap();
+    for _ in 0..3 {
+        let paid = wallet
+            .build_payment(&to, SendAmount::Exactly(sat(20_000)), RATE)
+            .await
+            .unwrap();
+        assert_ne!(wallet.change_script().await.unwrap(), first);
+        let gone = [paid.transaction.compute_txid()];
+        wallet.forget_unconfirmed(gone).await.unwrap();
+        assert_eq!(wallet.change_script().await.unwrap(), first);
+    }
+}

@@ -5,7 +5,7 @@ use bitcoin::Amount;
 use scenarios::event::Event;
 use scenarios::export::Export;
 use scenarios::ladder::Ladder;
-use scenarios::ledger::Ledger;
+use scenarios::ledger::{Ledger, Owner};
 use scenarios::outside::Outside;
 use scenarios::service::Service;
 use scenarios::webhook::Webhook;
@@ -383,7 +383,7 @@ fn the_coordinator_publishes_what_it_sold() -> Result<()> {
     all_is_out(&world, &created, &export)?;
     // Who lost a race to publish finds its coins free at the next block.
     world.mine(2)?;
-    let ledger = money::sheet(&world, std::slice::from_ref(&export))?;
+    let ledger = money::settled(&world, std::slice::from_ref(&export))?;
     for (index, balance) in [(0, BALANCE - FEE), (1, BALANCE)] {
         has_come_out(&ledger, index, balance)?;
     }
@@ -429,7 +429,7 @@ fn a_hundred_blocks_without_anybody() -> Result<()> {
     }
     all_is_out(&world, &created, &export)?;
     world.mine(2)?;
-    let ledger = money::sheet(&world, std::slice::from_ref(&export))?;
+    let ledger = money::settled(&world, std::slice::from_ref(&export))?;
     for (index, balance) in [(0, BALANCE - FEE), (1, BALANCE)] {
         has_come_out(&ledger, index, balance)?;
     }
@@ -458,10 +458,14 @@ fn the_buyer_publishes_what_is_withheld() -> Result<()> {
     Ok(())
 }
 
-/// Mines until nothing is left in the factory, and both have what is theirs. What the coordinator's own delay locks is not waited for.
+/// Mines until nothing is left in the factory or on the way out of a channel, and all have what is theirs.
 fn all_is_out(world: &World, created: &Created, export: &Export) -> Result<()> {
     world.mine_until(export, |world| {
-        Ok(world.all_done(created, &[0, 1])? && world.left_in(export)? == 0)
+        if !world.all_done(created, &[0, 1])? || world.left_in(export)? > 0 {
+            return Ok(false);
+        }
+        let ledger = world.ledger(vec![export.clone()])?;
+        Ok(ledger.sum_of(&Owner::Channel) == Amount::ZERO)
     })
 }
 
