@@ -85,7 +85,7 @@ pub enum Command {
     /// The ladder: its factories, the next birth, the days to come.
     #[command(subcommand)]
     Ladder(LadderCommand),
-    /// What is sold: channels just in time.
+    /// What is sold: channels from stocks, and just in time; prices, and what came in.
     #[command(subcommand)]
     Liquidity(LiquidityCommand),
     /// What a ladder of so many clients would take: capital, block space and fees. Needs nothing running.

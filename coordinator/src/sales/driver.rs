@@ -71,8 +71,8 @@ pub(super) struct Driver {
     pub(super) claimed: Option<Instant>,
     /// The chain transaction is complete: next is the channel.
     pub(super) must_open: bool,
-    /// The buyer refused the terms; one that only could not go on is asked again.
-    pub(super) unwilling: bool,
+    /// Why somebody does not take part, whatever is tried again; one that only could not go on is asked again.
+    pub(super) declined: Option<String>,
     /// Changes with the node's channels.
     pub(super) news: watch::Receiver<u64>,
     /// Whose faults were counted: a client is silent once in a sale, however often it is asked.
@@ -140,7 +140,7 @@ impl Driver {
             delivered: row.delivered,
             claimed: None,
             must_open: false,
-            unwilling: false,
+            declined: None,
             news: ctx.lightning.changes(),
             counted: HashSet::new(),
             row,
@@ -335,7 +335,7 @@ impl Driver {
     async fn attempt(&mut self) -> Result<Attempted, Stop> {
         self.row.attempts = self.begin_attempt().await?;
         (self.inputs, self.wakes) = (VecDeque::new(), Vec::new());
-        (self.must_open, self.unwilling) = (false, false);
+        (self.must_open, self.declined) = (false, None);
         let setup = self.setup(self.terms()?)?;
         let started = Seller::start(setup, Zeroizing::new(random()));
         let mut step = match started {
@@ -371,21 +371,23 @@ impl Driver {
         let SellerOutcome::Failed { reason, by, bound } = outcome else {
             return Err(self.damaged(&"a sale ended before it was complete"));
         };
-        let text = fail_text(&reason);
+        let declined = self
+            .declined
+            .take()
+            .filter(|_| reason == FailReason::Declined);
+        let again = declined.is_none() && reason != FailReason::Cancelled;
+        let text = declined.unwrap_or_else(|| fail_text(&reason));
         self.ctx.events.emit(Event::SaleAttemptFailed {
             factory: self.row.order.factory,
             sale: self.id(),
             attempt: self.row.attempts,
             reason: text.clone(),
         });
-        let own_wish = reason == FailReason::Declined && self.unwilling;
-        let again = !own_wish && reason != FailReason::Cancelled;
         self.count_faults(&reason, &by, bound).await?;
-        let reason = match own_wish {
-            true => "the buyer declined".to_owned(),
-            false => text,
-        };
-        Ok(Attempted::Failed { again, reason })
+        Ok(Attempted::Failed {
+            again,
+            reason: text,
+        })
     }
 
     fn without_channel(&self, failed: Attempted) -> Attempted {

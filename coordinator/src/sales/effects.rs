@@ -115,9 +115,16 @@ impl Driver {
                 tracing::debug!(%client, sale = %self.id(), "a client has a sale in its exit kit");
             }
             SellerEvent::Declined { client, reason, .. } => {
-                self.unwilling |=
-                    client == self.buyer() && !matches!(reason, DeclineReason::Unable(_));
+                // What somebody does not want, or may not, will be the same at the next attempt.
+                let is_final = !matches!(reason, DeclineReason::Unable(_));
                 let reason = decline_text(&reason);
+                let who = match client == self.buyer() {
+                    true => "the buyer",
+                    false => "a client of the stock",
+                };
+                if is_final {
+                    self.declined = Some(format!("{who} declined ({reason})"));
+                }
                 tracing::warn!(%client, %reason, sale = %self.id(), "a client declines a sale");
             }
             SellerEvent::Blamed { round, client } => {

@@ -23,6 +23,7 @@ mod pay;
 mod reclaim;
 mod reorg;
 mod sales;
+mod sales_cheats;
 mod silence;
 mod timeouts;
 mod webhooks;

@@ -17,13 +17,13 @@ use crate::ladder_clients::{self, all_hand_over, stop_births, town_in};
 use crate::money;
 
 /// What each has to pay with, in satoshi.
-const BALANCE: u64 = 40_000;
-/// What a purchase is for.
-const BOUGHT: u64 = 30_000;
+pub const BALANCE: u64 = 40_000;
+/// What a purchase is for, in [`BEGIN`] too.
+pub const BOUGHT: u64 = 30_000;
 /// What one is for that is as large as the channel there is.
 const MUCH: u64 = 150_000;
 /// A fixed price.
-const FEE: u64 = 1_000;
+pub const FEE: u64 = 1_000;
 /// What a client needs for its own way out.
 const FEE_COIN: Amount = Amount::from_sat(80_000);
 
@@ -36,10 +36,21 @@ fn sells(coordinator: &Service) -> Result<()> {
     coordinator.configure("sales.min_sat", 10_000)
 }
 
-/// Clients that share one stock, each with a balance.
+/// Clients that share one stock, each with a balance, and fee coins.
 fn town_with(
     name: &str,
     clients: usize,
+    configure: impl FnOnce(&Service) -> Result<()>,
+) -> Result<(World, Created)> {
+    let all: Vec<usize> = (0..clients).collect();
+    town_of(name, clients, &all, configure)
+}
+
+/// As [`town_with`], but only these have fee coins.
+pub fn town_of(
+    name: &str,
+    clients: usize,
+    rich: &[usize],
     configure: impl FnOnce(&Service) -> Result<()>,
 ) -> Result<(World, Created)> {
     let mut world = World::start_with(name, |coordinator| {
@@ -48,7 +59,7 @@ fn town_with(
     })?;
     let everybody: Vec<usize> = (0..clients).collect();
     world.add_clients(clients)?;
-    world.fund_clients(&everybody, FEE_COIN)?;
+    world.fund_clients(rich, FEE_COIN)?;
     world.join(&everybody)?;
     // A life in which nobody leaves meanwhile, and stocks for several sales.
     let created = world.create(&["--set", "active=900", "--set", "stock_share_ppm=2000000"])?;
@@ -57,12 +68,12 @@ fn town_with(
     Ok((world, created))
 }
 
-fn town(name: &str, clients: usize) -> Result<(World, Created)> {
+pub fn town(name: &str, clients: usize) -> Result<(World, Created)> {
     town_with(name, clients, |_| Ok(()))
 }
 
 /// Buys, and waits until the channel stands.
-fn buy(world: &World, index: usize) -> Result<Value> {
+pub fn buy(world: &World, index: usize) -> Result<Value> {
     buy_much(world, index, BOUGHT)
 }
 
@@ -75,21 +86,21 @@ fn buy_much(world: &World, index: usize, sat: u64) -> Result<Value> {
 }
 
 /// Orders and pays, and does not wait.
-fn begin(world: &World, index: usize) -> Result<Value> {
-    let sat = BOUGHT.to_string();
-    let words = [
-        "limit",
-        "upgrade",
-        &sat,
-        "--yes",
-        "--accept-uncovered",
-        "--no-wait",
-    ];
-    world.client(index)?.json(&words)
+const BEGIN: [&str; 6] = [
+    "limit",
+    "upgrade",
+    "30000",
+    "--yes",
+    "--accept-uncovered",
+    "--no-wait",
+];
+
+pub fn begin(world: &World, index: usize) -> Result<Value> {
+    world.client(index)?.json(&BEGIN)
 }
 
 /// The end of this client's newest purchase.
-fn ends(world: &World, index: usize, state: &str) -> Result<()> {
+pub fn ends(world: &World, index: usize, state: &str) -> Result<()> {
     let event = format!("purchase_{state}");
     let client = world.client(index)?;
     client.wait_for(&event)?;
@@ -227,16 +238,7 @@ fn coordinator_dies(point: &str) -> Result<()> {
         back(&world, index)?;
     }
     // It may die before it answers.
-    let sat = BOUGHT.to_string();
-    let words = [
-        "limit",
-        "upgrade",
-        &sat,
-        "--yes",
-        "--accept-uncovered",
-        "--no-wait",
-    ];
-    world.client(0)?.command(&words)?;
+    world.client(0)?.command(&BEGIN)?;
     world.coordinator.wait_until_ended()?;
     world.coordinator.start()?;
     ends(&world, 0, "settled")?;
@@ -263,39 +265,32 @@ fn back(world: &World, index: usize) -> Result<()> {
     }
 }
 
-#[test]
-fn dies_when_it_was_ordered() -> Result<()> {
-    coordinator_dies("sale_ordered")
+macro_rules! deaths {
+    ($($name:ident: $dies:ident($($at:expr),+);)*) => {
+        $(
+            #[test]
+            fn $name() -> Result<()> {
+                $dies($($at),+)
+            }
+        )*
+    };
 }
 
-#[test]
-fn dies_when_it_is_paid() -> Result<()> {
-    coordinator_dies("sale_held")
-}
-
-#[test]
-fn dies_when_it_is_bound() -> Result<()> {
-    coordinator_dies("sale_bound")
-}
-
-#[test]
-fn dies_when_the_chain_is_stored() -> Result<()> {
-    coordinator_dies("sale_chain_stored")
-}
-
-#[test]
-fn dies_when_it_is_sold() -> Result<()> {
-    coordinator_dies("sale_sold")
-}
-
-#[test]
-fn dies_when_the_channel_is_opened() -> Result<()> {
-    coordinator_dies("sale_channel_opened")
-}
-
-#[test]
-fn dies_when_it_has_claimed() -> Result<()> {
-    coordinator_dies("sale_claimed")
+deaths! {
+    dies_when_it_was_ordered: coordinator_dies("sale_ordered");
+    dies_when_it_is_paid: coordinator_dies("sale_held");
+    dies_when_it_is_bound: coordinator_dies("sale_bound");
+    dies_when_the_chain_is_stored: coordinator_dies("sale_chain_stored");
+    dies_when_it_is_sold: coordinator_dies("sale_sold");
+    dies_when_the_channel_is_opened: coordinator_dies("sale_channel_opened");
+    dies_when_it_has_claimed: coordinator_dies("sale_claimed");
+    the_buyer_dies_when_it_has_ordered: client_dies(0, "purchase_stored");
+    the_buyer_dies_before_it_pays: client_dies(0, "purchase_invoice_stored");
+    the_buyer_dies_when_it_has_signed: client_dies(0, "sale_guard_stored");
+    the_buyer_dies_with_the_kit: client_dies(0, "sale_kit_stored");
+    the_buyer_dies_when_it_has_acked: client_dies(0, "sale_acked");
+    the_mate_dies_when_it_has_signed: client_dies(1, "sale_guard_stored");
+    the_mate_dies_with_the_kit: client_dies(1, "sale_kit_stored");
 }
 
 /// A sale whose buyer, or its mate, dies at `point`, and comes again.
@@ -308,57 +303,13 @@ fn client_dies(who: usize, point: &str) -> Result<()> {
     for index in [0, 1] {
         back(&world, index)?;
     }
-    let sat = BOUGHT.to_string();
-    let words = [
-        "limit",
-        "upgrade",
-        &sat,
-        "--yes",
-        "--accept-uncovered",
-        "--no-wait",
-    ];
-    world.client(0)?.command(&words)?;
+    world.client(0)?.command(&BEGIN)?;
     world.client_mut(who)?.wait_until_ended()?;
     world.client_mut(who)?.start()?;
     ends(&world, 0, "settled")?;
     world.lightning_becomes(0, (BALANCE - FEE) * 1_000)?;
     ensure!(channels(&world, 0)?.len() == 2);
     Ok(())
-}
-
-#[test]
-fn the_buyer_dies_when_it_has_ordered() -> Result<()> {
-    client_dies(0, "purchase_stored")
-}
-
-#[test]
-fn the_buyer_dies_before_it_pays() -> Result<()> {
-    client_dies(0, "purchase_invoice_stored")
-}
-
-#[test]
-fn the_buyer_dies_when_it_has_signed() -> Result<()> {
-    client_dies(0, "sale_guard_stored")
-}
-
-#[test]
-fn the_buyer_dies_with_the_kit() -> Result<()> {
-    client_dies(0, "sale_kit_stored")
-}
-
-#[test]
-fn the_buyer_dies_when_it_has_acked() -> Result<()> {
-    client_dies(0, "sale_acked")
-}
-
-#[test]
-fn the_mate_dies_when_it_has_signed() -> Result<()> {
-    client_dies(1, "sale_guard_stored")
-}
-
-#[test]
-fn the_mate_dies_with_the_kit() -> Result<()> {
-    client_dies(1, "sale_kit_stored")
 }
 
 /// The mate leaves and brings the leaf to the chain: the coordinator publishes what it sold from it by itself, the buyer is still paid over what it
@@ -391,7 +342,7 @@ fn the_coordinator_publishes_what_it_sold() -> Result<()> {
 }
 
 /// Brings the leaf of a town that sold something to the chain, with nobody but one client up, and that one only until it has published the leaf.
-fn leaf_alone(world: &mut World, created: &Created) -> Result<()> {
+pub fn leaf_alone(world: &mut World, created: &Created) -> Result<()> {
     world.coordinator.kill()?;
     world.client_mut(0)?.kill()?;
     let mark = world.client(1)?.mark()?;
