@@ -4,11 +4,11 @@ use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How often and how long to look at a lock that is held.
-const LOOKS: u32 = 10;
+/// How often, and how long, to look at a lock that is held by a command that only takes a moment: on a machine that is busy a long one.
 const LOOK: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_secs(10);
 const FILE: &str = "lock";
 /// More than the file ever says.
 const LONGEST: u64 = 100;
@@ -60,18 +60,22 @@ pub enum LockError {
 }
 
 impl DataDirLock {
-    /// Takes the lock for a command; waits a moment for one that only takes a moment.
+    /// Takes the lock for a command; waits for one that only takes a moment, and not for one that stays.
     ///
     /// # Errors
     /// [`LockError::Held`] if another process keeps it.
     pub fn take_patiently(data_dir: &Path, command: &'static str) -> Result<Self, LockError> {
-        for _ in 0..LOOKS {
+        let until = Instant::now() + PATIENCE;
+        loop {
             match Self::take(data_dir, command) {
-                Err(LockError::Held { .. }) => std::thread::sleep(LOOK),
+                Err(LockError::Held { by, .. })
+                    if Instant::now() < until && !by.is_some_and(|by| by.serves) =>
+                {
+                    std::thread::sleep(LOOK);
+                }
                 other => return other,
             }
         }
-        Self::take(data_dir, command)
     }
 
     /// Takes the lock for a command, at once or not at all.
@@ -191,5 +195,20 @@ mod tests {
         drop(first);
         assert_eq!(holder(dir.path()).unwrap(), None);
         DataDirLock::take(dir.path(), "run").unwrap();
+    }
+
+    #[test]
+    fn one_that_only_takes_a_moment_is_waited_for_however_busy_the_machine() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = DataDirLock::take(dir.path(), "balance").unwrap();
+        let slow = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(1));
+            drop(first);
+        });
+        let mut second = DataDirLock::take_patiently(dir.path(), "run").unwrap();
+        slow.join().unwrap();
+        second.serve().unwrap();
+        let refused = DataDirLock::take_patiently(dir.path(), "run").unwrap_err();
+        assert!(refused.to_string().contains("`run`"), "{refused}");
     }
 }

@@ -16,6 +16,16 @@ pub(super) enum Look {
     Never(String),
 }
 
+/// Why a channel will not stand.
+pub(super) const OVER: &str = "its channel was closed before it stood";
+
+/// Whether there was one that will never stand.
+pub(super) fn is_over(ctx: &Context, leaf: LeafId) -> bool {
+    let node = ctx.lightning.node();
+    let stage = node.and_then(|node| node.leaf(leaf)).map(|leaf| leaf.stage);
+    matches!(stage, Some(Stage::Closed | Stage::Abandoned))
+}
+
 /// There will be no such leaf.
 pub(super) async fn abandon(ctx: &Context, leaf: LeafId) {
     let Some(node) = ctx.lightning.node() else {
@@ -41,7 +51,7 @@ pub(super) async fn look(ctx: &Context, leaf: &Leaf, peer: PublicKey) -> Look {
     let stage = node.leaf(leaf.id).map(|view| view.stage);
     match next(stage, node.peers().contains(&peer)) {
         Next::Wait => Look::Waits,
-        Next::Refused => Look::Never("its channel was closed before it stood".to_owned()),
+        Next::Refused => Look::Never(OVER.to_owned()),
         Next::Open => {
             let leaf = leaf.clone();
             let opened = tokio::task::spawn_blocking(move || node.open_leaf(leaf, peer)).await;

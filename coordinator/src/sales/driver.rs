@@ -278,6 +278,10 @@ impl Driver {
         if height > self.row.order.sign_until.0 {
             return Ok(Some("the quote does not hold any more".to_owned()));
         }
+        // Perhaps it was given up, and we died before that was stored.
+        if channel::is_over(&self.ctx, LeafId(self.row.order.leaf_id.0)) {
+            return Ok(Some(channel::OVER.to_owned()));
+        }
         Ok(self.is_due(height).then(|| TOO_LONG.to_owned()))
     }
 
@@ -495,8 +499,10 @@ impl Driver {
         }
     }
 
-    /// Nothing comes of it: stored, then the payment goes back.
+    /// Nothing comes of it: stored, then the payment goes back. The channel first, which must carry nothing and would be in the way of its client's
+    /// payments, even where the terms are bound, and nothing else can be sold: a restart in between finds the sale still there, and comes here again.
     async fn give_up(&mut self, reason: &str) -> Result<Stop, Stop> {
+        channel::abandon(&self.ctx, LeafId(self.row.order.leaf_id.0)).await;
         loop {
             let cancelled =
                 payment::cancel(&self.ctx, &self.row, PurchaseState::Paid, reason).await;
@@ -506,8 +512,6 @@ impl Driver {
             }
         }
         self.ctx.lightning.send_back(self.row.order.hash);
-        // Even where the terms are bound, and nothing else can be sold: a channel that must carry nothing would be in the way of its client's payments.
-        channel::abandon(&self.ctx, LeafId(self.row.order.leaf_id.0)).await;
         Ok(Stop::Over)
     }
 }
