@@ -223,6 +223,11 @@ pub enum NodeEvent {
         /// Why.
         reason: JitRefusal,
     },
+    /// A channel that was bought stands, and its funding waits for the host's word ([`crate::Node::release_bought`]).
+    BoughtStands {
+        /// Its number.
+        id: u64,
+    },
     /// An ordinary channel may be used.
     ChannelOpened {
         /// The number it was opened under; 0 if the peer opened it.

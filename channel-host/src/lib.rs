@@ -21,11 +21,12 @@
 //! * payments in, out and through, and ordinary channels;
 //! * moves of a balance from one leaf to another, in parts ([`MovePart`]);
 //! * questions and answers by LSPS0 ([`LspsService`]);
-//! * channels opened when the payment for them is here ([`JitOrder`]).
+//! * channels opened when the payment for them is here ([`JitOrder`]), or on the host's word ([`BoughtChannel`]).
 //!
 //! [`Host`] keeps a node running.
 //!
 
+mod bought;
 mod clock;
 mod coins;
 mod config;
@@ -44,6 +45,7 @@ mod store;
 mod timeout;
 mod wallet_coins;
 
+pub use bought::{BoughtChannel, BoughtView};
 pub use coins::{FeeCoin, FeeCoins, FeeCoinsError};
 pub use config::{FeePolicy, NodeConfig};
 pub use error::NodeError;

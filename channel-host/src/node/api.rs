@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 
 use super::payments::{MAX_LOCK, PaymentView};
 use super::{ChannelView, LeafBalance, Node, Settlement};
+use crate::bought::{BoughtChannel, BoughtView};
 use crate::error::NodeError;
 use crate::event::{Msat, PaymentHash};
 use crate::jit::JitOrder;
@@ -322,6 +323,43 @@ impl Node {
         announce: bool,
     ) -> Result<u64, NodeError> {
         self.core.open_channel(peer, capacity, announce)
+    }
+
+    /// Opens a channel that was bought, as an ordinary one whose funding is withheld: [`crate::NodeEvent::BoughtStands`] tells when it may be let out.
+    /// The same number again changes nothing.
+    ///
+    /// # Errors
+    /// Those of the store, and LDK's refusal, for example of a peer that is away.
+    pub fn open_bought(&self, channel: BoughtChannel) -> Result<(), NodeError> {
+        self.core.open_bought(channel)
+    }
+
+    /// Channels that were bought; one that did not come about is missing, and none that was not let out outlives a restart.
+    pub fn bought(&self) -> Vec<BoughtView> {
+        self.core.bought.views()
+    }
+
+    /// Lets the funding of such a channel out, for good: it is broadcast when this returns, and sent out again until it is in a block. The same again
+    /// changes nothing. `false`: there is no such channel (any more).
+    ///
+    /// # Errors
+    /// Those of the store and the Bitcoin node; it may be out all the same, and is tried again at every block.
+    pub async fn release_bought(&self, id: u64) -> Result<bool, NodeError> {
+        self.core.release_bought(id).await
+    }
+
+    /// Gives such a channel up, and frees its coins; `false`: its funding was let out, and it stays.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn drop_bought(&self, id: u64) -> Result<bool, NodeError> {
+        self.core.drop_bought(id).await
+    }
+
+    /// Blocks before its expiry by which a payment to us has to be claimed, whichever of our leaves it came over.
+    pub fn claim_time(&self) -> u32 {
+        let slowest = self.core.exit_delay(None);
+        slowest.saturating_add(crate::pay::CLAIM_BUFFER)
     }
 
     /// Closes a channel together with its peer, or, with `force`, alone.

@@ -77,20 +77,26 @@ impl Core {
         capacity: Amount,
         announce: bool,
     ) -> Result<u64, NodeError> {
-        let mut config = self.config.ldk();
-        config.channel_handshake_config.announce_for_forwarding = announce;
         // Never 0, which is a channel the peer opened.
         let id = rand::random::<u64>().max(1);
-        self.manager.create_channel(
-            peer,
-            capacity.to_sat(),
-            0,
-            u128::from(id),
-            None,
-            Some(config),
-        )?;
-        self.peers.process_events();
+        self.create_ordinary(peer, capacity, announce, id)?;
         Ok(id)
+    }
+
+    pub(super) fn create_ordinary(
+        &self,
+        peer: PublicKey,
+        capacity: Amount,
+        announce: bool,
+        id: u64,
+    ) -> Result<(), NodeError> {
+        let mut config = self.config.ldk();
+        config.channel_handshake_config.announce_for_forwarding = announce;
+        let (sat, id) = (capacity.to_sat(), u128::from(id));
+        self.manager
+            .create_channel(peer, sat, 0, id, None, Some(config))?;
+        self.peers.process_events();
+        Ok(())
     }
 
     /// Pays for an ordinary channel; if that fails, there is none.
@@ -117,8 +123,14 @@ impl Core {
         let coins = &self.config.coins;
         let amount = Amount::from_sat(value);
         let transaction = coins.pay(script, amount, feerate).await.map_err(refused)?;
-        self.manager
-            .funding_transaction_generated(channel, peer, transaction)?;
+        let given = transaction.clone();
+        let given = self
+            .manager
+            .funding_transaction_generated(channel, peer, given);
+        if let Err(error) = given {
+            self.give_up_funding(&transaction).await;
+            return Err(error.into());
+        }
         Ok(())
     }
 

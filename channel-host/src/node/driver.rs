@@ -112,6 +112,7 @@ impl Core {
         self.settle().await?;
         self.repeat_parts();
         self.jit_resume().await?;
+        self.bought_resume().await?;
         if self.close_lost(&self.lost).await.is_err() {
             tracing::warn!("that a leaf is closed is told at the next block");
         }
@@ -214,6 +215,7 @@ impl Core {
         }
         if moved {
             self.jit_release().await;
+            self.bought_push().await;
             self.fees.refresh(&*self.config.chain).await?;
             self.sweep_target.refresh(&*self.config.coins).await;
             if self

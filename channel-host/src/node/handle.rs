@@ -84,9 +84,17 @@ impl Core {
                                 .await
                         }
                         None => {
-                            self.fund_ordinary(channel, channel_value_satoshis, &output_script)
-                                .await;
-                            Ok(())
+                            let value = channel_value_satoshis;
+                            match self.bought.by_channel(user_channel_id) {
+                                Some(bought) => {
+                                    self.bought_fund(&bought, channel, value, &output_script)
+                                        .await
+                                }
+                                None => {
+                                    self.fund_ordinary(channel, value, &output_script).await;
+                                    Ok(())
+                                }
+                            }
                         }
                     },
                 }
@@ -110,7 +118,10 @@ impl Core {
                     )
                     .await
                 }
-                None => Ok(()),
+                None => match self.bought.by_channel(user_channel_id) {
+                    Some(bought) => self.bought_stands(&bought, funding_txo).await,
+                    None => Ok(()),
+                },
             },
             Event::ChannelReady {
                 user_channel_id,
@@ -147,11 +158,9 @@ impl Core {
                     if let Some(order) = self.jit.by_channel(user_channel_id) {
                         self.jit_closed(&order, &reason).await?;
                     }
-                    self.told(NodeEvent::ChannelClosed {
-                        id: u64::try_from(user_channel_id).unwrap_or(0),
-                        reason,
-                    })
-                    .await
+                    let id = u64::try_from(user_channel_id).unwrap_or(0);
+                    self.bought_closed(id).await?;
+                    self.told(NodeEvent::ChannelClosed { id, reason }).await
                 }
             },
             Event::PaymentClaimable {

@@ -6,10 +6,10 @@ use lightning::ln::channel_state::ChannelDetails;
 
 use super::Core;
 use super::channels::FUNDING_TARGET;
+use super::funding::LATER;
 use super::handle::Again;
 use super::jit::channel_of;
 use super::leaves::Channel;
-use crate::coins::FeeCoinsError;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent};
 use crate::jit::{Record, Stage};
@@ -67,33 +67,15 @@ impl Core {
         value: u64,
         script: &ScriptBuf,
     ) -> Result<Transaction, NodeError> {
-        let pays = |funding: &Transaction| {
-            let mut outputs = funding.output.iter();
-            outputs.any(|output| output.script_pubkey == *script)
+        let known = record.funding.clone();
+        let store = |funding: &Transaction| {
+            let stored = self.jit.update(record.scid, |record| {
+                record.funding = Some(funding.clone());
+            });
+            Ok(stored?.is_some())
         };
-        if let Some(known) = record.funding.clone().filter(pays) {
-            return Ok(known);
-        }
-        let feerate = self.config.chain.fee_rate(FUNDING_TARGET).await?;
-        let refused = |error: FeeCoinsError| NodeError::Refused(error.to_string());
-        let (coins, amount) = (&self.config.coins, Amount::from_sat(value));
-        let funding = coins.pay(script, amount, feerate).await.map_err(refused)?;
-        coins.keep(&funding).await.map_err(refused)?;
-        self.jit.update(record.scid, |record| {
-            record.funding = Some(funding.clone());
-        })?;
-        Ok(funding)
-    }
-
-    /// What it costs, if its coins are still there.
-    async fn fee_of(&self, transaction: &Transaction) -> Option<Amount> {
-        let mut paid_in = Amount::ZERO;
-        for input in &transaction.input {
-            let coin = self.config.chain.coin(input.previous_output).await;
-            paid_in = paid_in.checked_add(coin.ok()??.txout.value)?;
-        }
-        let paid_out = transaction.output.iter().map(|output| output.value);
-        paid_in.checked_sub(paid_out.sum())
+        let to = (script, Amount::from_sat(value));
+        self.funding(known, to, FUNDING_TARGET, store).await
     }
 
     /// Sends out funding transactions that may go and are in no block yet: each once its channel stands, or once the client has let us keep the
@@ -102,7 +84,7 @@ impl Core {
         let channels = self.manager.list_channels();
         for record in self.jit.all() {
             if let Err(error) = self.jit_release_one(&record, &channels).await {
-                tracing::warn!(%error, "a channel's funding is looked at again at the next block");
+                tracing::warn!(%error, "{LATER}");
             }
         }
     }
@@ -115,58 +97,29 @@ impl Core {
         let Some(funding) = &record.funding else {
             return Ok(());
         };
-        let coins = &self.config.coins;
-        let done = match channel_of(channels, record) {
-            Some(channel) => channel.confirmations.unwrap_or(0) > 0,
-            // Closed: what was never sent out was given up with it, what was is owed until it is in the chain.
-            None if !record.released => return Ok(()),
-            None => {
-                let in_chain = self.is_spent(funding).await?;
-                if in_chain {
-                    self.jit
-                        .update(record.scid, |record| record.funding = None)?;
-                }
-                in_chain
-            }
+        let channel = channel_of(channels, record);
+        // Stored first: from now on it may be in a block, whatever becomes of its channel.
+        let release = || {
+            self.jit
+                .update(record.scid, |record| record.released = true)
+                .map(drop)
         };
-        if done {
-            coins.let_go(funding).await;
-            return Ok(());
-        }
-        let kept = coins.keep(funding).await;
-        kept.map_err(|error| NodeError::Refused(error.to_string()))?;
-        if record.may_be_funded() {
-            // Stored first: from now on it may be in a block, whatever becomes of its channel.
-            if !record.released {
-                self.jit
-                    .update(record.scid, |record| record.released = true)?;
-            }
-            self.broadcaster.send(vec![funding.clone()]);
+        let release = (record.may_be_funded() && !record.released).then_some(release);
+        if self
+            .push_funding(funding, channel, record.released, release)
+            .await?
+        {
+            self.jit
+                .update(record.scid, |record| record.funding = None)?;
         }
         Ok(())
     }
 
-    /// Whether a block has spent what a transaction spends.
-    async fn is_spent(&self, transaction: &Transaction) -> Result<bool, NodeError> {
-        for input in &transaction.input {
-            let coin = self.config.chain.coin(input.previous_output).await?;
-            if coin.is_none() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     /// The channel of an order is closed, and its funding was not sent out by us: the coins are free, or as free as the mempool says.
     pub(super) async fn jit_free(&self, record: &Record, withheld: bool) {
-        let coins = &self.config.coins;
         match &record.funding {
-            Some(funding) if withheld => {
-                if let Err(error) = coins.give_up(funding).await {
-                    tracing::warn!(%error, "a channel's coins are free later");
-                }
-            }
-            Some(funding) if !record.released => coins.let_go(funding).await,
+            Some(funding) if withheld => self.give_up_funding(funding).await,
+            Some(funding) if !record.released => self.config.coins.let_go(funding).await,
             _ => {}
         }
     }

@@ -1,6 +1,7 @@
 //! The embedded LDK node.
 
 mod api;
+mod bought;
 mod broadcast;
 mod chain_sync;
 mod channels;
@@ -9,6 +10,7 @@ mod ended;
 mod exit;
 mod fees;
 mod forwards;
+mod funding;
 mod gossip;
 mod handle;
 mod jit;
@@ -47,6 +49,7 @@ use lightning_net_tokio::SocketDescriptor;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 
+use crate::bought::BoughtBook;
 use crate::coins::CoinSource;
 use crate::config::NodeConfig;
 use crate::jit::JitBook;
@@ -139,6 +142,7 @@ struct Core {
     peer_book: PeerBook,
     scids: ScidBook,
     jit: JitBook,
+    bought: BoughtBook,
     /// Payments for channels that are not there yet.
     jit_held: std::sync::Mutex<Vec<jit::Held>>,
     bumper: Bumper,

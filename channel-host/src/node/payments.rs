@@ -239,13 +239,15 @@ impl Core {
     /// Ways over our ordinary channels that are not announced; none if the world knows one that is.
     fn private_ways(&self) -> Vec<Way> {
         let channels = self.manager.list_usable_channels();
-        let ordinary: Vec<_> = channels
+        let mut ordinary: Vec<_> = channels
             .into_iter()
             .filter(|channel| !crate::is_leaf(channel.user_channel_id))
             .collect();
         if ordinary.iter().any(|channel| channel.is_announced) {
             return Vec::new();
         }
+        // Over those that we sold, all is ours at first: nothing comes in.
+        ordinary.sort_by_key(|channel| std::cmp::Reverse(channel.inbound_capacity_msat));
         let ways = ordinary.iter().filter_map(|channel| {
             let forwards = channel.counterparty.forwarding_info.as_ref()?;
             Some(Way::from(InterceptHint {

@@ -357,6 +357,7 @@ async fn load(
         peer_book: PeerBook::open(Arc::clone(&store))?,
         scids: ScidBook::open(Arc::clone(&store))?,
         jit: JitBook::open(Store::clone(&store))?,
+        bought: BoughtBook::open(Store::clone(&store))?,
         jit_held: std::sync::Mutex::default(),
         config,
         store,
