@@ -28,6 +28,7 @@ use crate::event::{Event, Events};
 use crate::keys::NodeKeys;
 use crate::ladder::{self, LadderState};
 use crate::lightning::{self, Lightning, LightningError};
+use crate::lsps1::{self, Lsps1};
 use crate::sales::{self, Sales};
 use crate::server::{self, Front};
 use crate::sessions::Sessions;
@@ -216,6 +217,7 @@ impl Coordinator {
             lightning: Lightning::default(),
             ladder: LadderState::default(),
             webhooks: Webhooks::default(),
+            lsps1: Lsps1::default(),
             sales: Sales::default(),
         });
         // Before it can be named to clients; a Bitcoin node that is away is waited for.
@@ -305,6 +307,8 @@ impl Coordinator {
         self.spawn("ladder", ladder::run(ctx, self.shutdown.subscribe()));
         let ctx = Arc::clone(&self.ctx);
         self.spawn("sales", sales::run(ctx, self.shutdown.subscribe()));
+        let ctx = Arc::clone(&self.ctx);
+        self.spawn("orders", lsps1::run(ctx, self.shutdown.subscribe()));
         match poster {
             Ok(poster) => {
                 let ctx = Arc::clone(&self.ctx);

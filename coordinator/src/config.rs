@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::jit::JitConfig;
+use crate::lsps1::Lsps1Config;
 use crate::params;
 use crate::sales::SalesConfig;
 
@@ -63,6 +64,8 @@ pub struct Config {
     pub webhooks: WebhooksConfig,
     /// Channels opened when the payment for them is here.
     pub jit: JitConfig,
+    /// Channels ordered in advance.
+    pub lsps1: Lsps1Config,
     /// Channels sold from stocks.
     pub sales: SalesConfig,
 }
@@ -468,6 +471,13 @@ impl Config {
                 "just-in-time channels are for regtest so far: docs/adr/0009 names the ways in which they can still lose money",
             ));
         }
+        if self.lsps1.enabled && self.network != Network::Regtest {
+            return Err(wrong(
+                "lsps1.enabled",
+                "true",
+                "channels ordered by LSPS1 are for regtest so far: docs/lsps.md names what is missing",
+            ));
+        }
         if self.sales.enabled && self.network != Network::Regtest {
             return Err(wrong(
                 "sales.enabled",
@@ -520,6 +530,7 @@ impl Config {
         )?;
         positive("webhooks.timeout_seconds", self.webhooks.timeout_seconds)?;
         self.jit.check()?;
+        self.lsps1.check()?;
         self.sales.check()?;
         let factory = self.factory_params(&BTreeMap::new())?;
         if self.ladder.enabled {

@@ -146,6 +146,14 @@ fn unknown_keys_and_bad_values_are_named() {
             "network = \"signet\"\n[jit]\nenabled = true\n",
             "jit.enabled",
         ),
+        (
+            "network = \"signet\"\n[lsps1]\nenabled = true\n",
+            "lsps1.enabled",
+        ),
+        ("[lsps1]\nmax_sat = 16777216\n", "lsps1.max_sat"),
+        ("[lsps1]\nmin_sat = 1\n", "lsps1.min_sat"),
+        ("[lsps1]\nhold_blocks = 3\n", "lsps1.hold_blocks"),
+        ("[lsps1]\nvalid_seconds = 0\n", "lsps1.valid_seconds"),
         ("[factory.set]\nk = 9\n", "k is 9"),
         ("[factory.set]\nkk = 9\n", "kk"),
     ] {

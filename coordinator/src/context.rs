@@ -13,6 +13,7 @@ use crate::event::Events;
 use crate::keys::NodeKeys;
 use crate::ladder::LadderState;
 use crate::lightning::Lightning;
+use crate::lsps1::Lsps1;
 use crate::sales::Sales;
 use crate::sessions::Sessions;
 use crate::store::Store;
@@ -68,6 +69,8 @@ pub struct Context {
     pub ladder: LadderState,
     /// How clients that are away are woken.
     pub webhooks: Webhooks,
+    /// Orders of channels under way.
+    pub lsps1: Lsps1,
     /// Sales from stocks under way.
     pub sales: Sales,
 }
@@ -75,9 +78,15 @@ pub struct Context {
 impl Context {
     /// The feerate of our own transactions: the node's estimate within the configured bounds.
     pub async fn feerate(&self) -> FeeRate {
+        self.feerate_within(self.config.chain.fee_target_blocks)
+            .await
+    }
+
+    /// The same for what is to confirm within so many blocks.
+    pub async fn feerate_within(&self, blocks: u16) -> FeeRate {
         let chain = &self.config.chain;
         let most = FeeRate::from_sat_per_vb_u32(chain.max_feerate);
-        match self.source.fee_rate(chain.fee_target_blocks).await {
+        match self.source.fee_rate(blocks).await {
             Ok(rate) => rate.min(most),
             Err(error) => {
                 tracing::warn!(%error, "no feerate estimate: using the configured one");

@@ -102,6 +102,18 @@ impl NodeKeys {
         PaymentHash(sha256::Hash::hash(&*self.sale_preimage(sale)).to_byte_array())
     }
 
+    /// The preimage of the payment for an order (LSPS1), as that of a sale.
+    #[must_use]
+    pub fn lsps1_preimage(&self, order: &str) -> Zeroizing<[u8; 32]> {
+        self.derived(b"superscalar/lsps1/preimage", order.as_bytes())
+    }
+
+    /// The hash that names this payment.
+    #[must_use]
+    pub fn lsps1_hash(&self, order: &str) -> PaymentHash {
+        PaymentHash(sha256::Hash::hash(&*self.lsps1_preimage(order)).to_byte_array())
+    }
+
     /// A secret for `purpose` and nothing else: a tagged hash (BIP-340) of the node's secret.
     fn derived(&self, purpose: &[u8], of: &[u8]) -> Zeroizing<[u8; 32]> {
         let tag = sha256::Hash::hash(purpose);

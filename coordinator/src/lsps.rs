@@ -1,19 +1,21 @@
-//! What Lightning peers ask by LSPS0 (bLIP-50), answered here: LSPS2 (just-in-time channels), if they are sold, LSPS5 (webhooks),
-//! and our own questions about channels from stocks.
+//! What Lightning peers ask by LSPS0 (bLIP-50), answered here: LSPS1 (channels) and LSPS2 (just-in-time channels), if they are sold, LSPS5
+//! (webhooks), and our own questions about channels from stocks.
 
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{JitGates, JitOpening, LspsService, RpcError};
+use chrono::{DateTime, SecondsFormat, Utc};
 use factory_tree::ids::ClientId;
 use factory_tree::sale::order::method as sale;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::context::Context;
 use crate::event::Event;
 use crate::store::StoreError;
-use crate::{jit, sales, webhooks};
+use crate::{jit, lsps1, sales, webhooks};
 
 /// Answers. The node is part of the context, so this does not keep it alive.
 #[derive(Debug)]
@@ -48,14 +50,48 @@ impl From<StoreError> for Refusal {
     }
 }
 
+/// An amount, which bLIP-50 wants written as a string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Text(pub u64);
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| digits);
+        number
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("amounts are strings of digits"))
+    }
+}
+
+/// A time as bLIP-50 wants it.
+#[must_use]
+pub fn datetime(unix: u64) -> String {
+    let at = i64::try_from(unix).ok();
+    let at = at.and_then(|at| DateTime::<Utc>::from_timestamp(at, 0));
+    let at = at.unwrap_or(DateTime::<Utc>::MAX_UTC);
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
 #[async_trait]
 impl LspsService for Lsps {
     fn protocols(&self) -> Vec<u16> {
         let ctx = self.0.upgrade();
-        match ctx {
-            Some(ctx) if ctx.config.jit.enabled => vec![2, 5],
-            _ => vec![5],
-        }
+        let config = ctx.as_ref().map(|ctx| &ctx.config);
+        let sold = [
+            (1, config.is_some_and(|config| config.lsps1.enabled)),
+            (2, config.is_some_and(|config| config.jit.enabled)),
+            (5, true),
+        ];
+        let served = sold.into_iter().filter(|(_, served)| *served);
+        served.map(|(number, _)| number).collect()
     }
 
     async fn answer(
@@ -67,6 +103,12 @@ impl LspsService for Lsps {
         let ctx = self.0.upgrade().ok_or_else(RpcError::internal)?;
         let client = ClientId(peer.serialize());
         let answered = match method {
+            "lsps1.get_info" if ctx.config.lsps1.enabled => lsps1::get_info(&ctx, params),
+            "lsps1.create_order" if ctx.config.lsps1.enabled => {
+                lsps1::create_order(&ctx, client, params).await
+            }
+            // What was ordered before can be asked for all the same.
+            "lsps1.get_order" => lsps1::get_order(&ctx, client, params).await,
             "lsps2.get_info" if ctx.config.jit.enabled => jit::get_info(&ctx, client, params).await,
             "lsps2.buy" if ctx.config.jit.enabled => jit::buy(&ctx, client, params).await,
             "lsps5.set_webhook" => webhooks::set(&ctx, client, params).await,

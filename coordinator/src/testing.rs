@@ -36,6 +36,7 @@ use crate::event::{Event, Events};
 use crate::keys::{FreshSeed, NodeKeys};
 use crate::ladder::LadderState;
 use crate::lightning::Lightning;
+use crate::lsps1::Lsps1;
 use crate::sales::Sales;
 use crate::sessions::Sessions;
 use crate::store::ceremonies::{self, Wish};
@@ -481,6 +482,7 @@ async fn context(
         lightning: Lightning::default(),
         ladder: LadderState::default(),
         webhooks: Webhooks::default(),
+        lsps1: Lsps1::default(),
         sales: Sales::default(),
     };
     (Arc::new(ctx), reader)

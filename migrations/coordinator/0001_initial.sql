@@ -267,6 +267,40 @@ CREATE INDEX jit_order_client ON jit_order (client);
 CREATE INDEX jit_order_channel ON jit_order (channel);
 CREATE INDEX jit_order_opened ON jit_order (opened_at);
 
+-- Channels ordered in advance (LSPS1). Times are Unix time where they are not heights; the numbers of channels are 64 bits with a sign.
+CREATE TABLE lsps1_order (
+    number INTEGER PRIMARY KEY,
+    order_id TEXT NOT NULL UNIQUE,
+    client BLOB NOT NULL,
+    lsp_balance_sat INTEGER NOT NULL,
+    confirmations INTEGER NOT NULL,
+    confirm_within INTEGER NOT NULL,
+    expiry_blocks INTEGER NOT NULL,
+    announce INTEGER NOT NULL,
+    fee_sat INTEGER NOT NULL, -- the price, promised
+    hash BLOB NOT NULL UNIQUE, -- of the payment
+    invoice TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    valid_until INTEGER NOT NULL, -- when it must be paid
+    state TEXT NOT NULL CHECK (state IN ('ordered', 'held', 'open', 'paid', 'failed')),
+    held_at INTEGER,
+    held_until INTEGER, -- height at which the held payment expires
+    opens INTEGER NOT NULL DEFAULT 0,
+    opened_at INTEGER, -- the last time
+    channel INTEGER, -- of the last try
+    onchain_sat INTEGER NOT NULL DEFAULT 0, -- what the funding costs; an estimate until it is known
+    funding_txid BLOB,
+    funding_vout INTEGER,
+    funded_at INTEGER,
+    taken_msat INTEGER NOT NULL DEFAULT 0, -- what was taken of the payment
+    ended_at INTEGER,
+    note TEXT NOT NULL DEFAULT '' -- what it waits for, or why nothing came of it
+) STRICT;
+CREATE INDEX lsps1_order_channel ON lsps1_order (channel);
+CREATE INDEX lsps1_order_client ON lsps1_order (client);
+CREATE INDEX lsps1_order_opened ON lsps1_order (opened_at);
+CREATE INDEX lsps1_order_state ON lsps1_order (state);
+
 -- Sales from stocks (protocol.md section 6): every order that took a quote. Its transactions follow from the stock and the terms.
 CREATE TABLE sale (
     number INTEGER PRIMARY KEY,

@@ -7,12 +7,13 @@ use super::convert::store_error;
 use crate::clock::unix_time;
 use crate::context::Context;
 use crate::jit::scid_text;
+use crate::limits::{DAY, HOUR};
+use crate::lsps1;
 use crate::store::jit::{self as rows, OrderRow};
+use crate::store::lsps1 as orders;
 
 /// The most orders that are listed at once.
 const MOST: u32 = 10_000;
-const HOUR: u64 = 3_600;
-const DAY: u64 = 86_400;
 
 /// Channels sold just in time.
 pub async fn jit(ctx: &Context, limit: u32) -> Result<LiquidityJitResponse, ServiceError> {
@@ -58,5 +59,56 @@ fn order(row: &OrderRow) -> JitOrder {
         onchain_sat: row.onchain_sat,
         opens: row.opens,
         problem: row.problem.clone(),
+    }
+}
+
+/// Channels ordered in advance.
+pub async fn orders(ctx: &Context, limit: u32) -> Result<LiquidityOrdersResponse, ServiceError> {
+    let now = unix_time();
+    let read = ctx.store.read(async |tx| {
+        Ok((
+            orders::list(tx, limit.min(MOST)).await?,
+            orders::opens_since(tx, now.saturating_sub(HOUR)).await?,
+            orders::onchain_since(tx, now.saturating_sub(DAY)).await?,
+            orders::taken_since(tx, now.saturating_sub(DAY)).await?,
+        ))
+    });
+    let (all, opens, onchain_sat, taken_msat) = read.await.map_err(|error| store_error(&error))?;
+    let config = &ctx.config.lsps1;
+    Ok(LiquidityOrdersResponse {
+        orders: all.iter().map(channel_order).collect(),
+        enabled: config.enabled,
+        opens,
+        opens_limit: config.opens_per_hour,
+        onchain_sat,
+        onchain_limit_sat: config.onchain_budget_sat,
+        taken_msat,
+    })
+}
+
+fn channel_order(row: &orders::OrderRow) -> ChannelOrder {
+    let order = &row.order;
+    let expires_at = |funded_at| lsps1::expires_at(order, funded_at);
+    ChannelOrder {
+        order_id: order.id.clone(),
+        client: order.client.0.to_vec().into(),
+        state: row.state.name().to_owned(),
+        lsp_balance_sat: order.lsp_balance_sat,
+        announce: order.announce,
+        expiry_blocks: order.expiry_blocks,
+        fee_sat: order.fee_sat,
+        taken_msat: row.taken_msat,
+        created_at: order.created_at,
+        valid_until: order.valid_until,
+        held_until: row.held_until,
+        opens: row.opens,
+        channel: row.channel.map(|number| number.to_string()),
+        onchain_sat: row.onchain_sat,
+        funding: row.funding.map(|outpoint| outpoint.to_string()),
+        funded_at: row.funded_at,
+        expires_at: row.funded_at.map(expires_at),
+        ended_at: row.ended_at,
+        note: row.note.clone(),
+        hash: order.hash.0.to_vec().into(),
     }
 }

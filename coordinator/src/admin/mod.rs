@@ -199,6 +199,15 @@ impl Admin for Operator {
         ))
     }
 
+    async fn liquidity_orders(
+        &self,
+        request: Request<LiquidityOrdersRequest>,
+    ) -> Result<Response<LiquidityOrdersResponse>, Status> {
+        Ok(Response::new(
+            liquidity::orders(&self.ctx, request.get_ref().limit).await?,
+        ))
+    }
+
     async fn liquidity_stock(
         &self,
         _: Request<LiquidityStockRequest>,

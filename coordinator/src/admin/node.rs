@@ -16,6 +16,7 @@ use proto::v1::{self, ErrorCode};
 use super::convert::store_error;
 use crate::context::Context;
 use crate::lightning::{self, PayError, spend_name};
+use crate::lsps1;
 use crate::store::payments::{self, PaymentRow};
 
 /// How long a name may take to become an address.
@@ -200,10 +201,18 @@ pub async fn close_channel(
     let node = running(ctx)?;
     let id = <[u8; 32]>::try_from(request.channel.as_ref());
     let id = id.map_err(|_| bad("a channel id has 32 bytes; see `coordinator node channels`"))?;
-    let leaf = node
-        .channels()
-        .into_iter()
-        .find_map(|view| view.leaf.filter(|_| view.channel == id));
+    let mut channels = node.channels().into_iter();
+    let view = channels.find(|view| view.channel == id);
+    if let Some(funding) = view.as_ref().and_then(|view| view.outpoint)
+        && !request.force
+    {
+        let until = lsps1::promised_until(ctx, funding).await;
+        if let Some(until) = until.map_err(|error| store_error(&error))? {
+            let text = format!("this channel is sold until {until}; --force breaks that promise");
+            return Err(ServiceError::new(ErrorCode::Refused, text));
+        }
+    }
+    let leaf = view.and_then(|view| view.leaf);
     match leaf.filter(|_| request.force) {
         // To the chain, with its path.
         Some(leaf) => {

@@ -243,6 +243,7 @@ pub async fn revenue(ctx: &Context, days: u32) -> Result<LiquidityRevenueRespons
         day,
         sales_msat: revenue.sales_msat,
         jit_msat: revenue.jit_msat,
+        lsps1_msat: revenue.lsps1_msat,
         onchain_sat: revenue.onchain_sat,
     });
     Ok(LiquidityRevenueResponse {

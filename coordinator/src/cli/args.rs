@@ -233,6 +233,12 @@ pub enum LiquidityCommand {
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: u32,
     },
+    /// Channels ordered in advance (LSPS1), newest first, with what was taken and what they cost.
+    Orders {
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: u32,
+    },
     /// What every stock has left, and what keeps it from being sold from.
     Stock,
     /// Channels sold from stocks, newest first, with the fees taken.

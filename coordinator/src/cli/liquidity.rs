@@ -21,6 +21,11 @@ pub async fn call(
             let answer = admin.liquidity_jit(request).await;
             jit(json, &answer.map_err(refused)?.into_inner());
         }
+        LiquidityCommand::Orders { limit } => {
+            let request = LiquidityOrdersRequest { limit: *limit };
+            let answer = admin.liquidity_orders(request).await;
+            orders(json, &answer.map_err(refused)?.into_inner());
+        }
         LiquidityCommand::Stock => {
             let answer = admin.liquidity_stock(LiquidityStockRequest {}).await;
             sales::stock(json, &answer.map_err(refused)?.into_inner());
@@ -105,5 +110,72 @@ fn order_json(order: &JitOrder) -> Value {
         "fee_msat": order.fee_msat, "taken_msat": order.taken_msat, "capacity_sat": order.capacity_sat,
         "channel": order.channel, "funding": order.funding, "onchain_sat": order.onchain_sat, "opens": order.opens,
         "problem": order.problem,
+    })
+}
+
+fn orders(json: bool, answer: &LiquidityOrdersResponse) {
+    if json {
+        let orders: Vec<Value> = answer.orders.iter().map(channel_order_json).collect();
+        outln!(
+            "{}",
+            json!({
+                "enabled": answer.enabled,
+                "opens": answer.opens, "opens_limit": answer.opens_limit,
+                "onchain_sat": answer.onchain_sat, "onchain_limit_sat": answer.onchain_limit_sat,
+                "taken_msat": answer.taken_msat,
+                "orders": orders,
+            })
+        );
+        return;
+    }
+    let of = |used: u64, limit: u64| format!("{used} of {limit}");
+    pairs(&[
+        ("sold", yes(answer.enabled)),
+        ("opened this hour", of(answer.opens, answer.opens_limit)),
+        (
+            "on-chain fees today (sat)",
+            of(answer.onchain_sat, answer.onchain_limit_sat),
+        ),
+        ("taken today (sat)", sat(answer.taken_msat)),
+    ]);
+    let rows: Vec<Vec<String>> = answer
+        .orders
+        .iter()
+        .map(|order| {
+            vec![
+                order.order_id.clone(),
+                hex::encode(order.client.get(..4).unwrap_or_default()),
+                order.state.clone(),
+                order.lsp_balance_sat.to_string(),
+                order.fee_sat.to_string(),
+                sat(order.taken_msat),
+                order.onchain_sat.to_string(),
+                order.note.clone(),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "order",
+            "client",
+            "state",
+            "capacity (sat)",
+            "price (sat)",
+            "taken (sat)",
+            "on-chain (sat)",
+            "note",
+        ],
+        &rows,
+    );
+}
+
+fn channel_order_json(order: &ChannelOrder) -> Value {
+    json!({
+        "order_id": order.order_id, "client": hex::encode(&order.client), "state": order.state,
+        "lsp_balance_sat": order.lsp_balance_sat, "announce": order.announce, "expiry_blocks": order.expiry_blocks,
+        "fee_sat": order.fee_sat, "taken_msat": order.taken_msat, "created_at": order.created_at, "valid_until": order.valid_until,
+        "held_until": order.held_until, "opens": order.opens, "channel": order.channel, "onchain_sat": order.onchain_sat,
+        "funding": order.funding, "funded_at": order.funded_at, "expires_at": order.expires_at, "ended_at": order.ended_at,
+        "note": order.note, "hash": hex::encode(&order.hash),
     })
 }

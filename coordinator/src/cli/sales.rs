@@ -219,17 +219,19 @@ fn date(day: u64) -> String {
 
 /// Earned less spent, in thousandths of a satoshi.
 fn net_msat(day: &RevenueDay) -> i128 {
-    let earned = i128::from(day.sales_msat).saturating_add(day.jit_msat.into());
+    let earned = [day.sales_msat, day.jit_msat, day.lsps1_msat];
+    let earned: i128 = earned.into_iter().map(i128::from).sum();
     earned.saturating_sub(i128::from(day.onchain_sat).saturating_mul(1000))
 }
 
 pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueResponse) {
     if csv {
-        outln!("day,sales_msat,jit_msat,onchain_sat,net_msat");
+        outln!("day,sales_msat,jit_msat,lsps1_msat,onchain_sat,net_msat");
         for day in &answer.days {
-            let (sales, jit, onchain) = (day.sales_msat, day.jit_msat, day.onchain_sat);
+            let (sales, jit, lsps1) = (day.sales_msat, day.jit_msat, day.lsps1_msat);
+            let onchain = day.onchain_sat;
             outln!(
-                "{},{sales},{jit},{onchain},{}",
+                "{},{sales},{jit},{lsps1},{onchain},{}",
                 date(day.day),
                 net_msat(day)
             );
@@ -240,7 +242,8 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
         let days = answer.days.iter().map(|day| {
             // As text: JSON's numbers end before ours.
             json!({
-                "day": date(day.day), "sales_msat": day.sales_msat, "jit_msat": day.jit_msat, "onchain_sat": day.onchain_sat,
+                "day": date(day.day), "sales_msat": day.sales_msat, "jit_msat": day.jit_msat,
+                "lsps1_msat": day.lsps1_msat, "onchain_sat": day.onchain_sat,
                 "net_msat": net_msat(day).to_string(),
             })
         });
@@ -256,6 +259,7 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
                 date(day.day),
                 sat(day.sales_msat),
                 sat(day.jit_msat),
+                sat(day.lsps1_msat),
                 day.onchain_sat.to_string(),
                 net_msat(day).div_euclid(1000).to_string(),
             ]
@@ -266,6 +270,7 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
             "day",
             "stock sales (sat)",
             "just in time (sat)",
+            "ordered (sat)",
             "on-chain (sat)",
             "net (sat)",
         ],
@@ -283,9 +288,10 @@ mod tests {
             day: 86_400 * 365,
             sales_msat: 1_500,
             jit_msat: 500,
+            lsps1_msat: 200,
             onchain_sat: 3,
         };
-        assert_eq!(net_msat(&day), -1_000);
+        assert_eq!(net_msat(&day), -800);
         assert_eq!(date(day.day), "1971-01-01");
     }
 }

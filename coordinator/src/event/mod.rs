@@ -3,7 +3,7 @@
 mod sink;
 mod words;
 
-use bitcoin::Txid;
+use bitcoin::{OutPoint, Txid};
 use factory_tree::ceremony::coordinator::{self as machine, Phase};
 use factory_tree::ceremony::message::Round;
 use factory_tree::ids::{Attempt, CeremonyId, ClientId, FactoryId, SaleId};
@@ -291,6 +291,31 @@ pub enum Event {
     },
     /// It is closed, or did not come about.
     JitClosed { scid: String },
+    /// A client ordered a channel (LSPS1); `order` is its id.
+    Lsps1Ordered {
+        client: ClientId,
+        order: String,
+        lsp_balance_sat: u64,
+        fee_sat: u64,
+    },
+    /// The payment for it is here, and is held until this height at the latest.
+    Lsps1Held {
+        order: String,
+        amount_msat: u64,
+        held_until: u32,
+    },
+    /// Its channel is being opened.
+    Lsps1Opening { order: String, channel: String },
+    /// Its channel stands, and the funding is out.
+    Lsps1Funded {
+        order: String,
+        funding: OutPoint,
+        onchain_sat: u64,
+    },
+    /// Its payment is ours.
+    Lsps1Paid { order: String, taken_msat: u64 },
+    /// Nothing came of it; what was paid goes back.
+    Lsps1Failed { order: String, reason: String },
     /// A client ordered a channel from the stock it shares.
     SaleOrdered {
         client: ClientId,

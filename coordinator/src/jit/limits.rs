@@ -4,39 +4,14 @@ use bitcoin::Amount;
 use channel_host::{JitOpening, RpcError};
 use factory_tree::ids::ClientId;
 
-use super::CLIENT_REJECTED;
 use crate::context::Context;
+use crate::limits::{CLIENT_REJECTED, DAY, HOUR, Limits, Means, TRIES, Used};
 use crate::lsps::Refusal;
 use crate::store::jit::{self as rows, State};
 use crate::store::{Conn, Result};
 
-const HOUR: u64 = 3_600;
-const DAY: u64 = 86_400;
-/// A channel's funding with two taproot inputs and change, in virtual bytes.
-const FUNDING_VBYTES: u64 = 212;
-/// So often a channel is opened for one order: a client that never lets one come about costs us no more.
-const TRIES: u32 = 3;
-
-/// What of our money can be used now.
-struct Means {
-    /// In the wallet, confirmed and free.
-    coins: Amount,
-    /// What funding one channel costs, about.
-    fee: Amount,
-}
-
-impl Means {
-    async fn now(ctx: &Context) -> Self {
-        let coins = ctx.wallet.coins().await.into_iter();
-        let coins = coins.map(|coin| coin.txout.value);
-        let fee = ctx.feerate().await.fee_vb(FUNDING_VBYTES);
-        Self {
-            coins: coins.fold(Amount::ZERO, |sum, value| {
-                sum.checked_add(value).unwrap_or(Amount::MAX_MONEY)
-            }),
-            fee: fee.unwrap_or(Amount::MAX_MONEY),
-        }
-    }
+async fn means(ctx: &Context) -> Means {
+    Means::now(ctx, ctx.config.chain.fee_target_blocks).await
 }
 
 /// Why nothing can be opened now, if so.
@@ -47,26 +22,27 @@ pub(super) async fn closed(
     now: u64,
 ) -> Result<Option<String>> {
     let config = &ctx.config.jit;
-    if rows::opens_since(conn, now.saturating_sub(HOUR)).await? >= config.opens_per_hour {
-        return Ok(Some("too many channels were opened this hour".into()));
-    }
-    let spent = rows::onchain_since(conn, now.saturating_sub(DAY)).await?;
-    if spent.saturating_add(fee.to_sat()) > config.onchain_budget_sat {
-        return Ok(Some("today's budget for on-chain fees is used up".into()));
-    }
-    Ok(None)
+    let limits = Limits {
+        opens_per_hour: config.opens_per_hour,
+        onchain_budget_sat: config.onchain_budget_sat,
+    };
+    let used = Used {
+        opens: rows::opens_since(conn, now.saturating_sub(HOUR)).await?,
+        onchain_sat: rows::onchain_since(conn, now.saturating_sub(DAY)).await?,
+    };
+    Ok(limits.closed(used, fee))
 }
 
 /// The least fee that is worth it as feerates are: what funding a channel costs, or what is configured.
 pub(super) async fn least_fee_msat(ctx: &Context) -> u64 {
-    let costs = Means::now(ctx).await.fee.to_sat().saturating_mul(1000);
+    let costs = means(ctx).await.fee.to_sat().saturating_mul(1000);
     costs.max(ctx.config.jit.min_fee_msat)
 }
 
 /// The largest payment a channel can be opened for now, in satoshi; 0 if none.
 pub(super) async fn largest(ctx: &Context, now: u64) -> Result<u64> {
     let config = &ctx.config.jit;
-    let means = Means::now(ctx).await;
+    let means = means(ctx).await;
     let fee = means.fee;
     let closed = ctx
         .store
@@ -114,15 +90,14 @@ pub(super) async fn may_open(
     opening: &JitOpening,
     now: u64,
 ) -> Result<Result<(), String>> {
-    let means = Means::now(ctx).await;
+    let means = means(ctx).await;
     let fee = means.fee;
     if opening.fee.0 < fee.to_sat().saturating_mul(1000) {
         return Ok(Err(
             "the fee does not pay for the channel's funding as feerates are".into(),
         ));
     }
-    let needed = opening.capacity.checked_add(fee);
-    if needed.is_none_or(|needed| needed > means.coins) {
+    if !means.suffice_for(opening.capacity) {
         return Ok(Err("the wallet has not the coins for this channel".into()));
     }
     ctx.store

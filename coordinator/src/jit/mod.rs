@@ -20,15 +20,13 @@ use serde_json::{Map, Value, json};
 use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
-use crate::lsps::Refusal;
+use crate::lsps::{Refusal, Text};
 use crate::store::Result;
 use crate::store::jit::{self as rows, NewOrder};
-use params::{Offer, Text};
+use params::Offer;
 
 pub use config::JitConfig;
 
-/// bLIP-50's "rejected", for what is in order and cannot be served now.
-const CLIENT_REJECTED: i32 = 1;
 const UNKNOWN_TOKEN: i32 = 200;
 const INVALID_PARAMS: i32 = 201;
 const TOO_SMALL: i32 = 202;

@@ -2,30 +2,11 @@
 
 use bitcoin::hashes::cmp::fixed_time_eq;
 use bitcoin::hashes::{Hash, HashEngine, Hmac, HmacEngine, sha256};
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::DateTime;
 use factory_tree::ids::ClientId;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-/// An amount, which bLIP-50 wants written as a string.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Text(pub u64);
-
-impl Serialize for Text {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let number = text.parse().ok().filter(|_| digits);
-        number
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom("amounts are strings of digits"))
-    }
-}
+use crate::lsps::{Text, datetime};
 
 /// What a channel costs, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,14 +56,10 @@ impl Offer {
     }
 
     pub(super) fn promised(&self, key: &[u8; 32], client: ClientId) -> Promised {
-        let at = i64::try_from(self.valid_until).ok();
-        let at = at.and_then(|at| DateTime::<Utc>::from_timestamp(at, 0));
         Promised {
             min_fee_msat: Text(self.min_fee_msat),
             proportional: self.proportional,
-            valid_until: at
-                .unwrap_or(DateTime::<Utc>::MAX_UTC)
-                .to_rfc3339_opts(SecondsFormat::Millis, true),
+            valid_until: datetime(self.valid_until),
             min_lifetime: self.min_lifetime,
             max_client_to_self_delay: self.max_client_to_self_delay,
             min_payment_size_msat: Text(self.min_payment_size_msat),

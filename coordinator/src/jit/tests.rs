@@ -2,6 +2,7 @@ use channel_host::{LspsService, Msat};
 use factory_tree::testing::TestClient;
 
 use super::*;
+use crate::limits::CLIENT_REJECTED;
 use crate::lsps::Lsps;
 use crate::testing::TestWorld;
 

@@ -13,7 +13,7 @@ pub(crate) enum Asked {
     SendBack(PaymentHash),
 }
 
-fn no_node() -> NodeError {
+pub(super) fn no_node() -> NodeError {
     NodeError::Refused("the Lightning node does not run".to_owned())
 }
 

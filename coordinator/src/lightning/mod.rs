@@ -1,5 +1,6 @@
 //! The Lightning node beside the coordinator: channels on leaves, payments through us, ordinary channels of our own.
 
+mod bought;
 mod held;
 mod leaves;
 mod opening;
@@ -74,6 +75,9 @@ pub struct Lightning {
     /// What was asked of the payments of sales, in tests without a node.
     #[cfg(test)]
     pub(crate) asked: Mutex<Vec<held::Asked>>,
+    /// Its channels that were bought.
+    #[cfg(test)]
+    pub(crate) pretended: Mutex<bought::Pretended>,
 }
 
 impl Default for Lightning {
@@ -90,6 +94,8 @@ impl Default for Lightning {
             work: watch::Sender::new(0),
             #[cfg(test)]
             asked: Mutex::default(),
+            #[cfg(test)]
+            pretended: Mutex::default(),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{count, route};
 use crate::context::Context;
 use crate::event::Event;
 use crate::jit;
+use crate::lsps1;
 use crate::sales;
 use crate::store::jit::Funding;
 use crate::store::leaves::{self, LeafRow};
@@ -164,6 +165,7 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
         NodeEvent::JitRefused { scid, hash, reason } => {
             jit::refused(ctx, scid, hash.to_string(), reason.to_string()).await?;
         }
+        NodeEvent::BoughtStands { id } => lsps1::channel(ctx, id, None).await?,
         NodeEvent::ChannelOpened { id, peer, .. } => {
             jit::channel(ctx, id, true).await?;
             ctx.events.emit(Event::OnchainChannelOpened {
@@ -173,6 +175,7 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
         }
         NodeEvent::ChannelClosed { id, reason } => {
             jit::channel(ctx, id, false).await?;
+            lsps1::channel(ctx, id, Some(&reason)).await?;
             ctx.events.emit(Event::OnchainChannelClosed {
                 channel: id.to_string(),
                 reason,
@@ -249,8 +252,13 @@ async fn take_payment(ctx: &Context, event: NodeEvent) -> store::Result<()> {
             hash,
             amount,
             expiry,
-        } => sales::held(ctx, hash, amount.0, expiry).await?,
+        } => {
+            if !lsps1::held(ctx, hash, amount.0, expiry).await? {
+                sales::held(ctx, hash, amount.0, expiry).await?;
+            }
+        }
         NodeEvent::PaymentReceived { hash, amount } => {
+            lsps1::received(ctx, hash, amount.0).await?;
             sales::received(ctx, hash, amount.0).await?;
             let is_new = ctx
                 .store

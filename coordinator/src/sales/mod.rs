@@ -45,6 +45,7 @@ pub use order::{buy, cancel_purchase, get_purchase};
 pub use payment::{held, received};
 pub use price::{Price, PriceOverride};
 pub use quote::get_quote;
+pub(crate) use quote::price_for;
 pub(crate) use stocks::{KnownStock, known};
 
 /// Messages that may wait for one sale; whoever sends more waits.

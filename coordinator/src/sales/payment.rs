@@ -14,7 +14,7 @@ use crate::fault;
 use crate::store::sales::{self as rows, SaleRow};
 use crate::store::{self, StoreError, ladder};
 
-/// A payment for a hold invoice is here. All hold invoices of ours are for sales.
+/// A payment for a hold invoice is here that is for no order of LSPS1: it is for a sale.
 ///
 /// # Errors
 /// Those of the database; then it is told again.

@@ -118,7 +118,7 @@ async fn of_factory(
     }
     let amount = Amount::from_sat(asked.amount_sat);
     let capacity = capacity(ctx, &known, amount)?;
-    let price = price_for(ctx, client).await?;
+    let price = price_for(ctx, client, ctx.config.sales.price()).await?;
     let dying_from = known.stock.schedule().dying_from.0;
     let quote = Quote {
         sale: SaleId(random()),
@@ -155,8 +155,12 @@ pub(super) fn capacity(
     }
 }
 
-/// The price list for a client: its own, over everybody's, over the configured one.
-pub(crate) async fn price_for(ctx: &Context, client: ClientId) -> store::Result<Price> {
+/// The price list for a client: its own, over everybody's, over the configured one of what it buys.
+pub(crate) async fn price_for(
+    ctx: &Context,
+    client: ClientId,
+    configured: Price,
+) -> store::Result<Price> {
     let read = ctx.store.read(async |tx| {
         Ok((
             prices::get(tx, None).await?,
@@ -164,7 +168,7 @@ pub(crate) async fn price_for(ctx: &Context, client: ClientId) -> store::Result<
         ))
     });
     let (all, own) = read.await?;
-    let mut price = ctx.config.sales.price();
+    let mut price = configured;
     for over in [all, own].into_iter().flatten() {
         price = over.over(price);
     }

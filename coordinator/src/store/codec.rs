@@ -25,6 +25,15 @@ pub(super) fn int(what: &'static str, value: u64) -> Result<i64> {
     i64::try_from(value).map_err(|error| StoreError::value(what, error))
 }
 
+/// A channel's number may be any 64 bits: it is stored as its signed twin.
+pub(super) const fn twin(number: u64) -> i64 {
+    i64::from_be_bytes(number.to_be_bytes())
+}
+
+pub(super) const fn untwin(number: i64) -> u64 {
+    u64::from_be_bytes(number.to_be_bytes())
+}
+
 pub(super) fn number<T: TryFrom<i64>>(what: &'static str, value: i64) -> Result<T> {
     T::try_from(value).map_err(|_| StoreError::value(what, value))
 }

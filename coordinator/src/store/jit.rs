@@ -7,6 +7,7 @@ use factory_tree::ids::ClientId;
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use super::codec::{twin, untwin};
 use super::{Conn, Result, StoreError, codec};
 
 /// How far an order is.
@@ -115,15 +116,6 @@ pub struct Funding {
     pub txid: Txid,
     /// What it costs, if that is known.
     pub fee_sat: Option<u64>,
-}
-
-/// A channel's number may be any 64 bits: it is stored as its signed twin.
-const fn twin(number: u64) -> i64 {
-    i64::from_be_bytes(number.to_be_bytes())
-}
-
-const fn untwin(number: i64) -> u64 {
-    u64::from_be_bytes(number.to_be_bytes())
 }
 
 fn optional(value: Option<u64>) -> Result<Option<i64>> {

@@ -13,6 +13,7 @@ pub mod history;
 pub mod jit;
 pub mod ladder;
 pub mod leaves;
+pub mod lsps1;
 pub mod outputs;
 pub mod owner;
 pub mod payments;

@@ -79,6 +79,8 @@ pub struct Revenue {
     pub sales_msat: u64,
     /// Taken for just-in-time channels.
     pub jit_msat: u64,
+    /// Taken for channels ordered by LSPS1.
+    pub lsps1_msat: u64,
     /// Paid on the chain for these.
     pub onchain_sat: u64,
 }
@@ -92,7 +94,7 @@ type Field = fn(&mut Revenue) -> &mut u64;
 /// Those of the database.
 pub async fn revenue(conn: &mut Conn, since: u64) -> Result<BTreeMap<u64, Revenue>> {
     let mut days: BTreeMap<u64, Revenue> = BTreeMap::new();
-    let fields: [(&str, Field); 3] = [
+    let fields: [(&str, Field); 5] = [
         (
             "SELECT ended_at / ?1 * ?1, sum(taken_msat) FROM sale WHERE state = 'settled' AND ended_at >= ?2 GROUP BY 1",
             |day| &mut day.sales_msat,
@@ -102,7 +104,15 @@ pub async fn revenue(conn: &mut Conn, since: u64) -> Result<BTreeMap<u64, Revenu
             |day| &mut day.jit_msat,
         ),
         (
+            "SELECT ended_at / ?1 * ?1, sum(taken_msat) FROM lsps1_order WHERE state = 'paid' AND ended_at >= ?2 GROUP BY 1",
+            |day| &mut day.lsps1_msat,
+        ),
+        (
             "SELECT opened_at / ?1 * ?1, sum(onchain_sat) FROM jit_order WHERE opened_at >= ?2 GROUP BY 1",
+            |day| &mut day.onchain_sat,
+        ),
+        (
+            "SELECT opened_at / ?1 * ?1, sum(onchain_sat) FROM lsps1_order WHERE funded_at IS NOT NULL AND opened_at >= ?2 GROUP BY 1",
             |day| &mut day.onchain_sat,
         ),
     ];
@@ -114,7 +124,9 @@ pub async fn revenue(conn: &mut Conn, since: u64) -> Result<BTreeMap<u64, Revenu
             .await?;
         for row in rows {
             let day = codec::number("time", row.try_get(0)?)?;
-            *field(days.entry(day).or_default()) = codec::number("sum", row.try_get(1)?)?;
+            let sum: u64 = codec::number("sum", row.try_get(1)?)?;
+            let field = field(days.entry(day).or_default());
+            *field = field.saturating_add(sum);
         }
     }
     Ok(days)

@@ -21,7 +21,7 @@ pub enum Why {
     EndsSoon(FactoryId),
     /// This factory of its ends, and it has not left.
     Ends(FactoryId),
-    /// A sale from its stock waits for its signature.
+    /// A sale from its stock waits for its signature, or a channel it has paid for.
     Sale,
     /// A payment waits for it.
     Payment,

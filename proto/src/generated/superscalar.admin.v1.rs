@@ -860,6 +860,95 @@ pub struct LiquidityJitResponse {
     #[prost(uint64, tag = "7")]
     pub taken_msat: u64,
 }
+/// Which orders.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiquidityOrdersRequest {
+    /// At most so many.
+    #[prost(uint32, tag = "1")]
+    pub limit: u32,
+}
+/// Channels ordered in advance.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LiquidityOrdersResponse {
+    /// Newest first.
+    #[prost(message, repeated, tag = "1")]
+    pub orders: ::prost::alloc::vec::Vec<ChannelOrder>,
+    /// Whether they are sold now.
+    #[prost(bool, tag = "2")]
+    pub enabled: bool,
+    /// Channels opened in the last hour, and how many may be.
+    #[prost(uint64, tag = "3")]
+    pub opens: u64,
+    #[prost(uint64, tag = "4")]
+    pub opens_limit: u64,
+    /// On-chain fees of the last day, and how much they may be, in satoshi.
+    #[prost(uint64, tag = "5")]
+    pub onchain_sat: u64,
+    #[prost(uint64, tag = "6")]
+    pub onchain_limit_sat: u64,
+    /// Taken in the last day, in thousandths of a satoshi.
+    #[prost(uint64, tag = "7")]
+    pub taken_msat: u64,
+}
+/// One order of a channel.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChannelOrder {
+    /// Its id.
+    #[prost(string, tag = "1")]
+    pub order_id: ::prost::alloc::string::String,
+    /// The client's node id, 33 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub client: ::prost::bytes::Bytes,
+    /// ordered, held, open, paid or failed.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    /// What the channel holds.
+    #[prost(uint64, tag = "4")]
+    pub lsp_balance_sat: u64,
+    /// Whether the world is told of it.
+    #[prost(bool, tag = "5")]
+    pub announce: bool,
+    /// Blocks for which it is kept open.
+    #[prost(uint32, tag = "6")]
+    pub expiry_blocks: u32,
+    /// The price, and what was taken.
+    #[prost(uint64, tag = "7")]
+    pub fee_sat: u64,
+    #[prost(uint64, tag = "8")]
+    pub taken_msat: u64,
+    /// When it was ordered, when it must be paid; Unix time, as all here that is no height.
+    #[prost(uint64, tag = "9")]
+    pub created_at: u64,
+    #[prost(uint64, tag = "10")]
+    pub valid_until: u64,
+    /// Height at which its payment expires, once it came.
+    #[prost(uint32, optional, tag = "11")]
+    pub held_until: ::core::option::Option<u32>,
+    /// How often a channel was opened, and the number of the last one.
+    #[prost(uint32, tag = "12")]
+    pub opens: u32,
+    #[prost(string, optional, tag = "13")]
+    pub channel: ::core::option::Option<::prost::alloc::string::String>,
+    /// What the funding costs; an estimate until it is known.
+    #[prost(uint64, tag = "14")]
+    pub onchain_sat: u64,
+    /// The funding output, TXID:VOUT, once it is out; since when, and until when the channel is kept open.
+    #[prost(string, optional, tag = "15")]
+    pub funding: ::core::option::Option<::prost::alloc::string::String>,
+    #[prost(uint64, optional, tag = "16")]
+    pub funded_at: ::core::option::Option<u64>,
+    #[prost(uint64, optional, tag = "17")]
+    pub expires_at: ::core::option::Option<u64>,
+    /// When it was paid, or failed.
+    #[prost(uint64, optional, tag = "18")]
+    pub ended_at: ::core::option::Option<u64>,
+    /// What it waits for, or why nothing came of it.
+    #[prost(string, tag = "19")]
+    pub note: ::prost::alloc::string::String,
+    /// The hash of its payment, 32 bytes.
+    #[prost(bytes = "bytes", tag = "20")]
+    pub hash: ::prost::bytes::Bytes,
+}
 /// Nothing to say.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LiquidityStockRequest {}
@@ -1061,6 +1150,9 @@ pub struct RevenueDay {
     /// Paid on the chain for these.
     #[prost(uint64, tag = "4")]
     pub onchain_sat: u64,
+    /// Taken for channels ordered in advance.
+    #[prost(uint64, tag = "5")]
+    pub lsps1_msat: u64,
 }
 /// One order.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1530,6 +1622,33 @@ pub mod admin_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("superscalar.admin.v1.Admin", "LiquidityJit"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Channels ordered in advance (LSPS1), newest first.
+        pub async fn liquidity_orders(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiquidityOrdersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityOrdersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/superscalar.admin.v1.Admin/LiquidityOrders",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("superscalar.admin.v1.Admin", "LiquidityOrders"),
+                );
             self.inner.unary(req, path, codec).await
         }
         /// What every stock has left.
@@ -2062,6 +2181,14 @@ pub mod admin_server {
             request: tonic::Request<super::LiquidityJitRequest>,
         ) -> std::result::Result<
             tonic::Response<super::LiquidityJitResponse>,
+            tonic::Status,
+        >;
+        /// Channels ordered in advance (LSPS1), newest first.
+        async fn liquidity_orders(
+            &self,
+            request: tonic::Request<super::LiquidityOrdersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiquidityOrdersResponse>,
             tonic::Status,
         >;
         /// What every stock has left.
@@ -2829,6 +2956,51 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LiquidityJitSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/superscalar.admin.v1.Admin/LiquidityOrders" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiquidityOrdersSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::LiquidityOrdersRequest>
+                    for LiquidityOrdersSvc<T> {
+                        type Response = super::LiquidityOrdersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiquidityOrdersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::liquidity_orders(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiquidityOrdersSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,0 +1,101 @@
+//! Channels that were bought in advance, and who is there to have one.
+
+use bitcoin::secp256k1::PublicKey;
+use channel_host::{BoughtChannel, BoughtView, CLAIM_BUFFER, NodeError};
+use factory_tree::ids::ClientId;
+
+use super::Lightning;
+use super::held::no_node;
+
+/// What a test without a node has in its place.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(crate) struct Pretended {
+    /// Whether everybody is there.
+    pub here: bool,
+    /// What was opened, in order.
+    pub opened: Vec<BoughtChannel>,
+    /// What there is.
+    pub views: Vec<BoughtView>,
+}
+
+impl Lightning {
+    /// Whether a Lightning peer is connected.
+    #[must_use]
+    pub fn is_here(&self, client: ClientId) -> bool {
+        #[cfg(test)]
+        if self.pretends() {
+            return self.pretended.lock().unwrap().here;
+        }
+        let peer = PublicKey::from_slice(&client.0);
+        let node = self.node();
+        peer.is_ok_and(|peer| node.is_some_and(|node| node.peers().contains(&peer)))
+    }
+
+    /// Opens a channel whose funding is withheld.
+    ///
+    /// # Errors
+    /// The node's, or that there is none now.
+    pub async fn open_bought(&self, channel: BoughtChannel) -> Result<(), NodeError> {
+        #[cfg(test)]
+        if self.pretends() {
+            let view = BoughtView {
+                id: channel.id,
+                outpoint: None,
+                fee: None,
+                released: false,
+            };
+            let mut pretended = self.pretended.lock().unwrap();
+            pretended.opened.push(channel);
+            pretended.views.push(view);
+            return Ok(());
+        }
+        let node = self.node().ok_or_else(no_node)?;
+        let opened = tokio::task::spawn_blocking(move || node.open_bought(channel));
+        opened.await.map_err(|_| no_node())?
+    }
+
+    /// Such channels; `None`: there is no node now to say.
+    #[must_use]
+    pub fn bought(&self) -> Option<Vec<BoughtView>> {
+        #[cfg(test)]
+        if self.pretends() {
+            return Some(self.pretended.lock().unwrap().views.clone());
+        }
+        Some(self.node()?.bought())
+    }
+
+    /// Lets the funding of such a channel out; `false`: there is none (any more).
+    ///
+    /// # Errors
+    /// The node's, or that there is none now.
+    pub async fn release_bought(&self, id: u64) -> Result<bool, NodeError> {
+        #[cfg(test)]
+        if self.pretends() {
+            let views = &mut self.pretended.lock().unwrap().views;
+            let view = views.iter_mut().find(|view| view.id == id);
+            return Ok(view.map(|view| view.released = true).is_some());
+        }
+        self.node().ok_or_else(no_node)?.release_bought(id).await
+    }
+
+    /// Gives such a channel up; `false`: its funding is out.
+    ///
+    /// # Errors
+    /// The node's, or that there is none now.
+    pub async fn drop_bought(&self, id: u64) -> Result<bool, NodeError> {
+        #[cfg(test)]
+        if self.pretends() {
+            let views = &mut self.pretended.lock().unwrap().views;
+            views.retain(|view| view.id != id || view.released);
+            return Ok(views.iter().all(|view| view.id != id));
+        }
+        self.node().ok_or_else(no_node)?.drop_bought(id).await
+    }
+
+    /// Blocks before its expiry by which a payment that is held has to be claimed.
+    #[must_use]
+    pub fn claim_time(&self) -> u32 {
+        self.node().map_or(CLAIM_BUFFER, |node| node.claim_time())
+    }
+}

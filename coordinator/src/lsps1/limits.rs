@@ -1,0 +1,99 @@
+//! What may be ordered, and opened.
+
+use bitcoin::Amount;
+use factory_tree::ids::ClientId;
+
+use super::params::Asked;
+use crate::context::Context;
+use crate::limits::{DAY, HOUR, Means, TRIES, Used};
+use crate::store::lsps1::{self as rows, Order, OrderRow};
+use crate::store::{Conn, Result};
+
+/// The longest time a funding is given, whatever the client is content with, as the node has it.
+const SLOWEST: u16 = 144;
+
+/// What there is for a funding that is to confirm within so many blocks.
+pub(super) async fn means(ctx: &Context, confirm_within: u16) -> Means {
+    Means::now(ctx, confirm_within.clamp(1, SLOWEST)).await
+}
+
+async fn closed(ctx: &Context, conn: &mut Conn, fee: Amount, now: u64) -> Result<Option<String>> {
+    let used = Used {
+        opens: rows::opens_since(conn, now.saturating_sub(HOUR)).await?,
+        onchain_sat: rows::onchain_since(conn, now.saturating_sub(DAY)).await?,
+    };
+    Ok(ctx.config.lsps1.limits().closed(used, fee))
+}
+
+/// Why such a channel cannot be had now, if so. What others have paid for is theirs already.
+pub(super) async fn obstacle(
+    ctx: &Context,
+    asked: &Asked,
+    means: Means,
+    now: u64,
+) -> Result<Option<String>> {
+    let read = ctx.store.read(async |tx| {
+        let closed = closed(ctx, tx, means.fee, now).await?;
+        Ok((closed, rows::owed_sat(tx).await?))
+    });
+    let (closed, owed_sat) = read.await?;
+    if closed.is_some() {
+        return Ok(closed);
+    }
+    let needed = asked.lsp_balance_sat.checked_add(owed_sat);
+    let suffice = needed.is_some_and(|needed| means.suffice_for(Amount::from_sat(needed)));
+    Ok((!suffice).then(|| "no such channel can be opened now; try later".into()))
+}
+
+/// Why this client's order is one too many, if so.
+pub(super) async fn too_many(
+    ctx: &Context,
+    conn: &mut Conn,
+    client: ClientId,
+) -> Result<Option<String>> {
+    let config = &ctx.config.lsps1;
+    let (of_client, of_all) = rows::open_orders(conn, client).await?;
+    if of_client >= config.orders_per_client {
+        return Ok(Some(format!(
+            "{of_client} orders of yours are open; pay them or let them expire"
+        )));
+    }
+    Ok((of_all >= config.max_orders).then(|| "too many orders are open; try later".into()))
+}
+
+/// The last word before a channel is opened for an order whose payment is held: then its number is stored, and its cost counts.
+pub(super) async fn may_open(
+    ctx: &Context,
+    row: &OrderRow,
+    channel: u64,
+    now: u64,
+) -> Result<Result<(), String>> {
+    let Order {
+        id,
+        lsp_balance_sat,
+        confirm_within,
+        fee_sat,
+        ..
+    } = &row.order;
+    if row.opens >= TRIES {
+        return Ok(Err(format!("its channel did not come about: {}", row.note)));
+    }
+    let means = means(ctx, *confirm_within).await;
+    if *fee_sat < means.fee.to_sat() {
+        return Ok(Err(
+            "the price does not pay for the channel's funding as feerates are".into(),
+        ));
+    }
+    if !means.suffice_for(Amount::from_sat(*lsp_balance_sat)) {
+        return Ok(Err("the wallet has not the coins for this channel".into()));
+    }
+    ctx.store
+        .write(async |tx| {
+            if let Some(why) = closed(ctx, tx, means.fee, now).await? {
+                return Ok(Err(why));
+            }
+            rows::opening(tx, id, channel, means.fee.to_sat(), now).await?;
+            Ok(Ok(()))
+        })
+        .await
+}

@@ -1,0 +1,256 @@
+//! Channels ordered in advance (LSPS1, bLIP-51): an order has a price that is promised, its payment is held until the channel's funding is out, and
+//! goes back if nothing comes of it.
+//!
+//! One record per order, in our database, and one step (`step`) that looks at it, at the time, and at what the node says of its channel, and does
+//! what is due. It may be taken at any time, and again after a crash. The node withholds the funding until it is told to let it out: that is stored
+//! there, and the point of no return. Nothing costs us anything before a payment is held.
+
+mod config;
+mod limits;
+mod params;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bitcoin::{Amount, OutPoint};
+use channel_host::{InvoiceRequest, Msat, RpcError, read_params};
+use factory_tree::ids::ClientId;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::{Mutex, watch};
+
+use crate::clock::unix_time as now;
+use crate::context::Context;
+use crate::event::Event;
+use crate::fault;
+use crate::keys::random;
+use crate::limits::{CLIENT_REJECTED, DAY};
+use crate::lsps::{Refusal, Text, datetime};
+use crate::sales;
+use crate::store;
+use crate::store::lsps1::{self as rows, Order, OrderRow, State};
+use params::Asked;
+
+pub use config::Lsps1Config;
+pub use step::{channel, held, received, run};
+
+const NOT_FOUND: i32 = 101;
+/// A block takes ten minutes on average: by this, so many are over in almost every case, and the client's channel lives longer rather than shorter.
+const SECONDS_PER_BLOCK: u64 = 660;
+
+/// Orders under way.
+#[derive(Debug)]
+pub struct Lsps1 {
+    /// One step at a time.
+    stepping: Mutex<()>,
+    /// Counts what may ask for a look at all orders.
+    work: watch::Sender<u64>,
+}
+
+impl Default for Lsps1 {
+    fn default() -> Self {
+        Self {
+            stepping: Mutex::default(),
+            work: watch::Sender::new(0),
+        }
+    }
+}
+
+/// Without `data`: where the specification does not insist on it, it is left out, as `lightning-liquidity`'s client reads no error whose data is an
+/// object, and would wait for ever.
+fn rejected(why: impl std::fmt::Display) -> Refusal {
+    RpcError::new(CLIENT_REJECTED, format!("Client rejected: {why}")).into()
+}
+
+#[derive(Deserialize)]
+struct Nothing {}
+
+/// `lsps1.get_info`: what can be ordered.
+///
+/// # Errors
+/// Those of the parameters.
+pub fn get_info(ctx: &Context, params: Map<String, Value>) -> Result<Value, Refusal> {
+    let Nothing {} = read_params(params, &[])?;
+    Ok(ctx.config.lsps1.options())
+}
+
+/// `lsps1.create_order`: promises a channel for a price. It is on the disk when this returns.
+///
+/// # Errors
+/// bLIP-51's -32602 and 100, bLIP-50's 1 for what cannot be served now, and those of the database.
+pub async fn create_order(
+    ctx: &Arc<Context>,
+    client: ClientId,
+    params: Map<String, Value>,
+) -> Result<Value, Refusal> {
+    let config = &ctx.config.lsps1;
+    let asked = params::read(&params, config, ctx.config.network)?;
+    let now = now();
+    let means = limits::means(ctx, asked.confirm_within).await;
+    if let Some(why) = limits::obstacle(ctx, &asked, means, now).await? {
+        return Err(rejected(why));
+    }
+    let fee_sat = price(ctx, client, &asked, means.fee).await?;
+    let fee_msat = fee_sat.checked_mul(1000);
+    let fee_msat = fee_msat.ok_or_else(|| rejected("the price of such a channel is no amount"))?;
+    let id = order_id();
+    let hash = ctx.keys.lsps1_hash(&id);
+    let request = InvoiceRequest {
+        amount: Some(Msat(fee_msat)),
+        description: format!("channel order {id}").as_str().into(),
+        expiry: Duration::from_secs(config.valid_seconds),
+        hints: Vec::new(),
+    };
+    let invoice = ctx
+        .lightning
+        .hold_invoice(request, hash, config.hold_blocks);
+    let invoice = invoice.await.map_err(|error| {
+        tracing::warn!(%error, "an order has no invoice");
+        rejected("no invoice can be written now; try later")
+    })?;
+    let order = Order {
+        id,
+        client,
+        lsp_balance_sat: asked.lsp_balance_sat,
+        confirmations: asked.confirmations,
+        confirm_within: asked.confirm_within,
+        expiry_blocks: asked.expiry_blocks,
+        announce: asked.announce,
+        fee_sat,
+        hash,
+        invoice,
+        created_at: now,
+        valid_until: now.saturating_add(config.valid_seconds),
+    };
+    let stored = ctx.store.write(async |tx| {
+        let refusal = limits::too_many(ctx, tx, client).await?;
+        if refusal.is_none() {
+            rows::insert(tx, &order, now.saturating_sub(DAY)).await?;
+        }
+        Ok((refusal, rows::get(tx, &order.id).await?))
+    });
+    match stored.await? {
+        (Some(why), _) => Err(rejected(why)),
+        (None, None) => Err(RpcError::internal().into()),
+        (None, Some(row)) => {
+            fault::point("lsps1_ordered");
+            ctx.events.emit(Event::Lsps1Ordered {
+                client,
+                order: row.order.id.clone(),
+                lsp_balance_sat: row.order.lsp_balance_sat,
+                fee_sat,
+            });
+            Ok(answer(&row))
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct GetOrder {
+    order_id: String,
+}
+
+/// `lsps1.get_order`: how far an order of this client is.
+///
+/// # Errors
+/// bLIP-51's 101, and those of the parameters and the database.
+pub async fn get_order(
+    ctx: &Context,
+    client: ClientId,
+    params: Map<String, Value>,
+) -> Result<Value, Refusal> {
+    let GetOrder { order_id } = read_params(params, &["order_id"])?;
+    let read = ctx.store.read(async |tx| rows::get(tx, &order_id).await);
+    let own = read.await?.filter(|row| row.order.client == client);
+    let row = own.ok_or_else(|| RpcError::new(NOT_FOUND, "Not found"))?;
+    Ok(answer(&row))
+}
+
+/// The price in satoshi: by the price list, and what the funding costs as feerates are.
+async fn price(
+    ctx: &Context,
+    client: ClientId,
+    asked: &Asked,
+    funding: Amount,
+) -> Result<u64, Refusal> {
+    let list = sales::price_for(ctx, client, ctx.config.lsps1.price()).await?;
+    let capacity = Amount::from_sat(asked.lsp_balance_sat);
+    let fee = list.fee_msat(capacity, asked.expiry_blocks).div_ceil(1000);
+    Ok(fee.saturating_add(funding.to_sat()))
+}
+
+/// A UUID of version 4, which bLIP-51 likes best.
+fn order_id() -> String {
+    let mut bytes: [u8; 16] = random();
+    for (at, mask, bits) in [(6, 0x0f, 0x40), (8, 0x3f, 0x80)] {
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte = *byte & mask | bits;
+        }
+    }
+    let text = hex::encode(bytes);
+    let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)];
+    let parts = parts.map(|(from, to)| text.get(from..to).unwrap_or_default());
+    parts.join("-")
+}
+
+fn answer(row: &OrderRow) -> Value {
+    let order = &row.order;
+    // The payment is held while the preimage is ours alone, also when the channel is there already.
+    let (order_state, payment_state) = match row.state {
+        State::Ordered => ("CREATED", "EXPECT_PAYMENT"),
+        State::Held => ("CREATED", "HOLD"),
+        State::Open => ("COMPLETED", "HOLD"),
+        State::Paid => ("COMPLETED", "PAID"),
+        State::Failed => ("FAILED", "REFUNDED"),
+    };
+    json!({
+        "order_id": order.id,
+        "lsp_balance_sat": Text(order.lsp_balance_sat),
+        "client_balance_sat": Text(0),
+        "required_channel_confirmations": order.confirmations,
+        "funding_confirms_within_blocks": order.confirm_within,
+        "channel_expiry_blocks": order.expiry_blocks,
+        "token": "",
+        "created_at": datetime(order.created_at),
+        "announce_channel": order.announce,
+        "order_state": order_state,
+        "payment": {
+            "bolt11": {
+                "state": payment_state,
+                "expires_at": datetime(order.valid_until),
+                "fee_total_sat": Text(order.fee_sat),
+                "order_total_sat": Text(order.fee_sat),
+                "invoice": order.invoice,
+            },
+        },
+        "channel": row.funding.zip(row.funded_at).map(|(funding, funded_at)| json!({
+            "funded_at": datetime(funded_at),
+            "funding_outpoint": funding.to_string(),
+            "expires_at": datetime(expires_at(order, funded_at)),
+        })),
+    })
+}
+
+/// Until when a channel is promised to stay open, if it is.
+///
+/// # Errors
+/// Those of the database.
+pub async fn promised_until(ctx: &Context, funding: OutPoint) -> store::Result<Option<String>> {
+    let read = ctx
+        .store
+        .read(async |tx| rows::by_funding(tx, funding).await);
+    let until = read
+        .await?
+        .and_then(|row| Some(expires_at(&row.order, row.funded_at?)));
+    Ok(until.filter(|until| now() < *until).map(datetime))
+}
+
+/// Until when we do not close the channel.
+#[must_use]
+pub fn expires_at(order: &Order, funded_at: u64) -> u64 {
+    let seconds = u64::from(order.expiry_blocks).saturating_mul(SECONDS_PER_BLOCK);
+    funded_at.saturating_add(seconds)
+}
