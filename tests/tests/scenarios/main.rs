@@ -17,6 +17,7 @@ mod ladder_crashes;
 mod ladder_weather;
 mod layers;
 mod lightning;
+mod lsps1;
 mod misbehaviour;
 mod money;
 mod pay;

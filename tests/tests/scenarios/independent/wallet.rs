@@ -13,7 +13,9 @@ use lightning::bolt11_invoice::{Bolt11Invoice, Currency, InvoiceBuilder};
 use lightning::chain::{BlockLocator, Listen};
 use lightning::events::{Event, EventsProvider, PaymentPurpose, ReplayEvent};
 use lightning::ln::channel_state::ChannelDetails;
-use lightning::ln::channelmanager::{ChainParameters, TrustedChannelFeatures};
+use lightning::ln::channelmanager::{
+    Bolt11InvoiceParameters, ChainParameters, TrustedChannelFeatures,
+};
 use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
 use lightning::routing::gossip::{NetworkGraph, RoutingFees};
 use lightning::routing::router::{RouteHint, RouteHintHop};
@@ -26,6 +28,7 @@ use lightning_liquidity::LiquidityClientConfig;
 use lightning_liquidity::events::LiquidityEvent;
 use lightning_liquidity::lsps0::event::LSPS0ClientEvent;
 use lightning_liquidity::lsps0::ser::LSPSResponseError;
+use lightning_liquidity::lsps1::client::LSPS1ClientConfig;
 use lightning_liquidity::lsps2::client::LSPS2ClientConfig;
 use lightning_liquidity::lsps2::event::LSPS2ClientEvent;
 use lightning_liquidity::lsps2::msgs::LSPS2OpeningFeeParams;
@@ -67,6 +70,10 @@ pub struct Habits {
     pub hangs: AtomicBool,
     /// Is away: neither sends nor connects.
     pub away: AtomicBool,
+    /// Takes no channel: says so.
+    pub declines: AtomicBool,
+    /// Says nothing to a channel.
+    pub ignores: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -163,7 +170,30 @@ impl Independent {
         self.until("the connection to change", || self.is_connected() != away)
     }
 
-    fn answer<T>(&self, what: &str, fits: impl Fn(&LiquidityEvent) -> Option<T>) -> Result<T> {
+    pub(super) fn liquidity(&self) -> &Liquidity {
+        &self.inner.liquidity
+    }
+
+    pub(super) fn lsp(&self) -> PublicKey {
+        self.inner.lsp.0
+    }
+
+    /// An invoice that leads over its channels, as LDK writes it.
+    pub fn own_invoice(&self, amount_msat: u64) -> Result<String> {
+        let params = Bolt11InvoiceParameters {
+            amount_msats: Some(amount_msat),
+            ..Bolt11InvoiceParameters::default()
+        };
+        let invoice = self.inner.manager.create_bolt11_invoice(params);
+        let invoice = invoice.map_err(|error| anyhow!("{error:?}"))?;
+        Ok(invoice.to_string())
+    }
+
+    pub(super) fn answer<T>(
+        &self,
+        what: &str,
+        fits: impl Fn(&LiquidityEvent) -> Option<T>,
+    ) -> Result<T> {
         self.inner.peers.process_events();
         let mut answer = None;
         self.until(what, || {
@@ -393,7 +423,9 @@ impl Inner {
             u32::try_from(now().as_secs())?,
         ));
         let client = LiquidityClientConfig {
-            lsps1_client_config: None,
+            lsps1_client_config: Some(LSPS1ClientConfig {
+                max_channel_fees_msat: None,
+            }),
             lsps2_client_config: Some(LSPS2ClientConfig::default()),
             lsps5_client_config: None,
         };
@@ -446,6 +478,20 @@ impl Inner {
                 counterparty_node_id,
                 ..
             } if counterparty_node_id == self.lsp.0 => {
+                if self.habits.ignores.load(Ordering::SeqCst) {
+                    return Ok(());
+                }
+                if self.habits.declines.load(Ordering::SeqCst) {
+                    let (id, peer) = (temporary_channel_id, counterparty_node_id);
+                    let why = "no channels today".to_owned();
+                    let closed = self
+                        .manager
+                        .force_close_broadcasting_latest_txn(&id, &peer, why);
+                    if let Err(error) = closed {
+                        eprintln!("independent: a channel is not declined: {error:?}");
+                    }
+                    return Ok(());
+                }
                 let accepted = self.manager.accept_inbound_channel_from_trusted_peer(
                     &temporary_channel_id,
                     &counterparty_node_id,
