@@ -14,12 +14,11 @@ use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
 use crate::keys::random;
+use crate::sales::MARGIN;
 use crate::store::Result;
 use crate::store::lsps1::{self as rows, OrderRow, State};
 use crate::webhooks::Why;
 
-/// Blocks between the last moment to claim a payment for sure and that from which no funding goes out for it.
-const MARGIN: u32 = 12;
 /// Between two looks at orders, while something is under way, and while nothing is.
 const SOON: Duration = Duration::from_millis(500);
 const LATER: Duration = Duration::from_secs(10);

@@ -288,7 +288,7 @@ impl Driver {
     /// Whether the payment has to go back now.
     pub(super) fn is_due(&self, height: u32) -> bool {
         let until = self.row.held_until.unwrap_or(0);
-        height >= payment::release_at(until, &self.known)
+        height >= payment::release_at(&self.ctx, until, &self.known)
     }
 
     pub(super) fn terms(&self) -> Result<Sale, Stop> {

@@ -51,7 +51,7 @@ pub(crate) use stocks::{KnownStock, known};
 /// Messages that may wait for one sale; whoever sends more waits.
 const MAILBOX: usize = 64;
 /// Blocks between the last moment to claim a payment for sure and that at which it is sent back.
-const MARGIN: u32 = 12;
+pub(crate) const MARGIN: u32 = 12;
 /// Between two looks at orders that nobody pays.
 const LOOK: Duration = Duration::from_secs(10);
 

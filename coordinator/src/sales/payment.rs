@@ -99,13 +99,12 @@ async fn fits(ctx: &Context, row: &SaleRow, amount_msat: u64) -> Result<ClientRa
 }
 
 /// The height from which the payment is sent back, whatever is under way: later it could not be claimed for sure, and the buyer's own way to the
-/// chain would begin.
+/// chain would begin. It may have come over another factory of the buyer's than that of the stock, and a slower one.
 #[must_use]
-pub(super) fn release_at(held_until: u32, known: &KnownStock) -> u32 {
+pub(super) fn release_at(ctx: &Context, held_until: u32, known: &KnownStock) -> u32 {
     let exit_delay = known.stock.schedule().exit_delay.0;
-    let needed = exit_delay
-        .saturating_add(CLAIM_BUFFER)
-        .saturating_add(MARGIN);
+    let own = exit_delay.saturating_add(CLAIM_BUFFER);
+    let needed = own.max(ctx.lightning.claim_time()).saturating_add(MARGIN);
     held_until.saturating_sub(needed)
 }
 
