@@ -16,7 +16,7 @@ use crate::event::NodeEvent;
 /// The longest time its funding may take, in blocks, whatever the buyer is content with: a day.
 const SLOWEST: u16 = 144;
 
-fn channel_of<'a>(channels: &'a [ChannelDetails], id: u64) -> Option<&'a ChannelDetails> {
+fn channel_of(channels: &[ChannelDetails], id: u64) -> Option<&ChannelDetails> {
     let mut all = channels.iter();
     all.find(|channel| channel.user_channel_id == u128::from(id))
 }

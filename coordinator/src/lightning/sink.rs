@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
-use channel_host::{EventSink, ExitReason, LeafId, NodeEvent, NotTakenIn, SpendKind};
+use channel_host::{EventSink, ExitReason, LeafId, NodeEvent, NotTakenIn, PaymentHash, SpendKind};
 use factory_tree::ids::ClientId;
 
 use super::{count, route};
@@ -239,6 +239,19 @@ async fn exit_needed(ctx: &Context, leaf: LeafId, reason: ExitReason) -> store::
     Ok(())
 }
 
+/// A payment for a hold invoice: of an order, or of a sale.
+async fn payment_held(
+    ctx: &Context,
+    hash: PaymentHash,
+    amount_msat: u64,
+    expiry: u32,
+) -> store::Result<()> {
+    match lsps1::held(ctx, hash, amount_msat, expiry).await? {
+        true => Ok(()),
+        false => sales::held(ctx, hash, amount_msat, expiry).await,
+    }
+}
+
 async fn take_payment(ctx: &Context, event: NodeEvent) -> store::Result<()> {
     let height = ctx.height();
     let _begun = match event {
@@ -252,11 +265,7 @@ async fn take_payment(ctx: &Context, event: NodeEvent) -> store::Result<()> {
             hash,
             amount,
             expiry,
-        } => {
-            if !lsps1::held(ctx, hash, amount.0, expiry).await? {
-                sales::held(ctx, hash, amount.0, expiry).await?;
-            }
-        }
+        } => payment_held(ctx, hash, amount.0, expiry).await?,
         NodeEvent::PaymentReceived { hash, amount } => {
             lsps1::received(ctx, hash, amount.0).await?;
             sales::received(ctx, hash, amount.0).await?;

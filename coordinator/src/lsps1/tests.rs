@@ -131,8 +131,8 @@ async fn row(world: &TestWorld, id: &str) -> OrderRow {
 async fn set(world: &TestWorld, what: &str) {
     let query = format!("UPDATE lsps1_order SET {what}");
     let done = world.ctx.store.write(async |tx| {
-        let done = sqlx::query(sqlx::AssertSqlSafe(query)).execute(tx).await?;
-        Ok(drop(done))
+        sqlx::query(sqlx::AssertSqlSafe(query)).execute(tx).await?;
+        Ok(())
     });
     done.await.unwrap();
 }
