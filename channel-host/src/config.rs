@@ -9,7 +9,8 @@ use std::time::Duration;
 use bitcoin::Network;
 use chain::ChainSource;
 use lightning::util::config::{
-    ChannelConfigOverrides, ChannelHandshakeConfigUpdate, HTLCInterceptionFlags, UserConfig,
+    ChannelConfigOverrides, ChannelConfigUpdate, ChannelHandshakeConfigUpdate,
+    HTLCInterceptionFlags, UserConfig,
 };
 
 use crate::coins::FeeCoins;
@@ -78,6 +79,14 @@ impl fmt::Debug for NodeConfig {
     }
 }
 
+/// Lets a channel's peer keep something of what it sends on.
+pub(crate) fn ldk_jit_update() -> ChannelConfigUpdate {
+    ChannelConfigUpdate {
+        accept_underpaying_htlcs: Some(true),
+        ..Default::default()
+    }
+}
+
 impl NodeConfig {
     /// LDK's configuration of this node.
     pub(crate) fn ldk(&self) -> UserConfig {
@@ -121,6 +130,14 @@ impl NodeConfig {
                 ..Default::default()
             }),
             update_overrides: None,
+        }
+    }
+
+    /// The same for a channel just in time, whose peer may keep something of what it sends on; how much is for us to look at.
+    pub(crate) fn ldk_jit_overrides(&self) -> ChannelConfigOverrides {
+        ChannelConfigOverrides {
+            update_overrides: Some(ldk_jit_update()),
+            ..self.ldk_leaf_overrides()
         }
     }
 }

@@ -111,6 +111,8 @@ pub enum NodeEvent {
         hash: PaymentHash,
         /// How much.
         amount: Msat,
+        /// What was kept of it for opening a channel.
+        fee: Msat,
     },
     /// A payment for a hold invoice is here and waits: claim it or fail it, before it expires.
     PaymentHeld {

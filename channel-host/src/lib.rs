@@ -21,7 +21,8 @@
 //! * payments in, out and through, and ordinary channels;
 //! * moves of a balance from one leaf to another, in parts ([`MovePart`]);
 //! * questions and answers by LSPS0 ([`LspsService`]);
-//! * channels opened when the payment for them is here ([`JitOrder`]), or on the host's word ([`BoughtChannel`]).
+//! * channels opened when the payment for them is here ([`JitOrder`]), and the client's side of them ([`JitPromise`]); or opened on the host's word
+//!   ([`BoughtChannel`]).
 //!
 //! [`Host`] keeps a node running.
 //!
@@ -52,7 +53,9 @@ pub use error::NodeError;
 pub use event::{EventSink, ExitReason, Msat, NodeEvent, NotTakenIn, PaymentHash};
 pub use host::{Host, HostState};
 pub use ids::{is_leaf, lsp_channel_id};
-pub use jit::{JitGates, JitOpening, JitOrder, JitRefusal, opening_fee};
+pub use jit::{
+    JitAwaited, JitChannel, JitGates, JitOpening, JitOrder, JitPromise, JitRefusal, opening_fee,
+};
 pub use leaf::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKind, Stage};
 pub use leaf_keys::{LeafKeys, is_signed_by, notification_text};
 pub use lsps0::{AskError, LspsService, RpcError, read_params};

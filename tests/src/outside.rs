@@ -169,7 +169,7 @@ impl Outside {
     /// Waits for a payment to it.
     pub fn paid(&self, ours: PaymentHash) -> Result<Msat> {
         self.event("a payment", |event| match event {
-            NodeEvent::PaymentReceived { hash, amount } if *hash == ours => Some(*amount),
+            NodeEvent::PaymentReceived { hash, amount, .. } if *hash == ours => Some(*amount),
             _ => None,
         })
     }

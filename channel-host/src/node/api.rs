@@ -13,7 +13,7 @@ use super::{ChannelView, LeafBalance, Node, Settlement};
 use crate::bought::{BoughtChannel, BoughtView};
 use crate::error::NodeError;
 use crate::event::{Msat, PaymentHash};
-use crate::jit::JitOrder;
+use crate::jit::{JitAwaited, JitOrder, JitPromise};
 use crate::leaf::{KnownSpend, Leaf, LeafId, LeafView};
 use crate::lsps0::AskError;
 use crate::moves::{MovePart, PartView};
@@ -42,6 +42,24 @@ impl Node {
     /// Those of the store.
     pub fn add_jit_order(&self, order: JitOrder) -> Result<(u64, u16), NodeError> {
         self.core.add_jit_order(order)
+    }
+
+    /// The client's side: an invoice for what a coordinator promised, stored with it when this returns. The channel that is opened for it is then
+    /// accepted, and no more than the promised fee may be kept of the payment; whatever the request says of amount and ways.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if it cannot be written, and those of the store.
+    pub fn jit_invoice(
+        &self,
+        request: &InvoiceRequest,
+        promise: JitPromise,
+    ) -> Result<String, NodeError> {
+        Ok(self.core.jit_invoice(request, promise)?.to_string())
+    }
+
+    /// Such orders of ours that are not over, and those that got a channel.
+    pub fn jit_awaited(&self) -> Vec<JitAwaited> {
+        self.core.jit_awaited()
     }
 
     // ---- peers -----------------------------------------------------------------------------------------------
@@ -159,6 +177,11 @@ impl Node {
     /// What of a leaf's channel is ours on the chain, or will be, until it is in the wallet; nothing while a block is being taken in.
     pub fn settlement(&self, leaf: LeafId) -> Option<Settlement> {
         self.core.settlement(leaf)
+    }
+
+    /// The same of a channel that is no leaf.
+    pub fn channel_settlement(&self, channel: [u8; 32]) -> Option<Settlement> {
+        self.core.channel_settlement(channel)
     }
 
     // ---- payments --------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, ScriptBuf};
+use lightning::chain::channelmonitor::Balance;
+use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::types::ChannelId;
 
 use super::Core;
@@ -26,12 +28,16 @@ pub struct ChannelView {
     pub outpoint: Option<OutPoint>,
     /// What it holds.
     pub capacity: Amount,
+    /// What of it is ours, payments under way left out: what we could send, and what we must keep in it.
+    pub balance: Msat,
     /// What we could send over it now.
     pub spendable: Msat,
     /// What we could receive over it now.
     pub receivable: Msat,
     /// Whether it can carry payments now: both sides are there, and agree.
     pub usable: bool,
+    /// Whether its funding is in a block, as far as Lightning looks for it.
+    pub confirmed: bool,
     /// Whether the world knows it.
     pub announced: bool,
     /// What we must keep in it, in satoshi.
@@ -57,9 +63,11 @@ impl Core {
                     .funding_txo
                     .map(|outpoint| outpoint.into_bitcoin_outpoint()),
                 capacity: Amount::from_sat(channel.channel_value_satoshis),
+                balance: self.balance_of(&channel),
                 spendable: Msat(channel.outbound_capacity_msat),
                 receivable: Msat(channel.inbound_capacity_msat),
                 usable: channel.is_usable,
+                confirmed: channel.confirmations.unwrap_or(0) > 0,
                 announced: channel.is_announced,
                 our_reserve: channel.unspendable_punishment_reserve,
                 their_reserve: channel.counterparty.unspendable_punishment_reserve,
@@ -69,6 +77,24 @@ impl Core {
                     .saturating_add(channel.pending_outbound_htlcs.len()),
             })
             .collect()
+    }
+
+    fn balance_of(&self, channel: &ChannelDetails) -> Msat {
+        let spendable = channel.outbound_capacity_msat;
+        let reserve = channel.unspendable_punishment_reserve.unwrap_or(0);
+        if spendable > 0 || reserve == 0 {
+            return Msat(spendable.saturating_add(reserve.saturating_mul(1000)));
+        }
+        // No more than the reserve: only the monitor says how much, to the satoshi.
+        let monitor = self.monitors.get_monitor(channel.channel_id);
+        let balances = monitor.map_or(Vec::new(), |monitor| monitor.get_claimable_balances());
+        let ours = balances.iter().filter_map(|balance| match balance {
+            balance @ Balance::ClaimableOnChannelClose { .. } => {
+                Some(balance.claimable_amount_satoshis())
+            }
+            _ => None,
+        });
+        Msat(ours.fold(0, u64::saturating_add).saturating_mul(1000))
     }
 
     pub(super) fn open_channel(

@@ -120,7 +120,7 @@ impl Core {
                 }
                 None => match self.bought.by_channel(user_channel_id) {
                     Some(bought) => self.bought_stands(&bought, funding_txo).await,
-                    None => Ok(()),
+                    None => Ok(self.jit_signed(user_channel_id, channel_id, funding_txo)?),
                 },
             },
             Event::ChannelReady {
@@ -167,10 +167,15 @@ impl Core {
                 payment_hash,
                 purpose,
                 amount_msat,
+                counterparty_skimmed_fee_msat,
                 receiving_channel_ids,
                 claim_deadline,
                 ..
             } => {
+                if let Err(reason) = self.jit_verdict(&payment_hash, counterparty_skimmed_fee_msat)
+                {
+                    return self.refuse_payment(payment_hash, reason).await;
+                }
                 let payment = (payment_hash, Msat(amount_msat));
                 self.claimable(payment, &purpose, &receiving_channel_ids, claim_deadline)
                     .await
@@ -178,14 +183,17 @@ impl Core {
             Event::PaymentClaimed {
                 payment_hash,
                 amount_msat,
+                htlcs,
                 ..
             } => {
                 let hash = PaymentHash(payment_hash.0);
                 if let Some(part) = self.parts.get(hash) {
                     return Ok(self.part_claimed(&part)?);
                 }
+                let fee = self.jit_taken(&payment_hash, &htlcs)?;
                 let amount = Msat(amount_msat);
-                self.told(NodeEvent::PaymentReceived { hash, amount }).await
+                self.told(NodeEvent::PaymentReceived { hash, amount, fee })
+                    .await
             }
             Event::PaymentSent {
                 payment_id,

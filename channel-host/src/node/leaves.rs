@@ -141,7 +141,7 @@ impl Core {
         self.book.add(self.record(leaf, peer, Side::Client)?)
     }
 
-    /// A peer wants a channel: the one of an expected leaf, or on the coordinator an ordinary one.
+    /// A peer wants a channel: the one of an expected leaf, one that it promised us, or on the coordinator an ordinary one.
     pub(super) async fn requested(&self, event: Event) -> Result<(), Again> {
         let Event::OpenChannelRequest {
             temporary_channel_id,
@@ -156,14 +156,14 @@ impl Core {
             return Ok(());
         };
         let channel = (temporary_channel_id, peer);
+        let found = Amount::from_sat(funding_satoshis);
         let leaf = self
             .book
             .by_temporary_id(temporary_channel_id)
             .filter(|leaf| leaf.peer == peer && leaf.side == Side::Client);
         let Some(leaf) = leaf else {
-            return self.requested_ordinary(channel);
+            return self.requested_ordinary(channel, found, is_announced);
         };
-        let found = Amount::from_sat(funding_satoshis);
         let refusal = if !leaf.stage.is_unused() || self.channel_of(&leaf).is_some() {
             Some(LeafRefusal::Used)
         } else if found != leaf.capacity {
@@ -203,7 +203,12 @@ impl Core {
         }
     }
 
-    fn requested_ordinary(&self, (channel, peer): Channel) -> Result<(), Again> {
+    fn requested_ordinary(
+        &self,
+        (channel, peer): Channel,
+        capacity: Amount,
+        announced: bool,
+    ) -> Result<(), Again> {
         if self.config.side == Side::Lsp {
             let accepted = self
                 .manager
@@ -211,7 +216,7 @@ impl Core {
             if let Err(error) = accepted {
                 tracing::info!(?error, "a channel is not accepted");
             }
-        } else {
+        } else if announced || !self.jit_accept((channel, peer), capacity)? {
             self.reject((channel, peer), "no such channel is expected");
         }
         Ok(())

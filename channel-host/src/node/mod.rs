@@ -14,6 +14,7 @@ mod funding;
 mod gossip;
 mod handle;
 mod jit;
+mod jit_client;
 mod jit_money;
 mod leaves;
 mod log;
@@ -52,7 +53,7 @@ use tokio::task::JoinHandle;
 use crate::bought::BoughtBook;
 use crate::coins::CoinSource;
 use crate::config::NodeConfig;
-use crate::jit::JitBook;
+use crate::jit::{AwaitedBook, JitBook};
 use crate::leaf::{Book, LeafId};
 use crate::leaf_keys::LeafKeys;
 use crate::lsps0::Lsps0;
@@ -143,6 +144,7 @@ struct Core {
     scids: ScidBook,
     jit: JitBook,
     bought: BoughtBook,
+    awaited: AwaitedBook,
     /// Payments for channels that are not there yet.
     jit_held: std::sync::Mutex<Vec<jit::Held>>,
     bumper: Bumper,

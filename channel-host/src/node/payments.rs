@@ -183,6 +183,16 @@ impl Core {
         request: &InvoiceRequest,
         hold: Option<(PaymentHash, u32)>,
     ) -> Result<Bolt11Invoice, NodeError> {
+        self.invoice_over(request, hold, &self.ways(request))
+    }
+
+    /// The same over these ways, whichever the request names.
+    pub(super) fn invoice_over(
+        &self,
+        request: &InvoiceRequest,
+        hold: Option<(PaymentHash, u32)>,
+        ways: &[Way],
+    ) -> Result<Bolt11Invoice, NodeError> {
         let held = hold.map_or(0, |(_, blocks)| blocks);
         let min_final = min_final_delta(self.exit_delay(None)).saturating_add(held);
         let seconds = u32::try_from(request.expiry.as_secs()).unwrap_or(u32::MAX);
@@ -207,7 +217,7 @@ impl Core {
             self.manager.get_our_node_id(),
             min_final,
             request,
-            &self.ways(request),
+            ways,
             Registered {
                 hash,
                 secret,
@@ -394,12 +404,19 @@ impl Core {
                 })
                 .await
             }
-            (Err(reason), _) => {
-                self.manager.fail_htlc_backwards(&hash);
-                let hash = PaymentHash(hash.0);
-                self.told(NodeEvent::PaymentRefused { hash, reason }).await
-            }
+            (Err(reason), _) => self.refuse_payment(hash, reason).await,
         }
+    }
+
+    /// Sends a payment to us back.
+    pub(super) async fn refuse_payment(
+        &self,
+        hash: LdkHash,
+        reason: ClaimRefusal,
+    ) -> Result<(), Again> {
+        self.manager.fail_htlc_backwards(&hash);
+        let hash = PaymentHash(hash.0);
+        self.told(NodeEvent::PaymentRefused { hash, reason }).await
     }
 
     /// Over which channels each part came, and when it expires there. LDK tells the earliest deadline of all; the manager and the monitors

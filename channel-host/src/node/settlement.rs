@@ -45,20 +45,35 @@ impl Core {
     pub(super) fn settlement(&self, id: LeafId) -> Option<Settlement> {
         let height = self.settled_at.load(Ordering::Acquire);
         let leaf = self.book.get(id)?;
-        let mut settlement = Settlement {
-            height,
-            spent_by: leaf.spent.map(|(_, txid, _)| txid),
-            locked: Vec::new(),
-            free: Vec::new(),
-            swept_at: None,
-        };
         // LDK takes every spend for one of its own, and counts for some blocks on what is not there.
         let foreign = leaf.spent.is_some_and(|(kind, _, _)| {
             !matches!(kind, SpendKind::Commitment | SpendKind::Cooperative)
         });
-        if let Some(channel) = leaf.ldk_id.map(ChannelId)
-            && !foreign
-        {
+        let channel = leaf.ldk_id.map(ChannelId).filter(|_| !foreign);
+        self.settled(height, channel, leaf.spent.map(|(_, txid, _)| txid))
+    }
+
+    /// The same of a channel that is no leaf; of what spent it nothing is said.
+    pub(super) fn channel_settlement(&self, channel: [u8; 32]) -> Option<Settlement> {
+        let height = self.settled_at.load(Ordering::Acquire);
+        self.settled(height, Some(ChannelId(channel)), None)
+    }
+
+    /// `height`: read before anything else.
+    fn settled(
+        &self,
+        height: u32,
+        channel: Option<ChannelId>,
+        spent_by: Option<Txid>,
+    ) -> Option<Settlement> {
+        let mut settlement = Settlement {
+            height,
+            spent_by,
+            locked: Vec::new(),
+            free: Vec::new(),
+            swept_at: None,
+        };
+        if let Some(channel) = channel {
             settlement.locked = self.locked(channel);
             self.add_tracked(channel, &mut settlement);
         }

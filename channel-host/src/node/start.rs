@@ -358,6 +358,7 @@ async fn load(
         scids: ScidBook::open(Arc::clone(&store))?,
         jit: JitBook::open(Store::clone(&store))?,
         bought: BoughtBook::open(Store::clone(&store))?,
+        awaited: AwaitedBook::open(Store::clone(&store))?,
         jit_held: std::sync::Mutex::default(),
         config,
         store,
@@ -383,6 +384,7 @@ async fn load(
         failed_back: std::sync::Mutex::new(failed_back),
         stopping: AtomicBool::new(false),
     };
+    core.jit_remember();
     core.lost = core.settle_leaves().await?;
     Ok((Arc::new(core), follower, packages, questions))
 }

@@ -41,6 +41,14 @@ pub enum ClaimRefusal {
         /// The last height that is allowed.
         limit: u32,
     },
+    /// The peer of a channel that was opened for it has kept more of it than it promised.
+    #[error("{kept} msat of it were kept, and {promised} were promised")]
+    FeeTooHigh {
+        /// What it kept.
+        kept: u64,
+        /// What it may keep.
+        promised: u64,
+    },
     /// It came over a channel that is not known here.
     #[error("it came over a channel that nobody verified")]
     UnknownChannel,

@@ -266,7 +266,7 @@ async fn take_payment(ctx: &Context, event: NodeEvent) -> store::Result<()> {
             amount,
             expiry,
         } => payment_held(ctx, hash, amount.0, expiry).await?,
-        NodeEvent::PaymentReceived { hash, amount } => {
+        NodeEvent::PaymentReceived { hash, amount, .. } => {
             lsps1::received(ctx, hash, amount.0).await?;
             sales::received(ctx, hash, amount.0).await?;
             let is_new = ctx

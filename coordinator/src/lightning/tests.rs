@@ -210,6 +210,7 @@ async fn what_the_node_says_twice_happens_once() {
         NodeEvent::PaymentReceived {
             hash,
             amount: Msat(7),
+            fee: Msat(0),
         },
     ];
     for event in events.iter().chain(&events) {

@@ -173,7 +173,7 @@ async fn take_payment(client: &Inner, event: NodeEvent) -> Result<()> {
     // Of a payment that is just being begun the beginning comes first.
     let _turn = client.lightning.paying.lock().await;
     match event {
-        NodeEvent::PaymentReceived { hash, amount } => {
+        NodeEvent::PaymentReceived { hash, amount, .. } => {
             if client.store.payment_received(hash, amount, now).await? {
                 client.events.emit(Event::PaymentReceived {
                     hash: hash.to_string(),

@@ -4,6 +4,7 @@ mod crashes;
 mod ends;
 mod harness;
 mod htlcs;
+mod jit;
 mod leaves;
 mod moves;
 mod payments;

@@ -7,14 +7,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use async_trait::async_trait;
 use bitcoin::hashes::{Hash, sha256};
+use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, Network, Sequence, Transaction, TxOut, Txid};
 use channel_host::{
-    FeeCoins, FeePolicy, InvoiceRequest, Leaf, LeafId, LeafKeys, Msat, Node, NodeConfig, NodeEvent,
-    PaymentHash, Side, SpendKind, funding_redeem_script, lsp_channel_id,
+    FeeCoins, FeePolicy, InvoiceRequest, JitOpening, Leaf, LeafId, LeafKeys, LspsService, Msat,
+    Node, NodeConfig, NodeEvent, PaymentHash, RpcError, Side, SpendKind, funding_redeem_script,
+    lsp_channel_id,
 };
 use scenarios::bitcoind::Bitcoind;
 use scenarios::coins::Coins;
+use serde_json::{Map, Value};
 use sqlx::Connection;
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -26,6 +30,30 @@ pub const CAPACITY: Amount = Amount::from_sat(600_000);
 pub const EXIT_DELAY: u32 = 150;
 const PATIENCE: Duration = Duration::from_secs(40);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Sells channels just in time to whoever has an order, and answers nothing.
+#[derive(Debug)]
+struct Shop;
+
+#[async_trait]
+impl LspsService for Shop {
+    fn protocols(&self) -> Vec<u16> {
+        Vec::new()
+    }
+
+    async fn answer(
+        &self,
+        _: PublicKey,
+        _: &str,
+        _: Map<String, Value>,
+    ) -> Result<Value, RpcError> {
+        Err(RpcError::unknown_method())
+    }
+
+    async fn open_jit(&self, _: JitOpening) -> Result<(), String> {
+        Ok(())
+    }
+}
 
 /// One node, its disk and its ears. Stopped and started again it is the same.
 pub struct Member {
@@ -89,7 +117,7 @@ impl Member {
             chain: Arc::new(chain),
             coins: Arc::clone(&self.coins),
             events: Arc::new(sender),
-            lsps: None,
+            lsps: (self.side == Side::Lsp).then(|| Arc::new(Shop) as Arc<dyn LspsService>),
         })
         .await?;
         self.address = node.listen_address();
@@ -399,7 +427,7 @@ pub async fn pay_client(lsp: &mut Member, client: &mut Member, amount: u64) -> R
     // By its hash: after a crash older ones are told again.
     let paid = client
         .event(|event| match event {
-            NodeEvent::PaymentReceived { hash, amount } if *hash == ours => Some(*amount),
+            NodeEvent::PaymentReceived { hash, amount, .. } if *hash == ours => Some(*amount),
             _ => None,
         })
         .await?;

@@ -1,0 +1,143 @@
+//! All orders of ours: on the disk first, then in memory.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bitcoin::Amount;
+use bitcoin::secp256k1::PublicKey;
+
+use super::{Awaited, JitPromise};
+use crate::error::NodeError;
+use crate::event::PaymentHash;
+use crate::store::{Change, EntryKey, Store};
+
+const SPACE: &str = "superscalar";
+const SUBSPACE: &str = "jit-awaited";
+
+fn key(hash: &[u8; 32]) -> EntryKey {
+    EntryKey::new(SPACE, SUBSPACE, &PaymentHash(*hash).to_string())
+}
+
+fn unreadable(error: &serde_json::Error) -> NodeError {
+    NodeError::Unreadable {
+        what: "order of a just-in-time channel",
+        cause: error.to_string(),
+    }
+}
+
+fn put(record: &Awaited) -> Result<Change, NodeError> {
+    let bytes = serde_json::to_vec(record).map_err(|error| unreadable(&error))?;
+    Ok(Change::Put(key(&record.hash), bytes))
+}
+
+/// The orders, by the hashes of their invoices.
+pub(crate) struct AwaitedBook {
+    store: Store,
+    orders: Mutex<HashMap<[u8; 32], Awaited>>,
+}
+
+impl fmt::Debug for AwaitedBook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AwaitedBook").finish_non_exhaustive()
+    }
+}
+
+impl AwaitedBook {
+    pub(crate) fn open(store: Store) -> Result<Self, NodeError> {
+        let mut orders = HashMap::new();
+        for name in store.names(SPACE, SUBSPACE)? {
+            let Some(bytes) = store.get(EntryKey::new(SPACE, SUBSPACE, &name))? else {
+                continue;
+            };
+            let record: Awaited =
+                serde_json::from_slice(&bytes).map_err(|error| unreadable(&error))?;
+            orders.insert(record.hash, record);
+        }
+        Ok(Self {
+            store,
+            orders: Mutex::new(orders),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<[u8; 32], Awaited>> {
+        // Nothing panics while it is held; and a record is only replaced whole.
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an order; those that nobody paid in time are forgotten with it.
+    pub(crate) fn add(
+        &self,
+        hash: [u8; 32],
+        promise: JitPromise,
+        now: u64,
+    ) -> Result<(), NodeError> {
+        let mut orders = self.lock();
+        let stale = orders.values().filter(|record| record.is_stale(now));
+        let stale: Vec<[u8; 32]> = stale.map(|record| record.hash).collect();
+        let record = Awaited::new(hash, promise);
+        let mut changes: Vec<Change> = stale.iter().map(|hash| Change::Remove(key(hash))).collect();
+        changes.push(put(&record)?);
+        self.store.write(changes)?;
+        for hash in stale {
+            orders.remove(&hash);
+        }
+        orders.insert(hash, record);
+        Ok(())
+    }
+
+    /// Takes the order that a peer may open such a channel for, and notes the channel's number with it; `live`: the numbers of channels that are there.
+    pub(crate) fn take_open(
+        &self,
+        (peer, capacity, now): (&PublicKey, Amount, u64),
+        live: &[u128],
+        number: u64,
+    ) -> Result<bool, NodeError> {
+        let mut orders = self.lock();
+        let mut due = orders.values().filter(|record| {
+            !live.contains(&record.number.into()) && record.lets_open(peer, capacity, now)
+        });
+        let Some(mut record) = due.next().cloned() else {
+            return Ok(false);
+        };
+        record.number = number;
+        record.capacity_sat = capacity.to_sat();
+        self.store.write(vec![put(&record)?])?;
+        orders.insert(record.hash, record);
+        Ok(true)
+    }
+
+    pub(crate) fn get(&self, hash: &[u8; 32]) -> Option<Awaited> {
+        self.lock().get(hash).cloned()
+    }
+
+    pub(crate) fn all(&self) -> Vec<Awaited> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Whose channel this is; numbers are never 0.
+    pub(crate) fn by_channel(&self, user_channel_id: u128) -> Option<Awaited> {
+        let number = u64::try_from(user_channel_id).ok();
+        let number = number.filter(|number| *number != 0)?;
+        let orders = self.lock();
+        let mut of_number = orders.values().filter(|record| record.number == number);
+        of_number.next().cloned()
+    }
+
+    /// Changes an order, on the disk first.
+    pub(crate) fn update(
+        &self,
+        hash: &[u8; 32],
+        change: impl FnOnce(&mut Awaited),
+    ) -> Result<(), NodeError> {
+        let mut orders = self.lock();
+        let Some(known) = orders.get(hash) else {
+            return Ok(());
+        };
+        let mut record = known.clone();
+        change(&mut record);
+        self.store.write(vec![put(&record)?])?;
+        orders.insert(*hash, record);
+        Ok(())
+    }
+}
