@@ -16,7 +16,8 @@ CREATE INDEX chain_txs_by_height ON chain_txs (height);
 
 CREATE TABLE channels (
     leaf_id BLOB PRIMARY KEY CHECK (length(leaf_id) = 16),
-    factory_id BLOB NOT NULL REFERENCES factories (factory_id),
+    -- Nothing for a channel outside of factories, whose number is its name.
+    factory_id BLOB REFERENCES factories (factory_id),
     view TEXT,
     commitment BLOB
 ) STRICT;

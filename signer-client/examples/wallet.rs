@@ -122,8 +122,8 @@ async fn use_it(client: &SignerClient, args: &Args) -> Result<()> {
 /// The factory whose channel can be used now.
 async fn usable(client: &SignerClient) -> Result<Option<FactoryId>> {
     let channels = client.channels().await?;
-    let usable = channels.iter().find(|channel| channel.usable);
-    Ok(usable.map(|channel| channel.factory))
+    let mut usable = channels.iter().filter(|channel| channel.usable);
+    Ok(usable.find_map(|channel| channel.factory))
 }
 
 /// Asks for a place, and waits until the factory is confirmed and its channel usable.
@@ -155,7 +155,9 @@ async fn receive(client: &SignerClient, sat: u64) -> Result<()> {
     let invoice = client.invoice(&options).await?;
     println!("invoice {}", invoice.invoice);
     loop {
-        if let Event::PaymentReceived { hash, amount_msat } = events.recv().await?.event
+        if let Event::PaymentReceived {
+            hash, amount_msat, ..
+        } = events.recv().await?.event
             && hash == invoice.hash
         {
             println!("received {amount_msat} msat");

@@ -95,6 +95,9 @@ pub struct Config {
     /// Lightning.
     #[serde(default)]
     pub lightning: LightningConfig,
+    /// Channels just in time.
+    #[serde(default)]
+    pub jit: JitConfig,
     /// From a factory that ends to a younger one.
     #[serde(default)]
     pub migration: MigrationConfig,
@@ -182,6 +185,16 @@ pub struct LightningConfig {
     pub to_self_delay: u16,
 }
 
+/// Channels just in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JitConfig {
+    /// Most that one may cost.
+    pub max_fee_sat: u64,
+    /// Accept one that is paid for only after its first payment is taken.
+    pub allow_unfunded: bool,
+}
+
 /// From a factory that ends to a younger one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -194,7 +207,8 @@ pub struct MigrationConfig {
 
 mod defaults {
     use super::{
-        ChainConfig, ConnectionConfig, ExitConfig, LightningConfig, LimitsConfig, MigrationConfig,
+        ChainConfig, ConnectionConfig, ExitConfig, JitConfig, LightningConfig, LimitsConfig,
+        MigrationConfig,
     };
 
     pub(super) fn log_level() -> String {
@@ -250,6 +264,15 @@ mod defaults {
         }
     }
 
+    impl Default for JitConfig {
+        fn default() -> Self {
+            Self {
+                max_fee_sat: 10_000,
+                allow_unfunded: false,
+            }
+        }
+    }
+
     impl Default for MigrationConfig {
         fn default() -> Self {
             Self {
@@ -287,6 +310,7 @@ impl Config {
             limits: LimitsConfig::default(),
             exit: ExitConfig::default(),
             lightning: LightningConfig::default(),
+            jit: JitConfig::default(),
             migration: MigrationConfig::default(),
         }
     }

@@ -9,6 +9,7 @@ use keystore::{PassphraseError, SeedError};
 use proto::session::ServiceError;
 
 use crate::config::ConfigError;
+use crate::jit::JitError;
 use crate::lock::LockError;
 use crate::sales::SaleError;
 use crate::store::StoreError;
@@ -53,6 +54,9 @@ pub enum Error {
     /// Nothing was paid, or no invoice made.
     #[error("{0}")]
     PaymentRefused(String),
+    /// No channel is ordered.
+    #[error(transparent)]
+    Jit(#[from] JitError),
     /// Nothing is bought.
     #[error(transparent)]
     Sale(#[from] SaleError),
@@ -131,6 +135,7 @@ impl Error {
             Self::Refused(_)
             | Self::Asked(AskError::Refused(_))
             | Self::PaymentRefused(_)
+            | Self::Jit(_)
             | Self::Lightning(NodeError::Refused(_))
             | Self::NothingToLeave { .. }
             | Self::NothingToSweep

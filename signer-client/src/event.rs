@@ -235,12 +235,33 @@ pub enum Event {
         /// Height of its block.
         height: u32,
     },
+    /// The coordinator promised a channel for a payment.
+    JitOrdered {
+        /// The payment's hash.
+        hash: String,
+        /// How much is to be paid.
+        payment_msat: u64,
+        /// What is kept of it.
+        fee_msat: u64,
+    },
+    /// A channel outside of factories may be used.
+    JitChannelOpened {
+        /// Its funding output.
+        outpoint: Option<OutPoint>,
+    },
+    /// It is closed.
+    JitChannelClosed {
+        /// In Lightning's words.
+        reason: String,
+    },
     /// Somebody paid this wallet.
     PaymentReceived {
         /// The payment's hash.
         hash: String,
         /// How much.
         amount_msat: u64,
+        /// What was kept of it for opening a channel.
+        fee_msat: u64,
     },
     /// Somebody wanted to pay this wallet, and it was sent back.
     PaymentRefused {

@@ -16,6 +16,7 @@ pub mod error;
 pub mod event;
 mod exit;
 pub mod fault;
+mod jit;
 pub mod keys;
 mod lightning;
 pub mod lock;
@@ -35,6 +36,7 @@ pub use client::{
 pub use config::Config;
 pub use error::{Error, Result};
 pub use event::{Event, Stamped};
+pub use jit::{JitError, JitInvoice, JitOptions, JitQuote};
 pub use lightning::{
     ChannelState, ChannelView, Invoice, InvoiceOptions, LightningBalance, SpentView,
 };

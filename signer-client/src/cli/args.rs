@@ -59,14 +59,16 @@ pub(super) enum Command {
         /// The factory's id, or an unambiguous beginning of it.
         factory: String,
     },
-    /// Make an invoice, to be paid over the channels of this wallet.
+    /// Make an invoice, to be paid over the channels of this wallet, or over one that is opened for it.
     Invoice(Invoice),
     /// Pay an invoice, and wait for the end.
     Pay(Pay),
     /// Pay a node that has given no invoice, and wait for the end.
     Keysend(Keysend),
-    /// List the channels on this wallet's leaves.
+    /// List this wallet's channels: those on its leaves, and those outside of factories.
     Channels,
+    /// Close a channel outside of factories, together with the coordinator; what is this wallet's comes into the on-chain wallet.
+    Close(Close),
     /// List payments, newest first.
     Payments {
         /// At most so many.
@@ -251,6 +253,28 @@ pub(super) struct Invoice {
     /// Seconds in which it can be paid.
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     pub(super) expiry: u64,
+    /// Have the coordinator open a channel for this payment (LSPS2): the wallet needs neither a channel nor a coin. Its fee is shown first, and kept of
+    /// the payment.
+    #[arg(long)]
+    pub(super) jit: bool,
+    /// The most that channel may cost, in satoshi; left out: jit.max_fee_sat of client.toml.
+    #[arg(long, value_name = "SAT", requires = "jit", value_parser = clap::value_parser!(u64).range(0..=MOST_SAT))]
+    pub(super) max_fee: Option<u64>,
+    /// Do not ask.
+    #[arg(long, short, requires = "jit")]
+    pub(super) yes: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Close {
+    /// The channel's id; `channels --json` lists it as `channel`.
+    pub(super) channel: String,
+    /// Alone, for when the coordinator is away: a confirmed coin of this wallet pays for it.
+    #[arg(long)]
+    pub(super) force: bool,
+    /// Do not ask.
+    #[arg(long, short)]
+    pub(super) yes: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -317,7 +341,12 @@ mod tests {
             matches!(args.unwrap().command, Command::Limit(Limit::Upgrade(upgrade)) if upgrade.yes)
         );
         assert!(Args::try_parse_from(["signer-client", "limit", "cancel", "07"]).is_err());
-        let bad = ["signer-client", "invoice", "5", "--msat", "5000"];
-        assert!(Args::try_parse_from(bad).is_err());
+        for bad in [
+            ["invoice", "5", "--msat", "5000"],
+            ["invoice", "5", "--max-fee", "5"],
+        ] {
+            let bad = ["signer-client"].into_iter().chain(bad);
+            assert!(Args::try_parse_from(bad).is_err());
+        }
     }
 }

@@ -10,6 +10,7 @@ use super::CliError;
 use super::args::{Invoice, Keysend, Pay, Wait, Webhook};
 use super::context::{Context, Holder};
 use super::follow::{self, Progress};
+use super::jit;
 use super::table::{Table, grouped, short, with_msat as sat};
 use crate::error::Error;
 use crate::lightning::{ChannelView, stored};
@@ -35,8 +36,12 @@ pub(super) async fn ask(
 }
 
 pub(super) async fn invoice(context: &Context, options: Invoice) -> Result<(), CliError> {
+    let amount_msat = options.msat.or(options.amount.map(msat));
+    if options.jit {
+        return jit::invoice(context, options, amount_msat).await;
+    }
     let request = Request::Invoice {
-        amount_msat: options.msat.or(options.amount.map(msat)),
+        amount_msat,
         description: options.description,
         expiry: options.expiry,
     };
@@ -220,7 +225,7 @@ fn table(channels: &[Shown]) -> String {
             (None, _) => channel.state.as_str().to_owned(),
         };
         table.row([
-            short(&channel.factory),
+            channel.factory.as_ref().map_or("-".to_owned(), short),
             state,
             grouped(channel.capacity_sat),
             sat(channel.ours_msat),

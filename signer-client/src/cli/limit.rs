@@ -14,7 +14,7 @@ use super::args::{Limit, LimitAmount, Upgrade};
 use super::context::Context;
 use super::follow::{self, Progress};
 use super::lightning::ask;
-use super::table::{Table, grouped, short, with_msat};
+use super::table::{Table, grouped, short, time, with_msat};
 use crate::client::KitCache;
 use crate::lightning::stored;
 use crate::sales::{
@@ -137,16 +137,6 @@ fn explain(quoted: &LimitQuote) -> String {
         ));
     }
     text
-}
-
-fn time(unix: u64) -> String {
-    let time = i64::try_from(unix)
-        .ok()
-        .and_then(|unix| chrono::DateTime::from_timestamp(unix, 0));
-    time.map_or_else(
-        || unix.to_string(),
-        |time| time.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
-    )
 }
 
 async fn upgrade(context: &Context, options: &Upgrade) -> Result<(), CliError> {

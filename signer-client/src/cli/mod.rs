@@ -6,6 +6,7 @@ mod events;
 mod exit;
 mod follow;
 mod init;
+mod jit;
 mod join;
 mod lightning;
 mod limit;
@@ -139,6 +140,7 @@ async fn execute(context: &Context, command: Command) -> Result<(), CliError> {
         Command::Invoice(options) => lightning::invoice(context, options).await,
         Command::Pay(options) => lightning::pay(context, options).await,
         Command::Keysend(options) => lightning::keysend(context, options).await,
+        Command::Close(options) => jit::close(context, options).await,
         Command::Channels => lightning::channels(context).await,
         Command::Payments { limit } => lightning::payments(context, limit).await,
         Command::Limit(command) => limit::run(context, command).await,

@@ -10,6 +10,7 @@ use super::args::QuoteExit;
 use super::context::{Context, Holder};
 use super::table::{Table, grouped, short, with_msat};
 use crate::client::{self, Account, Balance, FactoryView, QUOTED, Quote, Status, Swept};
+use crate::lightning::{ChannelState, ChannelView};
 use crate::lock::Occupant;
 use crate::store::{Request, SharedStore};
 
@@ -81,9 +82,12 @@ fn describe(status: &Status, occupant: Option<&Occupant>) -> String {
             "Joining     the next factory, with {capacity} ({note})\n"
         ));
     }
-    if !status.factories.is_empty() {
+    if !status.factories.is_empty() || !status.channels.is_empty() {
         let moving = status.live.moving.as_deref();
         text.push_str(&account_text(&status.account, moving));
+        text.push_str(&outside_text(&status.channels));
+    }
+    if !status.factories.is_empty() {
         text.push('\n');
         text.push_str(&factory_table(&status.factories));
     }
@@ -145,6 +149,26 @@ fn account_text(account: &Account, moving: Option<&str>) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// Channels outside of factories, a line each.
+fn outside_text(channels: &[ChannelView]) -> String {
+    let line = |channel: &ChannelView| {
+        let money = match channel.state {
+            ChannelState::Open => format!("{} sat are yours", with_msat(channel.ours_msat)),
+            _ => format!("{} sat are on their way", grouped(channel.closing_sat)),
+        };
+        let funding = match channel.factory_confirmed {
+            true => "",
+            false => "; its funding is in no block yet",
+        };
+        format!(
+            "Channel     outside of factories, {}: {money} of {} sat{funding}\n",
+            channel.state.as_str(),
+            grouped(channel.capacity_sat)
+        )
+    };
+    channels.iter().map(line).collect()
 }
 
 fn factory_table(factories: &[FactoryView]) -> String {

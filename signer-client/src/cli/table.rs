@@ -80,6 +80,17 @@ pub(super) fn short(id: &impl ToString) -> String {
     id.to_string().chars().take(12).collect()
 }
 
+/// A moment, from Unix time.
+pub(super) fn time(unix: u64) -> String {
+    let time = i64::try_from(unix)
+        .ok()
+        .and_then(|unix| chrono::DateTime::from_timestamp(unix, 0));
+    time.map_or_else(
+        || unix.to_string(),
+        |time| time.format("%Y-%m-%d %H:%M:%S UTC").to_string(),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

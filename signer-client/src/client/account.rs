@@ -22,7 +22,7 @@ use crate::store::{
 pub struct Account {
     /// What is this wallet's on Lightning, in thousandths of a satoshi.
     pub balance_msat: u64,
-    /// The most that it could hold: the capacities of all channels in the factories that it stays in.
+    /// The most that it could hold: the capacities of all channels in the factories that it stays in, and outside of factories.
     pub limit_sat: u64,
     /// What can be received now.
     pub inbound_msat: u64,
@@ -38,6 +38,18 @@ pub struct Account {
     pub moves: Vec<MoveView>,
     /// What the coordinator says about the end of factories.
     pub notices: Vec<NoticeView>,
+}
+
+impl Account {
+    /// Channels outside of factories are part of it, and covered by nothing.
+    fn add_outside(&mut self, channels: &[ChannelView]) {
+        let standing = channels.iter().filter(|view| view.is_outside());
+        for view in standing.filter(|view| view.state == ChannelState::Open) {
+            self.balance_msat = self.balance_msat.saturating_add(view.ours_msat);
+            self.limit_sat = self.limit_sat.saturating_add(view.capacity_sat);
+            self.inbound_msat = self.inbound_msat.saturating_add(view.receivable_msat);
+        }
+    }
 }
 
 /// The next time the wallet has to be online, for a few minutes.
@@ -99,7 +111,9 @@ struct Held<'a> {
 
 impl<'a> Held<'a> {
     fn new(row: &'a FactoryRow, kit: &'a ExitKit, channels: &'a [ChannelView]) -> Self {
-        let own = channels.iter().filter(|view| view.factory == row.factory);
+        let own = channels
+            .iter()
+            .filter(|view| view.factory == Some(row.factory));
         let (spent, channels): (Vec<_>, Vec<_>) = own.partition(|view| view.spent.is_some());
         Self {
             row,
@@ -183,6 +197,7 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
         .filter(|own| !own.is_over())
         .collect();
     let mut account = sums(&held, &moves, height);
+    account.add_outside(&channels);
     for begun in &moves {
         if let Some(own) = held.iter().find(|own| own.row.factory == begun.from) {
             let parts = store.parts(begun.from).await?;
@@ -357,7 +372,7 @@ mod tests {
 
     fn channel(factory: u8, ours_msat: u64) -> ChannelView {
         ChannelView {
-            factory: FactoryId([factory; 32]),
+            factory: Some(FactoryId([factory; 32])),
             leaf: String::new(),
             channel: None,
             state: ChannelState::Open,
@@ -422,6 +437,27 @@ mod tests {
         let after = sums(&held(&sent, &new), &[begun], Some(1));
         assert_eq!(after.coverage_sat * 2, before.coverage_sat);
         assert_eq!(after.window.unwrap().factory, new.factory);
+    }
+
+    #[test]
+    fn channels_outside_of_factories_count_and_are_not_covered() {
+        let outside = ChannelView {
+            factory: None,
+            ..channel(1, 40_000)
+        };
+        let closed = ChannelView {
+            state: ChannelState::Closed,
+            ..outside.clone()
+        };
+        let mut account = Account::default();
+        account.add_outside(&[outside, closed, channel(1, 7)]);
+        let expected = Account {
+            balance_msat: 40_000,
+            limit_sat: 200_000,
+            inbound_msat: 1_000,
+            ..Account::default()
+        };
+        assert_eq!(account, expected);
     }
 
     #[test]

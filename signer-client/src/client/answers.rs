@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::{Inner, Shutdown, SignerClient};
 use crate::error::{Error, Result};
+use crate::jit::JitOptions;
 use crate::lightning::InvoiceOptions;
 use crate::sales::UpgradeOptions;
 use crate::store::{Answer, Payout, Request};
@@ -101,6 +102,23 @@ async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::V
                 expiry: Duration::from_secs(expiry),
             };
             json!(client.invoice(&options).await?)
+        }
+        Request::QuoteJit { amount_msat } => json!(client.quote_jit(Msat(amount_msat)).await?),
+        Request::JitInvoice {
+            quote,
+            description,
+            expiry,
+            max_fee_msat,
+        } => {
+            let options = JitOptions {
+                description,
+                expiry: Duration::from_secs(expiry),
+                max_fee: max_fee_msat.map(Msat),
+            };
+            json!(client.jit_invoice(&quote, &options).await?)
+        }
+        Request::CloseChannel { channel, force } => {
+            json!(client.close_channel(&channel, force).await?)
         }
         Request::Pay {
             invoice,

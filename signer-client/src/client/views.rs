@@ -14,7 +14,7 @@ use super::account::{Account, Covered, account};
 use super::kits::KitCache;
 use crate::error::{Error, Result};
 use crate::exit::{Whereabouts, coins_suffice, is_late, leave_by, unrolled};
-use crate::lightning::{ChannelView, LightningBalance, of_factory};
+use crate::lightning::{ChannelView, LightningBalance, of_factory, stored};
 use crate::store::{ExitRow, FactoryRow, Live, SharedStore, StoreError};
 
 /// Feerates an exit is quoted at, where none is asked for, in sat/vB.
@@ -41,6 +41,8 @@ pub struct Status {
     pub interest_note: Option<String>,
     /// The account in plain words.
     pub account: Account,
+    /// Channels outside of factories, as the Lightning node said last.
+    pub channels: Vec<ChannelView>,
     /// Every factory.
     pub factories: Vec<FactoryView>,
 }
@@ -219,8 +221,15 @@ pub async fn status(
         live,
         interest_sat: interest.as_ref().map(|interest| interest.capacity.to_sat()),
         interest_note: interest.map(|interest| interest.note),
+        channels: outside(store).await?,
         factories: factories(store).await?,
     })
+}
+
+/// Channels outside of factories, from a store.
+async fn outside(store: &SharedStore) -> Result<Vec<ChannelView>> {
+    let channels = stored(store).await?.into_iter();
+    Ok(channels.filter(ChannelView::is_outside).collect())
 }
 
 /// All factories, from a store.

@@ -77,7 +77,7 @@ fn refused(text: impl Into<String>) -> Error {
 }
 
 /// Lightning's refusals are no failures of the wallet.
-fn words(error: NodeError) -> Error {
+pub(crate) fn words(error: NodeError) -> Error {
     match error {
         NodeError::Refused(text) => refused(text),
         other => other.into(),
@@ -103,8 +103,10 @@ impl SignerClient {
         let inner = &self.inner;
         let node = inner.lightning.running()?;
         // It asks for the time that the slowest leaf needs.
-        if !node.leaves().iter().any(|leaf| leaf.stage == Stage::Open) {
-            return Err(refused("there is no channel to be paid over; `join` first"));
+        let on_leaf = node.leaves().iter().any(|leaf| leaf.stage == Stage::Open);
+        if !on_leaf && !node.channels().iter().any(|channel| channel.leaf.is_none()) {
+            let text = "there is no channel to be paid over; `join` first, or have one opened for the payment (`invoice --jit`)";
+            return Err(refused(text));
         }
         let (Some(lsp), Some(route)) = (
             coordinator_of(inner),

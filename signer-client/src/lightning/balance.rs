@@ -53,7 +53,7 @@ mod tests {
 
     fn channel(state: ChannelState, usable: bool) -> ChannelView {
         ChannelView {
-            factory: FactoryId([1; 32]),
+            factory: Some(FactoryId([1; 32])),
             leaf: String::new(),
             channel: None,
             state,

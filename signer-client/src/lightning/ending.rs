@@ -86,10 +86,12 @@ async fn leave_one(node: &Node, leaf: LeafId) {
     }
 }
 
-/// What the node says of a leaf's money when no block is in between.
-pub(super) async fn settlement(node: &Arc<Node>, leaf: LeafId) -> Option<Settlement> {
+/// What the node says of a channel's money when no block is in between.
+pub(super) async fn when_quiet(
+    settled: impl Fn() -> Option<Settlement> + Send,
+) -> Option<Settlement> {
     for _ in 0..LOOKS {
-        if let Some(settlement) = node.settlement(leaf) {
+        if let Some(settlement) = settled() {
             return Some(settlement);
         }
         tokio::time::sleep(LOOK).await;

@@ -6,6 +6,7 @@ mod coins;
 mod connect;
 mod ending;
 mod leaf;
+mod outside;
 mod reconcile;
 mod sink;
 mod views;
@@ -27,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::store::Route;
 
+pub(crate) use api::words;
 pub use api::{Invoice, InvoiceOptions};
 pub use balance::LightningBalance;
 pub(crate) use ending::{Ending, ending, leave};

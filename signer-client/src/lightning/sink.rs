@@ -10,6 +10,7 @@ use super::name_of;
 use crate::client::Inner;
 use crate::error::Result;
 use crate::event::Event;
+use crate::fault;
 use crate::migration::part_over;
 use crate::store::{PartEnd, PaymentEnd};
 
@@ -145,6 +146,16 @@ async fn take(client: &Arc<Inner>, event: NodeEvent) -> Result<()> {
             part_over(client, hash, &PartEnd::Failed { why }, Msat(0)).await?;
             lightning.tell();
         }
+        NodeEvent::ChannelOpened { outpoint, .. } => {
+            let event = Event::JitChannelOpened { outpoint };
+            client.events.emit(event);
+            fault::point("jit_channel_opened");
+            lightning.tell();
+        }
+        NodeEvent::ChannelClosed { reason, .. } => {
+            client.events.emit(Event::JitChannelClosed { reason });
+            lightning.tell();
+        }
         NodeEvent::Stopped { cause } => {
             lightning.down(client, &cause.to_string());
         }
@@ -173,11 +184,13 @@ async fn take_payment(client: &Inner, event: NodeEvent) -> Result<()> {
     // Of a payment that is just being begun the beginning comes first.
     let _turn = client.lightning.paying.lock().await;
     match event {
-        NodeEvent::PaymentReceived { hash, amount, .. } => {
-            if client.store.payment_received(hash, amount, now).await? {
+        NodeEvent::PaymentReceived { hash, amount, fee } => {
+            let store = &client.store;
+            if store.payment_received(hash, amount, fee, now).await? {
                 client.events.emit(Event::PaymentReceived {
                     hash: hash.to_string(),
                     amount_msat: amount.0,
+                    fee_msat: fee.0,
                 });
             }
         }

@@ -11,8 +11,9 @@ use factory_tree::tx::TxKind;
 use factory_tree::units::Height;
 use serde::{Deserialize, Serialize};
 
-use super::ending::settlement;
+use super::ending::when_quiet;
 use super::leaf::{cut, name_of};
+use super::outside;
 use super::sink::spend_name;
 use crate::client::Inner;
 use crate::error::Result;
@@ -59,18 +60,18 @@ pub struct SpentView {
     pub height: u32,
 }
 
-/// A channel on a leaf.
+/// A channel: on a leaf, or outside of factories.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChannelView {
-    /// The factory.
-    pub factory: FactoryId,
-    /// The leaf's id, in hexadecimal digits.
+    /// The factory; nothing for a channel that was opened just in time.
+    pub factory: Option<FactoryId>,
+    /// The leaf's id, in hexadecimal digits, or the channel's number if it is on none.
     pub leaf: String,
     /// Its BOLT 2 id, in hexadecimal digits, while it stands.
     pub channel: Option<String>,
     /// How far it is.
     pub state: ChannelState,
-    /// Its output of the leaf.
+    /// Its funding output, of the leaf if it is on one.
     pub outpoint: OutPoint,
     /// What it holds.
     pub capacity_sat: u64,
@@ -84,7 +85,8 @@ pub struct ChannelView {
     pub pending: u64,
     /// Whether it carries payments now: it stands, the factory is confirmed as agreed, and the coordinator is there.
     pub usable: bool,
-    /// Whether the factory is confirmed as agreed.
+    /// Whether the factory is confirmed as agreed; outside of factories, whether the channel's own funding is in a block. Until then the coordinator
+    /// can still take it back.
     pub factory_confirmed: bool,
     /// Height of the leaf's block, once it is on the chain.
     pub leaf_height: Option<u32>,
@@ -92,6 +94,14 @@ pub struct ChannelView {
     pub spent: Option<SpentView>,
     /// What of it is this wallet's and on its way on the chain, but not in the on-chain wallet yet.
     pub closing_sat: u64,
+}
+
+impl ChannelView {
+    /// Whether it lies in no factory.
+    #[must_use]
+    pub const fn is_outside(&self) -> bool {
+        self.factory.is_none()
+    }
 }
 
 fn state_of(view: &LeafView) -> Option<ChannelState> {
@@ -123,7 +133,7 @@ fn view(
         height,
     });
     Some(ChannelView {
-        factory,
+        factory: Some(factory),
         leaf: leaf.id.to_string(),
         channel: open.map(|live| live.channel.iter().map(|b| format!("{b:02x}")).collect()),
         state,
@@ -170,7 +180,7 @@ async fn places(client: &Inner, rows: &[FactoryRow]) -> Result<HashMap<LeafId, P
     Ok(places)
 }
 
-/// What the node says now, oldest factories first.
+/// What the node says now, oldest factories first, and what is outside of them last.
 pub(super) async fn live(client: &Inner, node: &Arc<Node>) -> Result<Vec<(LeafId, ChannelView)>> {
     let rows = client.store.factories().await?;
     let places = places(client, &rows).await?;
@@ -194,8 +204,12 @@ pub(super) async fn live(client: &Inner, node: &Arc<Node>) -> Result<Vec<(LeafId
         };
         views.extend(seen.map(|view| (leaf.id, view)));
     }
-    let place = |view: &ChannelView| rows.iter().position(|row| row.factory == view.factory);
+    let place = |view: &ChannelView| {
+        let mut rows = rows.iter();
+        rows.position(|row| Some(row.factory) == view.factory)
+    };
     views.sort_by_key(|(_, view)| place(view));
+    views.extend(outside::live(node, &channels).await);
     Ok(views)
 }
 
@@ -226,7 +240,7 @@ fn paid_by(kit: &ExitKit, txid: Txid) -> Option<SpendKind> {
 
 /// What is ours of a closed channel, and not in the wallet.
 async fn closing_sat(node: &Arc<Node>, leaf: LeafId) -> u64 {
-    let Some(settlement) = settlement(node, leaf).await else {
+    let Some(settlement) = when_quiet(|| node.settlement(leaf)).await else {
         return 0;
     };
     let amounts = settlement.locked.iter().chain(&settlement.free);
@@ -264,7 +278,9 @@ pub(crate) async fn of_factory(
     factory: FactoryId,
 ) -> Result<Vec<ChannelView>> {
     let channels = stored(store).await?.into_iter();
-    Ok(channels.filter(|view| view.factory == factory).collect())
+    Ok(channels
+        .filter(|view| view.factory == Some(factory))
+        .collect())
 }
 
 /// Keeps what the node says for when it does not run, and for other processes.

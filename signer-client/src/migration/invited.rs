@@ -190,7 +190,9 @@ pub(crate) async fn wanted(
         else {
             continue;
         };
-        let views = channels.iter().filter(|view| view.factory == row.factory);
+        let views = channels
+            .iter()
+            .filter(|view| view.factory == Some(row.factory));
         let views: Vec<&ChannelView> = views.collect();
         own.extend(held(&row, &calendar(&kit), &views));
     }

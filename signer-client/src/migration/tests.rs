@@ -424,7 +424,7 @@ async fn without_a_session_nothing_begins() {
 
 fn view(factory: FactoryId, ours_msat: u64, receivable_msat: u64) -> StoredView {
     StoredView {
-        factory,
+        factory: Some(factory),
         leaf: String::new(),
         channel: None,
         state: ChannelState::Open,

@@ -104,7 +104,9 @@ pub(crate) async fn limit(
         let Some(kit) = kits.sound(row.factory).await? else {
             continue;
         };
-        let own = channels.iter().filter(|own| own.factory == row.factory);
+        let own = channels
+            .iter()
+            .filter(|own| own.factory == Some(row.factory));
         view.channels
             .extend(own.filter_map(|own| channel(&kit, own)));
         let counted = tokio::task::spawn_blocking(move || (Coverage::of_kit(&kit), stock(&kit)));
@@ -135,7 +137,7 @@ fn channel(kit: &ExitKit, view: &ChannelView) -> Option<LimitChannel> {
         .iter()
         .find(|own| own.leaf_id.to_string() == view.leaf)?;
     stands.then(|| LimitChannel {
-        factory: view.factory,
+        factory: kit.factory_id,
         leaf: view.leaf.clone(),
         sale: own.sale,
         capacity_sat: view.capacity_sat,

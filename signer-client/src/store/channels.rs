@@ -29,10 +29,10 @@ pub struct Route {
 /// What is stored of a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChannelRow {
-    /// The leaf it is on.
+    /// The leaf it is on, or its number.
     pub leaf: LeafId,
-    /// That leaf's factory.
-    pub factory: FactoryId,
+    /// That leaf's factory; nothing for a channel that is on none.
+    pub factory: Option<FactoryId>,
     /// What the Lightning node said last.
     pub view: Option<ChannelView>,
     /// Our signed commitment, once the leaf was confirmed.
@@ -80,7 +80,10 @@ impl ChannelStore for SqliteStore {
                 let commitment = row.maybe_bytes("commitment")?;
                 Ok(ChannelRow {
                     leaf: LeafId(row.array("leaf_id")?),
-                    factory: FactoryId(row.array("factory_id")?),
+                    factory: match row.maybe_bytes("factory_id")? {
+                        Some(_) => Some(FactoryId(row.array("factory_id")?)),
+                        None => None,
+                    },
                     view: view
                         .map(|text| serde_json::from_str(&text))
                         .transpose()
@@ -101,7 +104,7 @@ impl ChannelStore for SqliteStore {
              ON CONFLICT (leaf_id) DO UPDATE SET view = excluded.view",
         )
         .bind(leaf.0.as_slice())
-        .bind(view.factory.0.as_slice())
+        .bind(view.factory.map(|factory| factory.0.to_vec()))
         .bind(text)
         .execute(self.pool())
         .await

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::unreadable;
 use super::{Result, SqliteStore};
+use crate::jit::JitQuote;
 
 /// The wish to be in the next factory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +62,29 @@ pub enum Request {
         description: String,
         /// Seconds in which it can be paid.
         expiry: u64,
+    },
+    /// What a channel for one payment would cost.
+    QuoteJit {
+        /// What is to be paid.
+        amount_msat: u64,
+    },
+    /// Make an invoice that such a channel is opened for.
+    JitInvoice {
+        /// What was quoted.
+        quote: JitQuote,
+        /// What for.
+        description: String,
+        /// Seconds in which it can be paid.
+        expiry: u64,
+        /// The most that the channel may cost.
+        max_fee_msat: Option<u64>,
+    },
+    /// Close a channel outside of factories.
+    CloseChannel {
+        /// Its BOLT 2 id, in hexadecimal digits.
+        channel: String,
+        /// Alone.
+        force: bool,
     },
     /// Begin to pay an invoice.
     Pay {

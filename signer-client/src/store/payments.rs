@@ -55,7 +55,7 @@ pub struct Payment {
     pub direction: Direction,
     /// How much arrives.
     pub amount_msat: u64,
-    /// What it cost the sender, if that is us and it arrived.
+    /// What it cost the sender, if that is us and it arrived; of a payment to us, what was kept of it for opening a channel, if something was.
     pub fee_msat: Option<u64>,
     /// How far it is.
     pub state: PaymentState,
@@ -133,8 +133,14 @@ pub trait PaymentStore {
     /// A payment of ours ended; `false` if that was known. What has arrived does not fail any more.
     async fn end_payment(&self, hash: PaymentHash, end: &PaymentEnd, now: Moment) -> Result<bool>;
 
-    /// A payment to us arrived; `false` if that was known.
-    async fn payment_received(&self, hash: PaymentHash, amount: Msat, now: Moment) -> Result<bool>;
+    /// A payment to us arrived, less what was kept of it; `false` if that was known.
+    async fn payment_received(
+        &self,
+        hash: PaymentHash,
+        amount: Msat,
+        fee: Msat,
+        now: Moment,
+    ) -> Result<bool>;
 
     /// One payment.
     async fn payment(&self, hash: PaymentHash, direction: Direction) -> Result<Option<Payment>>;
@@ -241,18 +247,25 @@ impl PaymentStore for SqliteStore {
         Ok(done.rows_affected() > 0)
     }
 
-    async fn payment_received(&self, hash: PaymentHash, amount: Msat, now: Moment) -> Result<bool> {
+    async fn payment_received(
+        &self,
+        hash: PaymentHash,
+        amount: Msat,
+        fee: Msat,
+        now: Moment,
+    ) -> Result<bool> {
         let done = sqlx::query(
             "INSERT INTO payments (hash, direction, amount_msat, state, description, created_height,
-                created_time, ended_height, ended_time)
+                created_time, ended_height, ended_time, fee_msat)
              VALUES (?1, 'in', ?2, 'succeeded',
-                coalesce((SELECT description FROM invoices WHERE hash = ?1), ''), ?3, ?4, ?3, ?4)
+                coalesce((SELECT description FROM invoices WHERE hash = ?1), ''), ?3, ?4, ?3, ?4, ?5)
              ON CONFLICT (hash, direction) DO NOTHING",
         )
         .bind(hash.0.as_slice())
         .bind(whole(amount.0))
         .bind(i64::from(now.height))
         .bind(whole(now.time))
+        .bind((fee.0 > 0).then(|| whole(fee.0)))
         .execute(self.pool())
         .await
         .map_err(|error| self.error(error))?;

@@ -414,8 +414,12 @@ async fn a_receipt_told_twice_is_counted_once() {
         .record_invoice(hash(1), "a book", expires, NOW)
         .await
         .unwrap();
-    assert!(store.payment_received(hash(1), Msat(9), NOW).await.unwrap());
-    assert!(!store.payment_received(hash(1), Msat(9), NOW).await.unwrap());
+    let arrived = store.payment_received(hash(1), Msat(9), Msat(2), NOW);
+    assert!(arrived.await.unwrap());
+    let again = store.payment_received(hash(1), Msat(9), Msat(0), NOW);
+    assert!(!again.await.unwrap());
+    let known = store.payment(hash(1), Direction::In).await.unwrap();
+    assert_eq!(known.unwrap().fee_msat, Some(2));
     let shown = store.payments(10).await.unwrap();
     assert_eq!((shown.len(), shown[0].text.as_str()), (1, "a book"));
     // The same hash outwards is another payment.
@@ -447,7 +451,7 @@ async fn a_commitment_is_kept_beside_what_is_known_of_its_channel() {
     // Signed anew at every block: no news.
     assert!(!store.set_commitment(leaf, id, &signed(2)).await.unwrap());
     let view = ChannelView {
-        factory: id,
+        factory: Some(id),
         leaf: "01".repeat(16),
         channel: None,
         state: ChannelState::Closed,
@@ -467,11 +471,19 @@ async fn a_commitment_is_kept_beside_what_is_known_of_its_channel() {
     let rows = store.channels().await.unwrap();
     let row = ChannelRow {
         leaf,
-        factory: id,
+        factory: Some(id),
         view: Some(view),
         commitment: Some(commitment),
     };
     assert_eq!(rows, [row]);
+    // One outside of factories has none.
+    let outside = ChannelView {
+        factory: None,
+        ..rows[0].view.clone().unwrap()
+    };
+    store.set_channel(Leaf([2; 16]), &outside).await.unwrap();
+    let kept = &store.channels().await.unwrap()[1];
+    assert_eq!((kept.factory, kept.view.as_ref()), (None, Some(&outside)));
     // The channel may go; the commitment stays.
     store.forget_channel(leaf).await.unwrap();
     let rows = store.channels().await.unwrap();

@@ -92,7 +92,7 @@ impl Wallet {
 
     async fn balance(&self, msat: u64) -> Result<()> {
         let view = ChannelView {
-            factory: self.kit.factory_id,
+            factory: Some(self.kit.factory_id),
             leaf: self.kit.leaf_id.to_string(),
             channel: None,
             state: ChannelState::Open,

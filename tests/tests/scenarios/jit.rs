@@ -18,15 +18,15 @@ use crate::independent::{Independent, Offer, Received, code};
 /// What the coordinator asks, in thousandths of a satoshi and in parts per million.
 const MIN_FEE: u64 = 2_000_000;
 const PPM: u64 = 10_000;
-const PAYMENT: u64 = 500_000_000;
+pub(crate) const PAYMENT: u64 = 500_000_000;
 const CLIENT_REJECTED: i32 = 1;
 
 /// bLIP-52's formula.
-fn fee(payment: u64) -> u64 {
+pub(crate) fn fee(payment: u64) -> u64 {
     (payment * PPM).div_ceil(1_000_000).max(MIN_FEE)
 }
 
-fn sells(coordinator: &Service) -> Result<()> {
+pub(crate) fn sells(coordinator: &Service) -> Result<()> {
     coordinator.configure("jit.enabled", true)?;
     coordinator.configure("jit.min_fee_msat", i64::try_from(MIN_FEE)?)?;
     coordinator.configure("jit.fee_ppm", i64::try_from(PPM)?)

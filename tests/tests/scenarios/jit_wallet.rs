@@ -1,0 +1,242 @@
+//! Channels just in time, bought by our own wallet: it has a seed, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use channel_host::{Msat, PaymentHash};
+use scenarios::event::Event;
+use scenarios::outside::Outside;
+use scenarios::process::PATIENCE;
+use scenarios::service::Service;
+use scenarios::world::{World, number, text};
+use serde_json::Value;
+
+use crate::jit::{PAYMENT, fee, sells};
+
+/// What the wallet asks for, in satoshi.
+const ASKED: &str = "500000";
+
+/// A world that sells, somebody to pay from outside, and a fresh wallet that runs.
+fn town(name: &str, configure: impl FnOnce(&Service) -> Result<()>) -> Result<(World, Outside)> {
+    let mut world = World::start_with(name, |coordinator| {
+        sells(coordinator)?;
+        configure(coordinator)
+    })?;
+    let outside = Outside::start(&mut world)?;
+    world.add_clients(1)?;
+    world.client(0)?.wait_for("lightning_connected")?;
+    Ok((world, outside))
+}
+
+fn ordered(wallet: &Service) -> Result<Value> {
+    wallet.json(&["invoice", "--jit", ASKED, "--yes"])
+}
+
+/// What arrived last, and what was kept of it.
+fn received(wallet: &Service, mark: usize) -> Result<(u64, u64)> {
+    let event = wallet.wait_after(mark, "a payment", |event| event.is("payment_received"))?;
+    let field = |name| event.number(name).context("a number");
+    Ok((field("amount_msat")?, field("fee_msat")?))
+}
+
+/// The wallet's only channel.
+fn channel(wallet: &Service) -> Result<Value> {
+    let answer = wallet.json(&["channels"])?;
+    let channels = answer["channels"].as_array().context("a list")?;
+    ensure!(channels.len() == 1, "{answer}");
+    Ok(channels[0].clone())
+}
+
+fn becomes(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !so()? {
+        ensure!(Instant::now() < deadline, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Paid over a channel that was not there, less the promised fee to the thousandth of a satoshi; shown; spent from; paid again, whole; and in the
+/// end taken out to the chain.
+#[test]
+fn a_wallet_with_nothing_is_paid_pays_and_leaves() -> Result<()> {
+    let (world, outside) = town("jit_wallet", |_| Ok(()))?;
+    let wallet = world.client(0)?;
+    let made = ordered(wallet)?;
+    ensure!(number(&made, "fee_msat")? == fee(PAYMENT), "{made}");
+    ensure!(
+        number(&made, "receive_msat")? == PAYMENT - fee(PAYMENT),
+        "{made}"
+    );
+    outside.pay(&text(&made, "invoice")?)?;
+    ensure!(received(wallet, 0)? == (PAYMENT - fee(PAYMENT), fee(PAYMENT)));
+    world.lightning_becomes(0, PAYMENT - fee(PAYMENT))?;
+
+    let open = channel(wallet)?;
+    ensure!(open["factory"].is_null(), "{open}");
+    ensure!(open["state"] == "open", "{open}");
+    ensure!(open["factory_confirmed"] == false, "{open}");
+    let payments = wallet.json(&["payments"])?;
+    ensure!(
+        number(&payments["payments"][0], "fee_msat")? == fee(PAYMENT),
+        "{payments}"
+    );
+    let account = |field: &str| -> Result<u64> {
+        let status = wallet.json(&["status"])?;
+        ensure!(status["channels"][0]["state"] == "open", "{status}");
+        number(&status["account"], field)
+    };
+    becomes("a balance in the status", || {
+        Ok(account("balance_msat")? == PAYMENT - fee(PAYMENT))
+    })?;
+    let told = wallet.command(&["status"])?.stdout;
+    ensure!(told.contains("outside of factories, open"), "{told}");
+
+    let paid = outside.invoice(Msat(200_000_000))?;
+    let sent = world.pay(0, &paid)?;
+    let cost = number(&sent, "fee_msat")?;
+    let left = PAYMENT - fee(PAYMENT) - 200_000_000 - cost;
+    world.lightning_becomes(0, left)?;
+    // An ordinary invoice is paid over the same channel, and nothing is kept of it.
+    let mark = wallet.mark()?;
+    outside.pay(&world.invoice(0, 50_000)?)?;
+    ensure!(received(wallet, mark)? == (50_000_000, 0));
+    let left = left + 50_000_000;
+    let needless = wallet.command(&["invoice", "--jit", "50000", "--yes", "--json"])?;
+    needless.refused(4, &["has room for this payment"])?;
+    world.lightning_becomes(0, left)?;
+
+    world.mine(6)?;
+    becomes("a confirmed channel", || {
+        Ok(channel(wallet)?["factory_confirmed"] == true)
+    })?;
+    let id = text(&channel(wallet)?, "channel")?;
+    wallet.json(&["close", &id, "--yes"])?;
+    wallet.wait_for("jit_channel_closed")?;
+    let balance = wallet.json(&["balance"])?;
+    ensure!(
+        number(&balance, "lightning_closing_sat")? == left / 1000,
+        "{balance}"
+    );
+    becomes("its money in the wallet", || {
+        world.mine(1)?;
+        let balance = wallet.json(&["balance"])?;
+        let there = number(&balance, "confirmed_sat")?;
+        Ok(number(&balance, "lightning_closing_sat")? == 0 && there + 1_000 > left / 1000)
+    })?;
+    let channels = wallet.json(&["channels"])?;
+    ensure!(channels["channels"] == serde_json::json!([]), "{channels}");
+    Ok(())
+}
+
+/// A payment is held for a wallet that is away, and the wallet comes.
+fn held(world: &World, outside: &Outside, invoice: &str) -> Result<PaymentHash> {
+    let ours = outside.send(invoice)?;
+    becomes("a payment that waits", || {
+        let channels = world.coordinator.json(&["node", "channels"])?;
+        let all = channels["channels"].as_array().context("a list")?;
+        Ok(all.iter().any(|channel| channel["pending"] == 1))
+    })?;
+    Ok(ours)
+}
+
+/// The wallet is killed between its order and the payment, and again when it is paid: every run knows the order, and what came of it.
+#[test]
+fn a_wallet_that_dies_in_between_is_paid() -> Result<()> {
+    let (mut world, outside) = town("jit_wallet_dies", |_| Ok(()))?;
+    let made = ordered(world.client(0)?)?;
+    world.client_mut(0)?.kill()?;
+    let ours = held(&world, &outside, &text(&made, "invoice")?)?;
+    world.client_mut(0)?.start()?;
+    ensure!(outside.outcome(ours)?.is_ok());
+    ensure!(received(world.client(0)?, 0)? == (PAYMENT - fee(PAYMENT), fee(PAYMENT)));
+    world.client_mut(0)?.kill()?;
+    world.client_mut(0)?.start()?;
+    world.client(0)?.wait_for("lightning_connected")?;
+    world.lightning_becomes(0, PAYMENT - fee(PAYMENT))?;
+    let paid = world.coordinator.wait_for("jit_paid")?;
+    ensure!(paid.number("fee_msat") == Some(fee(PAYMENT)));
+    Ok(())
+}
+
+/// It dies when its channel has just been opened, before it can take the payment. What is on its way then may go back to the payer; the next try is
+/// taken over that channel, less the fee: the node has to know that again.
+#[test]
+fn a_wallet_that_dies_with_its_channel_just_open_is_paid() -> Result<()> {
+    let (mut world, outside) = town("jit_wallet_dies_later", |_| Ok(()))?;
+    let made = ordered(world.client(0)?)?;
+    let invoice = text(&made, "invoice")?;
+    world.client_mut(0)?.kill()?;
+    let ours = held(&world, &outside, &invoice)?;
+    let wallet = world.client_mut(0)?;
+    wallet.start_with(&[("SUPERSCALAR_FAULT", "jit_channel_opened")])?;
+    wallet.wait_until_ended()?;
+    wallet.start()?;
+    wallet.wait_for("lightning_connected")?;
+    if outside.outcome(ours)?.is_err() {
+        outside.send(&invoice)?;
+    }
+    world.lightning_becomes(0, PAYMENT - fee(PAYMENT))?;
+    channel(world.client(0)?)?;
+    let paid = world.coordinator.wait_for("jit_paid")?;
+    ensure!(paid.number("fee_msat") == Some(fee(PAYMENT)));
+    Ok(())
+}
+
+/// Dearer than the user agreed to, or paid for only afterwards: refused, and nothing is ordered that could cost anything.
+#[test]
+fn what_the_user_did_not_agree_to_is_not_ordered() -> Result<()> {
+    let (mut world, outside) = town("jit_wallet_refuses", |coordinator| {
+        coordinator.configure("jit.client_trusts_lsp", true)
+    })?;
+    let mark = world.coordinator.mark()?;
+    let cap = (fee(PAYMENT) / 1000 - 1).to_string();
+    let wallet = world.client(0)?;
+    let dear = [
+        "invoice",
+        "--jit",
+        ASKED,
+        "--yes",
+        "--max-fee",
+        &cap,
+        "--json",
+    ];
+    let answer = wallet.command(&dear)?;
+    answer.refused(
+        4,
+        &["the channel costs 5000 sat, and no more than 4999 sat is to be paid for it"],
+    )?;
+    let answer = wallet.command(&["invoice", "--jit", "1", "--yes", "--json"])?;
+    answer.refused(4, &["opens channels for payments of 10000 sat to"])?;
+    // The configured cap.
+    world.client_mut(0)?.terminate()?;
+    world.client(0)?.configure("jit.max_fee_sat", 4_999)?;
+    world.client_mut(0)?.start()?;
+    let wallet = world.client(0)?;
+    wallet.wait_for("lightning_connected")?;
+    let answer = wallet.command(&["invoice", "--jit", ASKED, "--yes", "--json"])?;
+    answer.refused(4, &["no more than 4999 sat"])?;
+    let sold = |event: &Event| event.is("jit_sold");
+    ensure!(!world.coordinator.events()?[mark..].iter().any(sold));
+    // The coordinator wants to be trusted.
+    let exact = (fee(PAYMENT) / 1000).to_string();
+    let trusting = [
+        "invoice",
+        "--jit",
+        ASKED,
+        "--yes",
+        "--max-fee",
+        &exact,
+        "--json",
+    ];
+    let answer = wallet.command(&trusting)?;
+    answer.refused(4, &["only after this wallet has taken the payment"])?;
+    world.client_mut(0)?.terminate()?;
+    world.client(0)?.configure("jit.allow_unfunded", true)?;
+    world.client_mut(0)?.start()?;
+    let wallet = world.client(0)?;
+    wallet.wait_for("lightning_connected")?;
+    let made = wallet.command(&trusting)?.json()?;
+    outside.pay(&text(&made, "invoice")?)?;
+    world.lightning_becomes(0, PAYMENT - fee(PAYMENT))
+}
