@@ -69,7 +69,7 @@ impl DataDirLock {
         loop {
             match Self::take(data_dir, command) {
                 Err(LockError::Held { by, .. })
-                    if Instant::now() < until && !by.is_some_and(|by| by.serves) =>
+                    if Instant::now() < until && !by.as_ref().is_some_and(|by| by.serves) =>
                 {
                     std::thread::sleep(LOOK);
                 }

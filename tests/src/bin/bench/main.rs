@@ -1,7 +1,8 @@
-//! `bin/bench`: what building a factory costs, and paying in it, as one JSON object.
+//! `bin/bench`: what things cost, as one JSON object.
 
 mod ceremony;
 mod cpu;
+mod jit;
 mod payments;
 mod sales;
 mod signing;
@@ -11,7 +12,7 @@ mod worker;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Measures what building a factory costs, and paying in it.
+/// Measures what building a factory costs, paying in it, buying room in it, and being paid without.
 #[derive(Debug, Parser)]
 #[command(name = "bin/bench")]
 struct Arguments {
@@ -42,6 +43,15 @@ enum What {
         /// Clients of the factory.
         #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..=1024))]
         clients: u32,
+        /// One JSON object instead of a table.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Channels just in time, each for a payment from outside to a wallet with nothing: latency one at a time, and how many a second.
+    Jit {
+        /// Payments of each measurement, each to another wallet.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=500))]
+        payments: u32,
         /// One JSON object instead of a table.
         #[arg(long)]
         json: bool,
@@ -97,6 +107,15 @@ fn main() -> Result<()> {
         }
         What::Sales { clients, json } => {
             let cost = sales::run(clients)?;
+            if json {
+                println!("{}", serde_json::to_string(&cost)?);
+            } else {
+                cost.show();
+            }
+            Ok(())
+        }
+        What::Jit { payments, json } => {
+            let cost = jit::run(payments)?;
             if json {
                 println!("{}", serde_json::to_string(&cost)?);
             } else {

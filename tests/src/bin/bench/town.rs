@@ -50,25 +50,18 @@ impl Town {
         more: &[&str],
         configure: impl FnOnce(&Service) -> Result<()>,
     ) -> Result<Self> {
-        let directory = binaries::target()?.join(name);
-        let mut world = World::prepare(&directory, Options::default())?;
-        world.coordinator.configure("ceremony.join_seconds", 120)?;
-        world.coordinator.configure("ceremony.step_seconds", 120)?;
-        for limit in ["max_unauthenticated_per_ip", "max_connections_per_ip"] {
-            world
-                .coordinator
-                .configure(&format!("server.{limit}"), 2048)?;
-        }
-        configure(&world.coordinator)?;
-        world.coordinator.start()?;
-        world.coordinator.wait_for("ready")?;
-        let per_client = 4 * capacity.to_sat();
-        world.fund_coordinator(Amount::from_sat(
-            10_000_000 + per_client * u64::from(clients),
-        ))?;
-        let runtime = Runtime::new()?;
-        let wallets = runtime.block_on(open_all(&world, &directory, clients, capacity))?;
+        let Self {
+            world,
+            runtime,
+            wallets,
+        } = Self::open(name, clients, capacity, configure)?;
         let begun = world.coordinator.mark()?;
+        runtime.block_on(async {
+            for wallet in &wallets {
+                wallet.join(capacity).await?;
+            }
+            anyhow::Ok(())
+        })?;
         let mut interested = 0;
         world.coordinator.wait("everybody's interest", |event| {
             interested += u32::from(event.is("client_interested"));
@@ -86,14 +79,41 @@ impl Town {
             wallets,
         })
     }
+
+    /// A coordinator with coins for a channel of this capacity each, and wallets that run and are in nothing.
+    pub(crate) fn open(
+        name: &str,
+        clients: u32,
+        capacity: Amount,
+        configure: impl FnOnce(&Service) -> Result<()>,
+    ) -> Result<Self> {
+        let directory = binaries::target()?.join(name);
+        let mut world = World::prepare(&directory, Options::default())?;
+        world.coordinator.configure("ceremony.join_seconds", 120)?;
+        world.coordinator.configure("ceremony.step_seconds", 120)?;
+        for limit in ["max_unauthenticated_per_ip", "max_connections_per_ip"] {
+            world
+                .coordinator
+                .configure(&format!("server.{limit}"), 2048)?;
+        }
+        configure(&world.coordinator)?;
+        world.coordinator.start()?;
+        world.coordinator.wait_for("ready")?;
+        let per_client = 4 * capacity.to_sat();
+        world.fund_coordinator(Amount::from_sat(
+            10_000_000 + per_client * u64::from(clients),
+        ))?;
+        let runtime = Runtime::new()?;
+        let wallets = runtime.block_on(open_all(&world, &directory, clients))?;
+        Ok(Self {
+            world,
+            runtime,
+            wallets,
+        })
+    }
 }
 
-async fn open_all(
-    world: &World,
-    directory: &Path,
-    count: u32,
-    capacity: Amount,
-) -> Result<Vec<SignerClient>> {
+async fn open_all(world: &World, directory: &Path, count: u32) -> Result<Vec<SignerClient>> {
     let auth = RpcAuth::CookieFile(world.node.cookie_file());
     let node = BitcoindRpc::new(BitcoindConfig::new(world.node.rpc_url(), auth))?;
     let chain: Arc<dyn ChainSource> =
@@ -101,7 +121,6 @@ async fn open_all(
     let mut wallets = Vec::new();
     for number in 0..count {
         let wallet = open(world, directory, number, Arc::clone(&chain)).await?;
-        wallet.join(capacity).await?;
         let running = wallet.clone();
         tokio::spawn(async move {
             // Held for as long as the task lives.
