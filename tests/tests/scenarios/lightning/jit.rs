@@ -174,7 +174,7 @@ async fn more_than_was_promised_is_not_taken() -> Result<()> {
 /// Who promised nothing opens nothing: neither the coordinator without an order of the wallet's, nor a stranger while there is one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_channel_that_nobody_promised_is_not_accepted() -> Result<()> {
-    let (_node, mut lsp, client, mut outside) = town().await?;
+    let (bitcoind, mut lsp, client, mut outside) = town().await?;
     let order = ordered(&lsp, &client, FEE)?;
     let unknown = client.node().invoice(&InvoiceRequest {
         hints: vec![InterceptHint {
@@ -197,6 +197,10 @@ async fn a_channel_that_nobody_promised_is_not_accepted() -> Result<()> {
     outside.failed().await?;
 
     invoice(&client, ordered(&lsp, &client, FEE)?)?;
+    // The stranger has the coins for it.
+    bitcoind.send_to(&payout_script(outside.number), sat(1_000_000))?;
+    bitcoind.mine(1)?;
+    outside.synced().await?;
     client.connect(&outside).await?;
     outside
         .node()
