@@ -109,8 +109,13 @@ impl Core {
 
     /// Lets the funding out; `false` if there is no such channel (any more). Stored first: from now on it may be in a block.
     pub(super) async fn release_bought(&self, id: u64) -> Result<bool, NodeError> {
-        let standing = self.bought.get(id).is_some_and(|it| it.outpoint.is_some());
-        if !standing {
+        let known = self.bought.get(id);
+        let Some(record) = known.filter(|record| record.outpoint.is_some()) else {
+            return Ok(false);
+        };
+        // One that was closed this moment is told of next.
+        let stands = channel_of(&self.manager.list_channels(), id).is_some();
+        if !record.released && !stands {
             return Ok(false);
         }
         let released = self.bought.update(id, |record| record.released = true)?;

@@ -4,6 +4,7 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint};
 use lightning::bolt11_invoice::Bolt11Invoice;
 use lightning::events::ClaimedHTLC;
+use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::channelmanager::TrustedChannelFeatures;
 use lightning::ln::types::ChannelId;
 use lightning::types::payment::PaymentHash as LdkHash;
@@ -18,6 +19,17 @@ use crate::pay::{ClaimRefusal, InterceptHint, InvoiceRequest, Way};
 
 fn unix_time() -> u64 {
     since_epoch().as_secs()
+}
+
+/// A reserve that is asked for however small the channel (LDK: `MIN_THEIR_CHAN_RESERVE_SATOSHIS`).
+const LEAST_RESERVE: u64 = 1_000;
+
+/// Whether the peer asks for a larger reserve of ours than everybody does.
+fn keeps_too_much(channel: &ChannelDetails) -> bool {
+    let usual = (channel.channel_value_satoshis / 100).max(LEAST_RESERVE);
+    channel
+        .unspendable_punishment_reserve
+        .is_some_and(|reserve| reserve > usual)
 }
 
 impl Core {
@@ -101,6 +113,14 @@ impl Core {
         let Some(order) = self.awaited.by_channel(user_channel_id) else {
             return Ok(());
         };
+        let channels = self.manager.list_channels();
+        let signed = channels.iter().find(|one| one.channel_id == channel);
+        if let Some(signed) = signed.filter(|signed| keeps_too_much(signed)) {
+            // Nothing of it could be spent, and LDK asks for no limit.
+            let at = (channel, signed.counterparty.node_id);
+            self.reject(at, "the channel reserve is more than a hundredth");
+            return Ok(());
+        }
         self.awaited.update(&order.hash, |order| {
             order.channel = Some(JitChannel {
                 number: order.number,

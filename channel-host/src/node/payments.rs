@@ -252,11 +252,13 @@ impl Core {
         let mut ordinary: Vec<_> = channels
             .into_iter()
             .filter(|channel| !crate::is_leaf(channel.user_channel_id))
+            // Who bought a channel of us is nobody's business, and forwards nothing.
+            .filter(|channel| self.jit.by_channel(channel.user_channel_id).is_none())
+            .filter(|channel| self.bought.by_channel(channel.user_channel_id).is_none())
             .collect();
         if ordinary.iter().any(|channel| channel.is_announced) {
             return Vec::new();
         }
-        // Over those that we sold, all is ours at first: nothing comes in.
         ordinary.sort_by_key(|channel| std::cmp::Reverse(channel.inbound_capacity_msat));
         let ways = ordinary.iter().filter_map(|channel| {
             let forwards = channel.counterparty.forwarding_info.as_ref()?;
@@ -465,7 +467,9 @@ impl Core {
         Ok(())
     }
 
-    /// Claims a held payment, by the same rule as any other, at today's height.
+    /// Claims a held payment, whatever has become of the way it came over: it was judged when it was told to be held, and what it is for may have
+    /// been given since. Nothing that comes under its hash later can change that: a peer could add such a part, and leave it uncommitted, to have
+    /// the whole payment sent back.
     pub(super) fn claim(&self, preimage: [u8; 32]) -> Result<(), NodeError> {
         let preimage = PaymentPreimage(preimage);
         let hash: LdkHash = preimage.into();
@@ -473,10 +477,6 @@ impl Core {
         let parts: Vec<Part> = held.map(|(id, expiry)| (Some(id), expiry)).collect();
         if parts.is_empty() {
             return Err(NodeError::Refused("no such payment is held".to_owned()));
-        }
-        if let Err(reason) = self.verdict(&parts) {
-            self.fail(PaymentHash(hash.0));
-            return Err(NodeError::Refused(reason.to_string()));
         }
         self.note_at_risk(&parts)?;
         self.manager.claim_funds(preimage);

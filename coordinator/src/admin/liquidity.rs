@@ -69,7 +69,7 @@ pub async fn orders(ctx: &Context, limit: u32) -> Result<LiquidityOrdersResponse
         Ok((
             orders::list(tx, limit.min(MOST)).await?,
             orders::opens_since(tx, now.saturating_sub(HOUR)).await?,
-            orders::onchain_since(tx, now.saturating_sub(DAY)).await?,
+            orders::onchain_since(tx, now.saturating_sub(DAY), None).await?,
             orders::taken_since(tx, now.saturating_sub(DAY)).await?,
         ))
     });

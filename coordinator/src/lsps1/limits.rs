@@ -17,10 +17,16 @@ pub(super) async fn means(ctx: &Context, confirm_within: u16) -> Means {
     Means::now(ctx, confirm_within.clamp(1, SLOWEST)).await
 }
 
-async fn closed(ctx: &Context, conn: &mut Conn, fee: Amount, now: u64) -> Result<Option<String>> {
+/// Why no channel is opened now, if so; what was set aside for this order before is its own.
+async fn closed(
+    ctx: &Context,
+    conn: &mut Conn,
+    order: Option<&str>,
+    (fee, now): (Amount, u64),
+) -> Result<Option<String>> {
     let used = Used {
         opens: rows::opens_since(conn, now.saturating_sub(HOUR)).await?,
-        onchain_sat: rows::onchain_since(conn, now.saturating_sub(DAY)).await?,
+        onchain_sat: rows::onchain_since(conn, now.saturating_sub(DAY), order).await?,
     };
     Ok(ctx.config.lsps1.limits().closed(used, fee))
 }
@@ -33,7 +39,7 @@ pub(super) async fn obstacle(
     now: u64,
 ) -> Result<Option<String>> {
     let read = ctx.store.read(async |tx| {
-        let closed = closed(ctx, tx, means.fee, now).await?;
+        let closed = closed(ctx, tx, None, (means.fee, now)).await?;
         Ok((closed, rows::owed_sat(tx).await?))
     });
     let (closed, owed_sat) = read.await?;
@@ -61,13 +67,21 @@ pub(super) async fn too_many(
     Ok((of_all >= config.max_orders).then(|| "too many orders are open; try later".into()))
 }
 
+/// Why a channel is not opened for an order whose payment is held.
+pub(super) enum Obstacle {
+    /// Nor will it be.
+    Final(String),
+    /// Others have used up what there is: it may be had later.
+    ForNow(String),
+}
+
 /// The last word before a channel is opened for an order whose payment is held: then its number is stored, and its cost counts.
 pub(super) async fn may_open(
     ctx: &Context,
     row: &OrderRow,
     channel: u64,
     now: u64,
-) -> Result<Result<(), String>> {
+) -> Result<Result<(), Obstacle>> {
     let Order {
         id,
         lsp_balance_sat,
@@ -76,21 +90,22 @@ pub(super) async fn may_open(
         ..
     } = &row.order;
     if row.opens >= TRIES {
-        return Ok(Err(format!("its channel did not come about: {}", row.note)));
+        let why = format!("its channel did not come about: {}", row.note);
+        return Ok(Err(Obstacle::Final(why)));
     }
     let means = means(ctx, *confirm_within).await;
     if *fee_sat < means.fee.to_sat() {
-        return Ok(Err(
-            "the price does not pay for the channel's funding as feerates are".into(),
-        ));
+        let why = "the price does not pay for the channel's funding as feerates are";
+        return Ok(Err(Obstacle::Final(why.into())));
     }
     if !means.suffice_for(Amount::from_sat(*lsp_balance_sat)) {
-        return Ok(Err("the wallet has not the coins for this channel".into()));
+        let why = "the wallet has not the coins for this channel";
+        return Ok(Err(Obstacle::ForNow(why.into())));
     }
     ctx.store
         .write(async |tx| {
-            if let Some(why) = closed(ctx, tx, means.fee, now).await? {
-                return Ok(Err(why));
+            if let Some(why) = closed(ctx, tx, Some(id), (means.fee, now)).await? {
+                return Ok(Err(Obstacle::ForNow(why)));
             }
             rows::opening(tx, id, channel, means.fee.to_sat(), now).await?;
             Ok(Ok(()))

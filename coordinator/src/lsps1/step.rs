@@ -8,7 +8,7 @@ use bitcoin::{Amount, OutPoint};
 use channel_host::{BoughtChannel, BoughtView, PaymentHash};
 use tokio::sync::watch;
 
-use super::limits;
+use super::limits::{self, Obstacle};
 use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
@@ -239,8 +239,11 @@ async fn open(ctx: &Context, row: &OrderRow) -> Result<()> {
     };
     // Never 0, which is a channel the peer opened.
     let id = u64::from_be_bytes(random()).max(1);
-    if let Err(why) = limits::may_open(ctx, row, id, now()).await? {
-        return fail(ctx, row, &why).await;
+    match limits::may_open(ctx, row, id, now()).await? {
+        Ok(()) => {}
+        Err(Obstacle::Final(why)) => return fail(ctx, row, &why).await,
+        // Until it has waited too long, and this is why.
+        Err(Obstacle::ForNow(why)) => return note(ctx, row, &why).await,
     }
     fault::point("lsps1_opening");
     ctx.events.emit(Event::Lsps1Opening {

@@ -424,6 +424,12 @@ async fn what_the_limits_forbid_meanwhile_goes_back() {
         }
         is_here(&world, true);
         pay(&world, &id).await;
+        // What others have used up may be there again in time.
+        if what != "feerate" {
+            assert_eq!(row(&world, &id).await.state, State::Held);
+            set(&world, "held_at = 0").await;
+            look(&world).await;
+        }
         let row = row(&world, &id).await;
         assert!(
             row.state == State::Failed && row.note.contains(why),
@@ -596,6 +602,20 @@ async fn a_channel_is_tried_three_times() {
     let numbers: std::collections::HashSet<u64> =
         opens(&world).iter().map(|channel| channel.id).collect();
     assert_eq!(numbers.len(), 3, "each has its own number");
+}
+
+#[tokio::test]
+async fn what_was_never_funded_uses_up_no_budget() {
+    let world = shop(1_000_000, |config| config.onchain_budget_sat = FUNDING).await;
+    let id = ordered(&world).await;
+    is_here(&world, true);
+    pay(&world, &id).await;
+    assert_eq!(order(&world, buyer(2)).await.unwrap_err().code, 1);
+    for _ in 1..=3 {
+        closes(&world, "the client says no").await;
+    }
+    assert_eq!(row(&world, &id).await.state, State::Failed);
+    assert!(order(&world, buyer(2)).await.is_ok());
 }
 
 // ---- crashes -------------------------------------------------------------------------------------------------------

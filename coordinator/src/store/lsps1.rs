@@ -310,14 +310,16 @@ pub async fn opens_since(conn: &mut Conn, since: u64) -> Result<u64> {
     codec::number("count", opens.unwrap_or(0))
 }
 
-/// What these cost on the chain, in satoshi, if each cost what the last one did.
+/// What these cost on the chain, in satoshi: those that are funded, and those that may be soon, but for `but` itself. One that did not come about cost nothing.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn onchain_since(conn: &mut Conn, since: u64) -> Result<u64> {
-    let query = "SELECT sum(onchain_sat * opens) FROM lsps1_order WHERE opened_at > ?";
+pub async fn onchain_since(conn: &mut Conn, since: u64, but: Option<&str>) -> Result<u64> {
+    let query = "SELECT sum(onchain_sat) FROM lsps1_order WHERE opened_at > ? AND order_id IS NOT ? \
+         AND (state = 'held' OR funded_at IS NOT NULL)";
     let sum: Option<i64> = sqlx::query_scalar(query)
         .bind(codec::int("time", since)?)
+        .bind(but)
         .fetch_one(conn)
         .await?;
     codec::number("sum", sum.unwrap_or(0))

@@ -2,12 +2,12 @@
 
 use anyhow::Result;
 use bitcoin::Amount;
-use channel_host::{NodeEvent, SpendKind};
+use channel_host::{CLAIM_BUFFER, NodeEvent, SpendKind};
 use scenarios::bitcoind::Bitcoind;
 
 use super::harness::{
-    CAPACITY, Member, PREIMAGE, child_in_mempool, fee_coins, held, holds, paid_pair, spent_by,
-    until,
+    CAPACITY, EXIT_DELAY, Member, PREIMAGE, child_in_mempool, fee_coins, held, holds, paid_pair,
+    spent_by, until,
 };
 use crate::chain::support::sat;
 
@@ -135,4 +135,17 @@ cases! {
     a_client_exits_and_its_payment_times_out: CLIENT, CLIENT, By::Timeout;
     a_client_exits_and_claims_what_it_was_paid: CLIENT, LSP, By::Preimage;
     a_client_exits_and_what_it_was_paid_times_out: CLIENT, LSP, By::Timeout;
+}
+
+/// What it pays for may have been given meanwhile: it is judged when it comes, and taken when the host says so, as long as there is anything to take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_is_taken_however_late() -> Result<()> {
+    let (node, mut lsp, mut client, _) = paid_pair().await?;
+    let expiry = held(&mut client, &mut lsp).await?;
+    // One that came now would be sent back.
+    node.mine_until(expiry - EXIT_DELAY - CLAIM_BUFFER)?;
+    lsp.synced().await?;
+    client.synced().await?;
+    lsp.node().claim(PREIMAGE)?;
+    settled(&mut client, &By::Preimage).await
 }
