@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bitcoin::secp256k1::PublicKey;
-use channel_host::{JitGates, JitOpening, LspsService, RpcError};
+use channel_host::{JitGates, JitGround, JitOpening, LspsService, RpcError};
 use chrono::{DateTime, SecondsFormat, Utc};
 use factory_tree::ids::ClientId;
 use factory_tree::sale::order::method as sale;
@@ -131,7 +131,7 @@ impl LspsService for Lsps {
         })
     }
 
-    async fn open_jit(&self, opening: JitOpening) -> Result<(), String> {
+    async fn open_jit(&self, opening: JitOpening) -> Result<JitGround, String> {
         let ctx = self.0.upgrade().ok_or("the coordinator is stopping")?;
         match jit::open(&ctx, opening).await {
             Ok(allowed) => allowed,

@@ -67,6 +67,52 @@ macro_rules! hex_id {
     };
 }
 
+/// A channel's number as Lightning writes it (bLIP-52: `BLOCKxTRANSACTIONxOUTPUT`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShortChannelId(pub u64);
+
+/// A text that is no [`ShortChannelId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected BLOCKxTRANSACTIONxOUTPUT")]
+pub struct ShortChannelIdError;
+
+impl fmt::Display for ShortChannelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (block, transaction) = (self.0 >> 40, (self.0 >> 16) & 0xff_ffff);
+        write!(f, "{block}x{transaction}x{}", self.0 & 0xffff)
+    }
+}
+
+impl FromStr for ShortChannelId {
+    type Err = ShortChannelIdError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let mut parts = s.split('x').map(|part| part.parse::<u64>().ok());
+        let mut below = |limit: u64| {
+            let part = parts.next().flatten();
+            part.filter(|part| *part < limit).ok_or(ShortChannelIdError)
+        };
+        let (block, transaction, output) = (below(1 << 24)?, below(1 << 24)?, below(1 << 16)?);
+        match parts.next() {
+            None => Ok(Self(block << 40 | transaction << 16 | output)),
+            Some(_) => Err(ShortChannelIdError),
+        }
+    }
+}
+
+impl Serialize for ShortChannelId {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ShortChannelId {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 hex_id!(
     /// A factory: `SHA256("superscalar/factory" || txid || vout_le)` of its funding outpoint, so
     /// that both sides compute it and no two attempts share one.

@@ -193,6 +193,8 @@ pub struct JitConfig {
     pub max_fee_sat: u64,
     /// Accept one that is paid for only after its first payment is taken.
     pub allow_unfunded: bool,
+    /// Bring what lies in them into a factory, and close them.
+    pub consolidate: bool,
 }
 
 /// From a factory that ends to a younger one.
@@ -269,6 +271,7 @@ mod defaults {
             Self {
                 max_fee_sat: 10_000,
                 allow_unfunded: false,
+                consolidate: true,
             }
         }
     }

@@ -244,6 +244,13 @@ pub enum Event {
         /// What is kept of it.
         fee_msat: u64,
     },
+    /// What lies in a channel outside of factories is on its way into one.
+    Consolidated {
+        /// Its BOLT 2 id, in hexadecimal digits.
+        channel: String,
+        /// How much.
+        amount_msat: u64,
+    },
     /// A channel outside of factories may be used.
     JitChannelOpened {
         /// Its funding output.

@@ -65,6 +65,9 @@ pub(crate) struct Awaited {
     /// What that channel is to hold.
     pub capacity_sat: u64,
     pub channel: Option<JitChannel>,
+    /// Our channel id of the leaf whose channel may be the one that was promised; 0 if there is none.
+    #[serde(default)]
+    pub leaf: u128,
     /// From now on it gives no right to a channel, or to a fee.
     pub taken_msat: Option<u64>,
 }
@@ -77,6 +80,7 @@ impl Awaited {
             number: 0,
             capacity_sat: 0,
             channel: None,
+            leaf: 0,
             taken_msat: None,
         }
     }

@@ -117,11 +117,37 @@ impl AwaitedBook {
 
     /// Whose channel this is; numbers are never 0.
     pub(crate) fn by_channel(&self, user_channel_id: u128) -> Option<Awaited> {
-        let number = u64::try_from(user_channel_id).ok();
-        let number = number.filter(|number| *number != 0)?;
+        let id = Some(user_channel_id).filter(|id| *id != 0)?;
         let orders = self.lock();
-        let mut of_number = orders.values().filter(|record| record.number == number);
-        of_number.next().cloned()
+        let mut of_id = orders
+            .values()
+            .filter(|record| u128::from(record.number) == id || record.leaf == id);
+        of_id.next().cloned()
+    }
+
+    /// Notes the leaf of an order, which no other has any more.
+    pub(crate) fn on_leaf(&self, hash: &[u8; 32], leaf: u128) -> Result<(), NodeError> {
+        let mut orders = self.lock();
+        let mut changed: Vec<Awaited> = Vec::new();
+        for record in orders.values() {
+            if &record.hash == hash {
+                changed.push(Awaited {
+                    leaf,
+                    ..record.clone()
+                });
+            } else if record.leaf == leaf {
+                changed.push(Awaited {
+                    leaf: 0,
+                    ..record.clone()
+                });
+            }
+        }
+        let changes: Result<Vec<Change>, NodeError> = changed.iter().map(put).collect();
+        self.store.write(changes?)?;
+        for record in changed {
+            orders.insert(record.hash, record);
+        }
+        Ok(())
     }
 
     /// Changes an order, on the disk first.

@@ -99,9 +99,9 @@ impl JitBook {
 
     /// Whose channel this is; ids are never 0.
     pub(crate) fn by_channel(&self, user_channel_id: u128) -> Option<Record> {
-        let id = u64::try_from(user_channel_id).ok().filter(|id| *id != 0)?;
         let orders = self.lock();
-        orders.values().find(|record| record.id == id).cloned()
+        let mut of_id = orders.values().filter(|record| record.id != 0);
+        of_id.find(|record| record.id == user_channel_id).cloned()
     }
 
     /// Whether nothing may go over this channel but the payment of its order.

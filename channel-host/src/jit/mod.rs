@@ -11,7 +11,7 @@ mod order;
 mod shares;
 
 pub use awaited::{JitAwaited, JitChannel, JitPromise};
-pub use order::{JitGates, JitOpening, JitOrder, JitRefusal, opening_fee};
+pub use order::{JitGates, JitGround, JitOpening, JitOrder, JitRefusal, jit_capacity, opening_fee};
 
 pub(crate) use awaited::{Awaited, may_keep};
 pub(crate) use awaited_book::AwaitedBook;

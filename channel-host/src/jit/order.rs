@@ -52,10 +52,15 @@ impl JitOrder {
 
     /// The size of the channel for what comes through it first.
     pub(crate) fn capacity(&self, payment_msat: u64) -> Amount {
-        let payment = payment_msat.div_ceil(1000);
-        let margin = self.margin_sat.max(payment.div_ceil(10));
-        Amount::from_sat(payment.saturating_add(margin))
+        jit_capacity(payment_msat, self.margin_sat)
     }
+}
+
+/// What a channel holds that is opened for a payment, with so much beyond it, and a tenth of it at least.
+pub fn jit_capacity(payment_msat: u64, margin_sat: u64) -> Amount {
+    let payment = payment_msat.div_ceil(1000);
+    let margin = margin_sat.max(payment.div_ceil(10));
+    Amount::from_sat(payment.saturating_add(margin))
 }
 
 /// bLIP-52's fee; nothing if it overflows, which the specification wants refused.
@@ -78,6 +83,17 @@ pub struct JitOpening {
     pub fee: Msat,
     /// The channel's size.
     pub capacity: Amount,
+    /// The height up to which a leaf must take payments for this one to go over it; nothing if it leaves no time for a leaf of this client's.
+    pub leaf_until: Option<u32>,
+}
+
+/// Where an order's channel comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JitGround {
+    /// It is opened as an ordinary one.
+    Chain,
+    /// It is the one on this leaf, by our channel id of it: the host opens it, if it does not stand yet, and its gate when it may be used.
+    Leaf(u128),
 }
 
 /// How many payments for channels that are not there yet may be held, and for how long.
@@ -169,7 +185,7 @@ pub(crate) struct Record {
     pub order: JitOrder,
     pub stage: Stage,
     /// Of the channel that is being opened, or was: fresh for each try.
-    pub id: u64,
+    pub id: u128,
     /// What is taken of the payment, once its size is known.
     pub fee_msat: u64,
     /// What the channel is to hold.
@@ -234,6 +250,10 @@ impl Record {
         match self.stage {
             Stage::Over => Some(JitRefusal::Over),
             Stage::Sold if self.is_expired(now) => Some(JitRefusal::Expired),
+            // Nothing of it stands yet, and what comes instead would be opened anew.
+            Stage::Opening if self.is_on_leaf() && self.is_expired(now) => {
+                Some(JitRefusal::Expired)
+            }
             // A channel that nobody paid for in time is not held open by parts.
             Stage::Opening | Stage::Open if self.is_unpaid_for() && self.is_expired(now) => {
                 Some(JitRefusal::Expired)
@@ -248,7 +268,12 @@ impl Record {
 
     /// Whether its funding is withheld until it is paid for, and it is not.
     pub(crate) fn is_unpaid_for(&self) -> bool {
-        self.order.client_trusts_lsp && !self.released && self.taken() == 0
+        !self.is_on_leaf() && self.order.client_trusts_lsp && !self.released && self.taken() == 0
+    }
+
+    /// Whether its channel is a leaf's: it has no funding of ours, and the host opens and closes it.
+    pub(crate) const fn is_on_leaf(&self) -> bool {
+        crate::is_leaf(self.id)
     }
 
     /// Whether the fee of its channel, which is there or comes, is not paid: nothing else goes over it.

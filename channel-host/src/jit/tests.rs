@@ -202,6 +202,33 @@ fn a_channel_that_nobody_pays_for_is_not_held_open() {
 }
 
 #[test]
+fn a_leafs_channel_waits_for_its_payment() {
+    let htlc = Intercepted {
+        hash: PaymentHash([5; 32]),
+        scid: 1,
+        inbound_msat: 50_000_000,
+        outbound_msat: 50_000_000,
+        outgoing_expiry: 900,
+    };
+    let trusting = JitOrder {
+        client_trusts_lsp: true,
+        ..order()
+    };
+    for terms in [order(), trusting] {
+        let mut record = Record::new(1, terms);
+        record.id = 7 << 64;
+        record.stage = Stage::Opening;
+        assert_eq!(record.refusal(&htlc, true, 1_000), None, "in time");
+        let late = record.refusal(&htlc, true, 1_001);
+        assert_eq!(late, Some(JitRefusal::Expired), "another would be opened");
+        // Nothing was withheld for it, and nothing closes it.
+        record.stage = Stage::Open;
+        assert_eq!(record.refusal(&htlc, true, 1_001), None);
+        assert!(!record.is_unpaid_for());
+    }
+}
+
+#[test]
 fn nothing_but_its_own_payment_goes_over_a_channel_whose_fee_is_not_paid() {
     let directory = TempDir::new().unwrap();
     let store = Store::open(&directory.path().join("channels.sqlite")).unwrap();
@@ -234,7 +261,7 @@ fn orders_outlive_the_process_and_not_their_time() {
     book.add(2, order(), 0).unwrap();
     book.update(2, |record| {
         record.stage = Stage::Opening;
-        record.id = 9;
+        record.id = 9 << 64 | 1;
     })
     .unwrap();
     drop(book);
@@ -242,7 +269,7 @@ fn orders_outlive_the_process_and_not_their_time() {
     drop(store);
     let book = JitBook::open(Store::open(&path).unwrap()).unwrap();
     assert_eq!(book.get(1).unwrap().order, order());
-    assert_eq!(book.by_channel(9).unwrap().scid, 2);
+    assert_eq!(book.by_channel(9 << 64 | 1).unwrap().scid, 2);
     assert!(book.by_channel(0).is_none(), "a channel the peer opened");
     // The first is stale, the second has a channel on its way.
     let later = JitOrder {

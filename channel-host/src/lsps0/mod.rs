@@ -11,7 +11,7 @@ use bitcoin::secp256k1::PublicKey;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::jit::{JitGates, JitOpening};
+use crate::jit::{JitGates, JitGround, JitOpening};
 
 pub(crate) use transport::{Lsps0, Questions};
 
@@ -96,11 +96,12 @@ pub trait LspsService: Send + Sync + std::fmt::Debug {
         params: Map<String, Value>,
     ) -> Result<Value, RpcError>;
 
-    /// The last word before a channel is opened for a payment that waits: what it says yes to may cost money.
+    /// The last word before a channel is opened for a payment that waits: what it says yes to may cost money. Where the channel is a leaf's it is
+    /// asked again and again, until that one may be used or something else is said.
     ///
     /// # Errors
     /// Why not; the payment is sent back.
-    async fn open_jit(&self, _opening: JitOpening) -> Result<(), String> {
+    async fn open_jit(&self, _opening: JitOpening) -> Result<JitGround, String> {
         Err("channels are not sold here".into())
     }
 

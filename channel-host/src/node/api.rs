@@ -57,6 +57,20 @@ impl Node {
         Ok(self.core.jit_invoice(request, promise)?.to_string())
     }
 
+    /// The client's side: the channel that was promised for the invoice with this hash may come to stand on this leaf, by our channel id of it: what
+    /// was promised to the coordinator may be kept there too. To be said before that leaf is expected.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn jit_on_leaf(&self, hash: PaymentHash, leaf: u128) -> Result<(), NodeError> {
+        self.core.jit_on_leaf(hash, leaf)
+    }
+
+    /// Whether enough of a payment waits here for the channel of the order with this number.
+    pub fn jit_waits(&self, scid: u64) -> bool {
+        self.core.jit_waits(scid)
+    }
+
     /// Such orders of ours that are not over, and those that got a channel.
     pub fn jit_awaited(&self) -> Vec<JitAwaited> {
         self.core.jit_awaited()
@@ -239,6 +253,15 @@ impl Node {
     /// [`NodeError::Refused`] if nothing was sent.
     pub fn pay(&self, invoice: &str, amount: Option<Msat>) -> Result<PaymentHash, NodeError> {
         self.core.pay(invoice, amount, MAX_LOCK)
+    }
+
+    /// Pays an invoice of our own, out over the channel with this BOLT 2 id and back over the first way the invoice names: what lies in the one channel
+    /// comes to lie on a leaf, less the fee. It ends like any payment, and is received like one; what comes back over no leaf is not taken.
+    ///
+    /// # Errors
+    /// [`NodeError::Refused`] if nothing was sent, as where the fee would be more than `most`.
+    pub fn pay_round(&self, over: [u8; 32], invoice: &str, most: Msat) -> Result<(), NodeError> {
+        self.core.pay_round(over, invoice, most)
     }
 
     /// [`Node::pay`] over ways that lock the money for no more than so many blocks.

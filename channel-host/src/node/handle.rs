@@ -150,6 +150,9 @@ impl Core {
                 ..
             } => match self.book.by_channel(user_channel_id) {
                 Some(leaf) => {
+                    if let Some(order) = self.jit.by_channel(user_channel_id) {
+                        self.jit_closed(&order, &reason.to_string()).await?;
+                    }
                     let funded = channel_funding_txo.is_some();
                     self.leaf_closed(leaf, reason, funded).await
                 }

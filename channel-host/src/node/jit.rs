@@ -6,6 +6,7 @@
 use std::sync::{MutexGuard, PoisonError};
 
 use bitcoin::Amount;
+use bitcoin::secp256k1::PublicKey;
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::channelmanager::InterceptId;
 use tokio::time::Instant;
@@ -16,8 +17,12 @@ use crate::clock::since_epoch;
 use crate::config::FeePolicy;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent};
-use crate::jit::{JitGates, JitOpening, JitOrder, JitRefusal, PartKey, Record, Stage, shares};
-use crate::pay::{Forward, ForwardRefusal, Gates, Intercepted, decide, leaf_delta, leaves_time};
+use crate::jit::{
+    JitGates, JitGround, JitOpening, JitOrder, JitRefusal, PartKey, Record, Stage, shares,
+};
+use crate::pay::{
+    Forward, ForwardRefusal, Gates, Intercepted, decide, leaf_delta, leaves_leaf_time, leaves_time,
+};
 
 /// The way to an order's client costs nothing but the opening fee (bLIP-52).
 const FREE: FeePolicy = FeePolicy {
@@ -52,8 +57,8 @@ impl Core {
         self.jit_held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What may go over which channel; `only`: nothing but this ordinary one.
-    pub(super) fn gates(&self, only: Option<u64>) -> Gates<'_> {
+    /// What may go over which channel; `only`: nothing but this one.
+    pub(super) fn gates(&self, only: Option<u128>) -> Gates<'_> {
         Gates {
             book: &self.book,
             jit: &self.jit,
@@ -130,6 +135,7 @@ impl Core {
         };
         match record.stage {
             Stage::Sold => self.jit_open(&record).await,
+            Stage::Opening if record.is_on_leaf() => self.jit_watch_leaf(&record).await,
             Stage::Opening => self.jit_watch(&record).await,
             Stage::Open => self.jit_forward(&record).await,
             Stage::Paid => self.jit_pass(&record).await,
@@ -180,6 +186,12 @@ impl Core {
             .collect()
     }
 
+    /// Whether enough of a payment is here for the order with this number.
+    pub(super) fn jit_waits(&self, scid: u64) -> bool {
+        let record = self.jit.get(scid);
+        record.is_some_and(|record| self.complete(&record).is_some())
+    }
+
     /// Whether a payment waits for the channel that is being opened, from a client that is here.
     pub(super) fn jit_is_waited_for(&self, record: &Record) -> bool {
         self.is_connected(&record.order.client) && self.complete(record).is_some()
@@ -227,24 +239,29 @@ impl Core {
             self.jit_refuse(&set, reason).await;
             return Ok(());
         }
-        let capacity = order.capacity(payment);
-        let opening = JitOpening {
-            scid: record.scid,
-            client: order.client,
-            payment: Msat(payment),
-            fee: Msat(fee),
-            capacity,
-        };
-        let allowed = match &self.config.lsps {
-            Some(service) => service.open_jit(opening).await,
-            None => Err("channels are not sold any more".into()),
-        };
-        if let Err(why) = allowed {
-            self.jit_refuse(&set, JitRefusal::Host(why)).await;
-            return Ok(());
+        match self.jit_ask(record, &set, fee).await {
+            Ok(ground) => self.jit_begin(record, &set, (ground, fee)).await,
+            Err(why) => {
+                self.jit_refuse(&set, JitRefusal::Host(why)).await;
+                Ok(())
+            }
         }
+    }
+
+    /// The order's channel is begun, wherever the host said.
+    async fn jit_begin(
+        &self,
+        record: &Record,
+        set: &[Held],
+        (ground, fee): (JitGround, u64),
+    ) -> Result<(), NodeError> {
+        let order = &record.order;
+        let capacity = order.capacity(total(set));
         // Stored first: whoever starts again finds the channel by its number, or none. Never 0, which is a channel the peer opened.
-        let id = rand::random::<u64>().max(1);
+        let id = match ground {
+            JitGround::Leaf(id) => id,
+            JitGround::Chain => rand::random::<u64>().max(1).into(),
+        };
         let stored = self.jit.update(record.scid, |record| {
             record.stage = Stage::Opening;
             record.id = id;
@@ -252,18 +269,46 @@ impl Core {
             record.capacity_sat = capacity.to_sat();
             record.funding = None;
         })?;
-        if stored.is_none() {
+        let Some(stored) = stored else {
             // Its time was over, and it was forgotten meanwhile.
-            self.jit_refuse(&set, JitRefusal::Expired).await;
+            self.jit_refuse(set, JitRefusal::Expired).await;
+            return Ok(());
+        };
+        if stored.is_on_leaf() {
             return Ok(());
         }
         if let Err(error) = self.jit_create(order, capacity, id) {
             self.jit
                 .update(record.scid, |record| record.stage = Stage::Sold)?;
-            self.jit_refuse(&set, JitRefusal::NoChannel(error.to_string()))
+            self.jit_refuse(set, JitRefusal::NoChannel(error.to_string()))
                 .await;
         }
         Ok(())
+    }
+
+    /// The height up to which a leaf must take payments for this one to go over it; nothing if it leaves no time for a leaf.
+    fn leaf_until(&self, client: PublicKey, set: &[Held]) -> Option<u32> {
+        let (channels, delay) = (self.manager.list_channels(), self.exit_delay(Some(client)));
+        let fits = |held: &&Held| leaves_leaf_time(&self.book, &channels, delay, &held.htlc);
+        let last = set.iter().map(|held| held.htlc.outgoing_expiry).max();
+        last.filter(|_| set.iter().all(|held| fits(&held)))
+    }
+
+    /// Where the channel for a payment comes from.
+    async fn jit_ask(&self, record: &Record, set: &[Held], fee: u64) -> Result<JitGround, String> {
+        let payment = total(set);
+        let opening = JitOpening {
+            scid: record.scid,
+            client: record.order.client,
+            payment: Msat(payment),
+            fee: Msat(fee),
+            capacity: record.order.capacity(payment),
+            leaf_until: self.leaf_until(record.order.client, set),
+        };
+        match &self.config.lsps {
+            Some(service) => service.open_jit(opening).await,
+            None => Err("channels are not sold any more".into()),
+        }
     }
 
     /// Whether a payment can go on over a new channel, and needs one: LDK takes a channel of its own choice, perhaps one where the client has
@@ -283,7 +328,7 @@ impl Core {
         Ok(())
     }
 
-    fn jit_create(&self, order: &JitOrder, capacity: Amount, id: u64) -> Result<(), NodeError> {
+    fn jit_create(&self, order: &JitOrder, capacity: Amount, id: u128) -> Result<(), NodeError> {
         let mut config = self.config.ldk();
         config.channel_handshake_config.announce_for_forwarding = false;
         config.channel_handshake_limits.their_to_self_delay = order.max_to_self_delay;
@@ -291,7 +336,7 @@ impl Core {
         config.channel_handshake_limits.max_minimum_depth = 0;
         let capacity = capacity.to_sat();
         self.manager
-            .create_channel(order.client, capacity, 0, id.into(), None, Some(config))?;
+            .create_channel(order.client, capacity, 0, id, None, Some(config))?;
         self.peers.process_events();
         Ok(())
     }
@@ -303,6 +348,47 @@ impl Core {
         if !stands {
             return self.jit_give_up(record, &channels);
         }
+        self.jit_stands(record).await
+    }
+
+    /// The host brings a leaf's channel about, and opens its gate; or it has thought better of it.
+    async fn jit_watch_leaf(&self, record: &Record) -> Result<(), NodeError> {
+        let channels = self.manager.list_channels();
+        let leaf = self.book.by_channel(record.id);
+        let usable = channel_of(&channels, record).is_some_and(|channel| channel.is_usable);
+        if usable && leaf.is_some_and(|leaf| !leaf.is_gated()) {
+            return self.jit_stands(record).await;
+        }
+        let Some(set) = self.complete(record) else {
+            let never = record.is_expired(unix_time()) && channel_of(&channels, record).is_none();
+            return match never {
+                true => self.jit_anew(record).map(drop),
+                false => Ok(()),
+            };
+        };
+        match self.jit_ask(record, &set, record.fee_msat).await {
+            Ok(JitGround::Leaf(id)) if id == record.id => Ok(()),
+            // Said once, and counted: so it is done at once.
+            Ok(ground) => {
+                self.jit_begin(record, &set, (ground, record.fee_msat))
+                    .await
+            }
+            Err(why) => {
+                self.jit_refuse(&set, JitRefusal::Host(why)).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// The order has no channel, and whoever asks next may have another.
+    fn jit_anew(&self, record: &Record) -> Result<Option<Record>, NodeError> {
+        self.jit.update(record.scid, |record| {
+            record.stage = Stage::Sold;
+            record.id = 0;
+        })
+    }
+
+    async fn jit_stands(&self, record: &Record) -> Result<(), NodeError> {
         let opened = self
             .jit
             .update(record.scid, |record| record.stage = Stage::Open)?;
@@ -404,6 +490,14 @@ impl Core {
     /// A channel whose funding was never to go out unless it was paid for, and whose time is over.
     fn jit_give_up(&self, record: &Record, channels: &[ChannelDetails]) -> Result<(), NodeError> {
         let waits = !self.held_for(record.scid).is_empty();
+        if record.is_on_leaf() {
+            // It would be in the way of all other payments until the factory ends. What is owed for it the host remembers.
+            if record.stage == Stage::Open && record.is_expired(unix_time()) && !waits {
+                self.jit
+                    .update(record.scid, |record| record.stage = Stage::Over)?;
+            }
+            return Ok(());
+        }
         if !record.is_unpaid_for() || !record.is_expired(unix_time()) || waits {
             return Ok(());
         }
@@ -476,6 +570,10 @@ impl Core {
 
     /// The channel of an order is closed.
     pub(super) async fn jit_closed(&self, record: &Record, why: &str) -> Result<(), NodeError> {
+        if record.is_on_leaf() && record.stage == Stage::Opening {
+            // The host says what comes now; the payment waits for that.
+            return self.jit_anew(record).map(drop);
+        }
         // Once its funding may be out, another try would be another funding.
         let withheld = record.funding.is_none() || record.order.client_trusts_lsp;
         let withheld = withheld && !record.released;
@@ -509,5 +607,5 @@ pub(super) fn channel_of<'a>(
     record: &Record,
 ) -> Option<&'a ChannelDetails> {
     let mut of_id = channels.iter().filter(|_| record.id != 0);
-    of_id.find(|channel| channel.user_channel_id == u128::from(record.id))
+    of_id.find(|channel| channel.user_channel_id == record.id)
 }

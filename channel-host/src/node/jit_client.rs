@@ -13,7 +13,7 @@ use super::Core;
 use crate::clock::since_epoch;
 use crate::config::ldk_jit_update;
 use crate::error::NodeError;
-use crate::event::Msat;
+use crate::event::{Msat, PaymentHash};
 use crate::jit::{JitAwaited, JitChannel, JitPromise, may_keep};
 use crate::pay::{ClaimRefusal, InterceptHint, InvoiceRequest, Way};
 
@@ -85,11 +85,21 @@ impl Core {
         Ok(true)
     }
 
+    /// Whether the peer may keep something of what comes over this channel.
+    pub(super) fn jit_may_keep(&self, user_channel_id: u128) -> bool {
+        let order = self.awaited.by_channel(user_channel_id);
+        order.is_some_and(|order| order.taken_msat.is_none())
+    }
+
+    /// What was promised for the invoice with this hash may come to stand on this leaf, by our channel id of it.
+    pub(super) fn jit_on_leaf(&self, hash: PaymentHash, leaf: u128) -> Result<(), NodeError> {
+        self.awaited.on_leaf(&hash.0, leaf)
+    }
+
     /// After a start, before anything is received: LDK does not store of which channels the peer may keep something.
     pub(super) fn jit_remember(&self) {
         for channel in self.manager.list_channels() {
-            let order = self.awaited.by_channel(channel.user_channel_id);
-            if order.is_none_or(|order| order.taken_msat.is_some()) {
+            if !self.jit_may_keep(channel.user_channel_id) {
                 continue;
             }
             let (peer, id) = (channel.counterparty.node_id, channel.channel_id);

@@ -39,7 +39,8 @@ impl Core {
         };
         self.told(NodeEvent::JitFunded {
             scid: record.scid,
-            id: record.id,
+            // An ordinary channel's number is small.
+            id: u64::try_from(record.id).unwrap_or_default(),
             txid: funding.compute_txid(),
             capacity: Amount::from_sat(value),
             fee: self.fee_of(&funding).await,

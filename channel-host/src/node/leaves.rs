@@ -189,12 +189,16 @@ impl Core {
         }
         self.book
             .update(leaf.id, |leaf| leaf.stage = Stage::Opening)?;
+        let overrides = match self.jit_may_keep(leaf.channel_id()) {
+            true => self.config.ldk_jit_overrides(),
+            false => self.config.ldk_leaf_overrides(),
+        };
         let accepted = self.manager.accept_inbound_channel_from_trusted_peer(
             &temporary_channel_id,
             &peer,
             leaf.channel_id(),
             TrustedChannelFeatures::ZeroConf,
-            Some(self.config.ldk_leaf_overrides()),
+            Some(overrides),
         );
         match accepted {
             Ok(()) => Ok(()),

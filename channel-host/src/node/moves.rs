@@ -37,7 +37,7 @@ fn refused<T>(why: &str) -> Result<T, NodeError> {
 }
 
 /// The number to pay under over a channel that can carry so much at once now.
-fn number_with_room(channel: &ChannelDetails, amount: Msat) -> Result<u64, NodeError> {
+pub(super) fn number_with_room(channel: &ChannelDetails, amount: Msat) -> Result<u64, NodeError> {
     let room = channel.next_outbound_htlc_minimum_msat..=channel.next_outbound_htlc_limit_msat;
     match channel.get_outbound_payment_scid() {
         Some(scid) if room.contains(&amount.0) => Ok(scid),

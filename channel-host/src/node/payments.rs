@@ -14,12 +14,17 @@ use lightning::ln::outbound_payment::{
     Bolt11PaymentError, RecipientOnionFields, Retry, RetryableSendFailure,
 };
 use lightning::ln::types::ChannelId;
-use lightning::routing::router::{PaymentParameters, RouteParameters, RouteParametersConfig};
+use lightning::routing::router::{
+    Path, PaymentParameters, Route, RouteHop, RouteParameters, RouteParametersConfig,
+};
+use lightning::types::features::{ChannelFeatures, NodeFeatures};
 use lightning::types::payment::{PaymentHash as LdkHash, PaymentPreimage};
 
 use super::Core;
 use super::handle::Again;
+use super::moves::number_with_room;
 use super::parts::id_of;
+use crate::config::FeePolicy;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent, PaymentHash};
 use crate::leaf::{Record, SpendKind, Stage};
@@ -326,6 +331,84 @@ impl Core {
         Ok(hash)
     }
 
+    /// Pays an invoice of ours, out over one channel and back over another: what lay in the one lies in the other then, less what the peer asks for a
+    /// forward. LDK knows such a loop as a rebalance.
+    pub(super) fn pay_round(
+        &self,
+        over: [u8; 32],
+        invoice: &str,
+        most: Msat,
+    ) -> Result<(), NodeError> {
+        let refused = |why: &str| NodeError::Refused(why.to_owned());
+        let invoice = Bolt11Invoice::from_str(invoice)
+            .map_err(|error| NodeError::Refused(format!("this is no invoice: {error:?}")))?;
+        let hash = invoice.payment_hash();
+        let amount = invoice.amount_milli_satoshis();
+        let amount = amount.ok_or_else(|| refused("the invoice names no amount"))?;
+        let hints = invoice.private_routes();
+        let back = hints.first().and_then(|route| route.0.first());
+        let back = back.ok_or_else(|| refused("the invoice names no way"))?;
+        let mut channels = self.manager.list_usable_channels().into_iter();
+        let out = channels.find(|channel| channel.channel_id.0 == over);
+        let out = out.filter(|out| out.counterparty.node_id == back.src_node_id);
+        let out = out.ok_or_else(|| refused("the channel cannot be used now"))?;
+        let fees = FeePolicy {
+            base_msat: back.fees.base_msat,
+            proportional_millionths: back.fees.proportional_millionths,
+        };
+        let fee = fees.fee_for(amount);
+        if fee > most.0 {
+            return Err(refused("the fee for it is too high"));
+        }
+        let hop = |pubkey, features, scid, fee_msat, delta| RouteHop {
+            pubkey,
+            node_features: features,
+            short_channel_id: scid,
+            channel_features: ChannelFeatures::empty(),
+            fee_msat,
+            cltv_expiry_delta: delta,
+            maybe_announced_channel: false,
+        };
+        let sent = Msat(amount.saturating_add(fee));
+        let peer = &out.counterparty;
+        // Blocks may be found on the way.
+        let last = u32::try_from(invoice.min_final_cltv_expiry_delta()).unwrap_or(u32::MAX);
+        let last = last.saturating_add(KEYSEND_SLACK);
+        if last.saturating_add(back.cltv_expiry_delta.into()) > MAX_LOCK {
+            return Err(refused("it could be locked for too long"));
+        }
+        let hops = vec![
+            hop(
+                peer.node_id,
+                peer.features.to_context(),
+                number_with_room(&out, sent)?,
+                fee,
+                back.cltv_expiry_delta.into(),
+            ),
+            hop(
+                self.manager.get_our_node_id(),
+                NodeFeatures::empty(),
+                back.short_channel_id,
+                amount,
+                last,
+            ),
+        ];
+        let route = Route {
+            paths: vec![Path {
+                hops,
+                blinded_tail: None,
+            }],
+            route_params: None,
+        };
+        let mut onion = RecipientOnionFields::secret_only(*invoice.payment_secret(), amount);
+        onion.payment_metadata = invoice.payment_metadata().cloned();
+        self.manager
+            .send_payment_with_route(route, hash, onion, PaymentId(hash.0))
+            .map_err(not_sent)?;
+        self.peers.process_events();
+        Ok(())
+    }
+
     pub(super) fn keysend(
         &self,
         to: PublicKey,
@@ -374,6 +457,15 @@ impl Core {
             .collect()
     }
 
+    /// Whether a payment to us comes from us.
+    fn is_round(&self, hash: LdkHash) -> bool {
+        use lightning::ln::channelmanager::RecentPaymentDetails as Recent;
+        let recent = self.manager.list_recent_payments().into_iter();
+        recent.into_iter().any(|payment| {
+            matches!(payment, Recent::Pending { payment_hash, .. } if payment_hash == hash)
+        })
+    }
+
     /// Whether a payment to us is claimed, held or sent back.
     pub(super) async fn claimable(
         &self,
@@ -385,6 +477,11 @@ impl Core {
         let parts = self.received_parts(hash, channels, deadline);
         if let Some(part) = self.parts.get(PaymentHash(hash.0)) {
             return self.part_claimable(&part, amount, purpose, &parts);
+        }
+        // What goes round is to come home: over another channel outside it would only cost the fee, again and again.
+        let is_leaf = |(id, _): &Part| id.is_some_and(|id| self.book.by_channel(id).is_some());
+        if self.is_round(hash) && !parts.iter().all(is_leaf) {
+            return self.refuse_payment(hash, ClaimRefusal::NotHome).await;
         }
         let expiry = parts.iter().map(|(_, expiry)| *expiry).min().unwrap_or(0);
         match (self.verdict(&parts), purpose.preimage()) {

@@ -81,8 +81,8 @@ pub(crate) struct Forward {
 pub(crate) struct Gates<'a> {
     pub book: &'a Book,
     pub jit: &'a JitBook,
-    /// Nothing but this ordinary channel, by its number.
-    pub only: Option<u64>,
+    /// Nothing but this channel, by its number.
+    pub only: Option<u128>,
 }
 
 impl Gates<'_> {
@@ -90,7 +90,7 @@ impl Gates<'_> {
     fn shut(&self, (channel, leaf): &WithLeaf<'_>) -> bool {
         let id = channel.user_channel_id;
         match self.only {
-            Some(only) => id != u128::from(only),
+            Some(only) => id != only,
             None => leaf.as_ref().is_some_and(Record::is_gated) || self.jit.is_unpaid(id),
         }
     }
@@ -168,6 +168,19 @@ pub(crate) fn leaves_time(
     parts
         .iter()
         .try_for_each(|part| check(part, &None, fees, htlc))
+}
+
+/// Whether what pays for it leaves time enough to go on over a leaf with this exit delay.
+pub(crate) fn leaves_leaf_time(
+    book: &Book,
+    channels: &[ChannelDetails],
+    exit_delay: u32,
+    htlc: &Intercepted,
+) -> bool {
+    sources(book, channels, htlc).iter().all(|(from, expiry)| {
+        let from = from.as_ref().map(|leaf| leaf.exit_delay);
+        expiry.saturating_sub(htlc.outgoing_expiry) >= required_delta(from, Some(exit_delay))
+    })
 }
 
 /// Whether one part may go on over one channel.

@@ -49,6 +49,9 @@ pub enum ClaimRefusal {
         /// What it may keep.
         promised: u64,
     },
+    /// It is our own, and did not come over a leaf.
+    #[error("a payment of ours to ourselves came back outside of factories")]
+    NotHome,
     /// It came over a channel that is not known here.
     #[error("it came over a channel that nobody verified")]
     UnknownChannel,

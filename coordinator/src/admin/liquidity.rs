@@ -56,6 +56,7 @@ fn order(row: &OrderRow) -> JitOrder {
         capacity_sat: row.capacity_sat,
         channel: row.channel.map(|number| number.to_string()),
         funding: row.funding.map(|txid| txid.to_string()),
+        sale: row.sale.map(|sale| sale.to_string()),
         onchain_sat: row.onchain_sat,
         opens: row.opens,
         problem: row.problem.clone(),

@@ -82,7 +82,10 @@ fn jit(json: bool, answer: &LiquidityJitResponse) {
                 order.fee_msat.map_or_else(String::new, sat),
                 sat(order.taken_msat),
                 number(order.capacity_sat),
-                order.onchain_sat.to_string(),
+                match order.sale {
+                    Some(_) => "a stock".to_owned(),
+                    None => order.onchain_sat.to_string(),
+                },
                 order.problem.clone(),
             ]
         })
@@ -108,8 +111,8 @@ fn order_json(order: &JitOrder) -> Value {
         "payment_msat": order.payment_msat, "min_fee_msat": order.min_fee_msat, "fee_ppm": order.fee_ppm,
         "valid_until": order.valid_until, "created_at": order.created_at, "client_trusts_lsp": order.client_trusts_lsp,
         "fee_msat": order.fee_msat, "taken_msat": order.taken_msat, "capacity_sat": order.capacity_sat,
-        "channel": order.channel, "funding": order.funding, "onchain_sat": order.onchain_sat, "opens": order.opens,
-        "problem": order.problem,
+        "channel": order.channel, "funding": order.funding, "sale": order.sale, "onchain_sat": order.onchain_sat,
+        "opens": order.opens, "problem": order.problem,
     })
 }
 

@@ -273,6 +273,16 @@ pub enum Event {
         fee_msat: u64,
         capacity_sat: u64,
     },
+    /// A payment for it is here, and the channel is sold from a stock.
+    JitFromStock {
+        client: ClientId,
+        scid: String,
+        factory: FactoryId,
+        sale: SaleId,
+        payment_msat: u64,
+        fee_msat: u64,
+        capacity_sat: u64,
+    },
     /// Its funding is signed.
     JitFunded {
         scid: String,

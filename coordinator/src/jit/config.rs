@@ -44,6 +44,8 @@ pub struct JitConfig {
     pub max_held: usize,
     /// Seconds each waits.
     pub hold_seconds: u64,
+    /// Seconds a sale from a stock is tried for; 0: never.
+    pub stock_seconds: u64,
 }
 
 impl JitConfig {
@@ -51,6 +53,13 @@ impl JitConfig {
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         positive("jit.valid_seconds", self.valid_seconds)?;
         positive("jit.hold_seconds", self.hold_seconds)?;
+        if self.stock_seconds > self.hold_seconds / 2 {
+            return Err(wrong(
+                "jit.stock_seconds",
+                self.stock_seconds,
+                "must leave half of jit.hold_seconds for an ordinary channel",
+            ));
+        }
         positive("jit.min_payment_sat", self.min_payment_sat)?;
         if self.max_payment_sat > Amount::MAX_MONEY.to_sat() {
             return Err(wrong(

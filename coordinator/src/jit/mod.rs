@@ -12,8 +12,10 @@ mod tests;
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
-use channel_host::{JitGates, JitOpening, JitOrder, RpcError, opening_fee, read_params};
-use factory_tree::ids::ClientId;
+use channel_host::{
+    JitGates, JitGround, JitOpening, JitOrder, LeafId, RpcError, opening_fee, read_params,
+};
+use factory_tree::ids::{ClientId, ShortChannelId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -21,6 +23,7 @@ use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
 use crate::lsps::{Refusal, Text};
+use crate::sales;
 use crate::store::Result;
 use crate::store::jit::{self as rows, NewOrder};
 use params::Offer;
@@ -44,12 +47,7 @@ pub fn gates(ctx: &Context) -> JitGates {
 /// A number as people write it (bLIP-52's `jit_channel_scid`).
 #[must_use]
 pub fn scid_text(scid: u64) -> String {
-    format!(
-        "{}x{}x{}",
-        scid >> 40,
-        (scid >> 16) & 0xff_ffff,
-        scid & 0xffff
-    )
+    ShortChannelId(scid).to_string()
 }
 
 #[derive(Deserialize)]
@@ -188,11 +186,14 @@ fn check_size(offer: &Offer, payment: u64) -> Result<(), RpcError> {
     }
 }
 
-/// The last word before a channel is opened: the order stands, and it is within all limits.
+/// The last word before a channel is opened: the order stands, and the channel comes from a stock, or is within all limits.
 ///
 /// # Errors
 /// Those of the database; inside, why not.
-pub async fn open(ctx: &Context, opening: JitOpening) -> Result<Result<(), String>> {
+pub async fn open(ctx: &Context, opening: JitOpening) -> Result<Result<JitGround, String>> {
+    if let leaf @ JitGround::Leaf(_) = sales::ground(ctx, &opening).await? {
+        return Ok(Ok(leaf));
+    }
     let allowed = limits::may_open(ctx, &opening, now()).await?;
     if allowed.is_ok() {
         ctx.events.emit(Event::JitOpening {
@@ -203,7 +204,7 @@ pub async fn open(ctx: &Context, opening: JitOpening) -> Result<Result<(), Strin
             capacity_sat: opening.capacity.to_sat(),
         });
     }
-    Ok(allowed)
+    Ok(allowed.map(|()| JitGround::Chain))
 }
 
 // ---- what the node has to say ----------------------------------------------------------------------------------------
@@ -243,6 +244,23 @@ pub async fn channel(ctx: &Context, id: u64, stands: bool) -> Result<()> {
         } else {
             Event::JitClosed { scid }
         });
+    }
+    Ok(())
+}
+
+/// The channel on a leaf is closed: perhaps that of an order.
+///
+/// # Errors
+/// Those of the database.
+pub async fn leaf_closed(ctx: &Context, leaf: LeafId) -> Result<()> {
+    let leaf = factory_tree::ids::LeafId(leaf.0);
+    let closed = ctx
+        .store
+        .write(async |tx| rows::leaf_closed(tx, leaf).await)
+        .await?;
+    if let Some(scid) = closed {
+        let scid = scid_text(scid);
+        ctx.events.emit(Event::JitClosed { scid });
     }
     Ok(())
 }

@@ -204,6 +204,7 @@ fn opening(scid: u64) -> JitOpening {
         payment: Msat(20_000_000),
         fee: Msat(3_000_000),
         capacity: bitcoin::Amount::from_sat(120_000),
+        leaf_until: None,
     }
 }
 

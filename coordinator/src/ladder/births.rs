@@ -1,6 +1,6 @@
 //! A rung's day: who is invited, when its ceremony begins, and what is told if it cannot.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bitcoin::Amount;
@@ -214,6 +214,7 @@ pub(super) async fn plan(
         ));
     }
     let policy = &ctx.config.policy;
+    candidates.extend(outside(ctx, &candidates, &accounts, height));
     let available = spendable(ctx, seen, height).await?;
     let choosing = ChooseParams {
         min_clients: ctx.config.ceremony.min_clients,
@@ -230,6 +231,34 @@ pub(super) async fn plan(
         leaving,
         params,
     })
+}
+
+/// Of those that may be invited anyway, what they have in channels outside of factories: a wallet brings it into a factory that has room for it.
+fn outside(
+    ctx: &Context,
+    candidates: &[Candidate],
+    accounts: &HashMap<ClientId, ClientRow>,
+    height: u32,
+) -> Vec<Candidate> {
+    // What would take more than is sold to anybody stays where it is.
+    let most = Amount::from_sat(ctx.config.policy.capacity_max_sat / 10 * 9);
+    let clients: BTreeSet<ClientId> = candidates.iter().map(|one| one.client).collect();
+    let balances = clients
+        .into_iter()
+        .map(|client| (client, ctx.lightning.outside_balance(&client)));
+    balances
+        .filter(|(_, balance)| *balance > Amount::ZERO && *balance <= most)
+        .map(|(client, balance)| Candidate {
+            balance,
+            ..candidate(
+                ctx,
+                (client, Kind::OnChain),
+                None,
+                accounts.get(&client),
+                height,
+            )
+        })
+        .collect()
 }
 
 /// What may be locked: without coins that came back a short while ago, and what the paths still cost of those that have not left.

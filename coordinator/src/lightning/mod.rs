@@ -15,10 +15,12 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use bitcoin::Amount;
 use channel_host::{
     EventSink, FeePolicy, Host, HostState, LeafId, Node, NodeConfig, NodeError, Side, Stage,
     WalletCoins,
 };
+use factory_tree::ids::ClientId;
 use proto::auth::CertHash;
 use proto::connection::{Connection, ConnectionError, Security};
 use tokio::sync::watch;
@@ -124,6 +126,33 @@ impl Lightning {
         let channels = node.channels();
         let is_open = node.leaf(leaf).map(|view| view.stage) == Some(Stage::Open);
         is_open && channels.iter().any(|channel| channel.leaf == Some(leaf))
+    }
+
+    /// What a client has in channels that lie in no factory, whole satoshis; nothing while the node does not run.
+    #[must_use]
+    pub fn outside_balance(&self, client: &ClientId) -> Amount {
+        let channels = self.node().map(|node| node.channels()).unwrap_or_default();
+        let own = channels
+            .iter()
+            .filter(|channel| channel.leaf.is_none() && channel.peer.serialize() == client.0);
+        // What it could send us, and what it has to keep.
+        let balances = own.map(|channel| {
+            let whole = channel.receivable.0 / 1000;
+            Amount::from_sat(whole.saturating_add(channel.their_reserve))
+        });
+        balances.fold(Amount::ZERO, |sum, one| {
+            sum.checked_add(one).unwrap_or(Amount::MAX_MONEY)
+        })
+    }
+
+    /// Whether a payment waits for the channel of this just-in-time order.
+    #[must_use]
+    pub fn jit_waits(&self, scid: u64) -> bool {
+        #[cfg(test)]
+        if self.pretends() {
+            return true;
+        }
+        self.node().is_some_and(|node| node.jit_waits(scid))
     }
 
     /// Whether it says what the channels hold.

@@ -101,6 +101,7 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
             cooperative,
         } => {
             count(&ctx.lightning.news);
+            jit::leaf_closed(ctx, leaf).await?;
             if let Some(row) = row_of(ctx, leaf).await? {
                 ctx.events.emit(Event::ChannelClosed {
                     factory: row.factory,

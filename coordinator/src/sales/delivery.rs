@@ -118,7 +118,10 @@ impl Driver {
             lightning::greet(&self.ctx, self.buyer()).await;
         }
         if !is_held {
-            let note = "its payment had been sent back before the channel stood";
+            let note = match self.row.order.jit {
+                Some(_) => "paid for by a just-in-time order",
+                None => "its payment had been sent back before the channel stood",
+            };
             loop {
                 match payment::settle(&self.ctx, &self.row, 0, note).await {
                     Ok(()) => return Ok(None),

@@ -182,7 +182,11 @@ impl Driver {
 
     /// Attempts until one is complete; or the payment goes back.
     async fn sell(&mut self) -> Result<Seller, Stop> {
-        let patience = Duration::from_secs(self.ctx.config.sales.wake_seconds);
+        let patience = Duration::from_secs(match self.row.order.jit {
+            // A payer waits.
+            Some(_) => self.ctx.config.jit.stock_seconds,
+            None => self.ctx.config.sales.wake_seconds,
+        });
         let until = Instant::now() + patience;
         let mut pause = FIRST_PAUSE;
         for _ in 0..MOST_ATTEMPTS {
@@ -191,10 +195,11 @@ impl Driver {
             }
             match self.attempt().await? {
                 Attempted::Sold(machine) => return Ok(*machine),
-                Attempted::Failed {
-                    again: false,
-                    reason,
-                } => return Err(self.give_up(&reason).await?),
+                Attempted::Failed { again, reason }
+                    if !again || (self.row.order.jit.is_some() && Instant::now() >= until) =>
+                {
+                    return Err(self.give_up(&reason).await?);
+                }
                 Attempted::Failed { reason, .. } => {
                     let note = format!("{reason}; another attempt follows");
                     self.write(&Entry::Note(note)).await?;
@@ -208,7 +213,7 @@ impl Driver {
         Err(self.give_up("too many attempts failed").await?)
     }
 
-    /// Waits until every client of the stock is there; or why that is no use.
+    /// Waits until every client of the stock is there, and the payment; or why that is no use.
     async fn gather(&mut self, until: Instant) -> Result<Result<(), String>, Stop> {
         let mut sessions = self.ctx.sessions.changes();
         loop {
@@ -217,22 +222,26 @@ impl Driver {
             }
             let away = self.known.clients.iter();
             let mut away = away.filter(|client| !self.ctx.sessions.is_connected(client));
-            let Some(first) = away.next() else {
+            let first = away.next();
+            // After a start Lightning tells of it anew.
+            let is_paid = !self.row.order.jit.is_some_and(|_| self.is_due(0));
+            if first.is_none() && is_paid {
                 return Ok(Ok(()));
-            };
-            for client in std::iter::once(first).chain(away) {
+            }
+            for client in first.into_iter().chain(away) {
                 self.ctx.webhooks.wake(*client, Why::Sale);
             }
             if Instant::now() >= until {
-                return Ok(Err(NOBODY_CAME.to_owned()));
+                return Ok(Err(if is_paid { NOBODY_CAME } else { GONE }.to_owned()));
             }
+            let pause = if is_paid { CALM_PAUSE } else { FIRST_PAUSE };
             let step = tokio::select! {
                 biased;
                 _ = self.shutdown.wait_for(|stop| *stop) => return Err(Stop::Shutdown),
                 mail = self.mailbox.recv() => mail,
                 _ = sessions.changed() => continue,
                 _ = self.chain.changed() => continue,
-                () = tokio::time::sleep_until(until.min(Instant::now() + CALM_PAUSE)) => continue,
+                () = tokio::time::sleep_until(until.min(Instant::now() + pause)) => continue,
             };
             match step {
                 Some(Mail::Cancel) => return Ok(Err(BUYER_CANCELLED.to_owned())),
@@ -282,11 +291,15 @@ impl Driver {
         if channel::is_over(&self.ctx, LeafId(self.row.order.leaf_id.0)) {
             return Ok(Some(channel::OVER.to_owned()));
         }
-        Ok(self.is_due(height).then(|| TOO_LONG.to_owned()))
+        let due = self.row.order.jit.is_none() && self.is_due(height);
+        Ok(due.then(|| TOO_LONG.to_owned()))
     }
 
-    /// Whether the payment has to go back now.
+    /// Whether the payment has to go back now; that of a just-in-time order, whether it has.
     pub(super) fn is_due(&self, height: u32) -> bool {
+        if let Some(scid) = self.row.order.jit {
+            return !self.ctx.lightning.jit_waits(scid);
+        }
         let until = self.row.held_until.unwrap_or(0);
         height >= payment::release_at(&self.ctx, until, &self.known)
     }
@@ -310,6 +323,17 @@ impl Driver {
         before.map_err(|error| self.damaged(&error))
     }
 
+    /// How long each answer may take: with a payer who waits, all of them no longer than what is left of its patience.
+    fn step_seconds(&self) -> u32 {
+        let usual = self.ctx.config.sales.step_seconds;
+        match self.row.order.jit {
+            Some(_) => usual
+                .min(u32::try_from(self.ctx.config.jit.stock_seconds / 2).unwrap_or(usual))
+                .max(1),
+            None => usual,
+        }
+    }
+
     fn setup(&self, sale: Sale) -> Result<Setup, Stop> {
         let signer = SaleSigner {
             keys: Arc::clone(&self.ctx.keys),
@@ -328,7 +352,7 @@ impl Driver {
             clients: self.known.clients.clone(),
             terms: SaleTerms {
                 until: self.row.order.sign_until,
-                step_seconds: self.ctx.config.sales.step_seconds,
+                step_seconds: self.step_seconds(),
             },
             factory: self.known.factory.round,
             signer: Arc::new(signer),
@@ -467,7 +491,7 @@ impl Driver {
     /// refuses would pay it all of it for nothing. Not earlier: LDK may choose it for a payment that it must not carry yet.
     async fn open(&mut self) -> Result<Result<(), Attempted>, Stop> {
         let (leaf, peer) = self.leaf()?;
-        let step = Duration::from_secs(self.ctx.config.sales.step_seconds.into());
+        let step = Duration::from_secs(self.step_seconds().into());
         let until = Instant::now() + step;
         let failed = |again, reason: &str| {
             let reason = reason.to_owned();
@@ -511,7 +535,10 @@ impl Driver {
                 Err(error) => self.pause(error).await?,
             }
         }
-        self.ctx.lightning.send_back(self.row.order.hash);
+        // Another channel is found for a just-in-time order.
+        if self.row.order.jit.is_none() {
+            self.ctx.lightning.send_back(self.row.order.hash);
+        }
         Ok(Stop::Over)
     }
 }
@@ -519,6 +546,7 @@ impl Driver {
 const BUYER_CANCELLED: &str = "the buyer took it back";
 const NOBODY_CAME: &str = "not every client of the stock came in time";
 const NO_CHANNEL: &str = "its channel did not come about in time";
+const GONE: &str = "the payment it was for is not here any more";
 const TOO_LONG: &str = "the payment could not be held any longer";
 
 fn fail_text(reason: &FailReason) -> String {

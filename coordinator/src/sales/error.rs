@@ -84,6 +84,14 @@ pub enum NoSale {
     /// No such order.
     #[error("you have no such order")]
     Unknown,
+    /// Not one of this client's that waits for its payment.
+    #[error("you have no such just-in-time order for a payment that is still to come")]
+    NoJitOrder,
+    /// An earlier one was not paid.
+    #[error(
+        "the payment of an earlier just-in-time order has not come over the channel that was opened for it; take that first"
+    )]
+    JitUnpaid,
     /// It cannot be built.
     #[error("such a sale cannot be built: {0}")]
     Unfit(String),
@@ -112,6 +120,8 @@ impl NoSale {
             Self::Used => "used",
             Self::Taken => "taken",
             Self::Unknown => "unknown",
+            Self::NoJitOrder => "no_jit_order",
+            Self::JitUnpaid => "jit_unpaid",
             Self::Unfit(_) => "unfit",
         }
     }

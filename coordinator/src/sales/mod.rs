@@ -10,6 +10,7 @@ mod delivery;
 mod driver;
 mod effects;
 mod error;
+mod jit;
 mod order;
 mod payment;
 mod price;
@@ -41,6 +42,7 @@ use crate::store::sales as rows;
 
 pub use config::SalesConfig;
 pub use error::{NoSale, SalesError};
+pub(crate) use jit::ground;
 pub use order::{buy, cancel_purchase, get_purchase};
 pub use payment::{held, received};
 pub use price::{Price, PriceOverride};

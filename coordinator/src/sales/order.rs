@@ -10,7 +10,7 @@ use factory_tree::sale::{Sale, SoldChannel};
 use serde_json::{Map, Value};
 
 use super::error::{NoSale, SalesError};
-use super::{Mail, payment, quote, stocks, to_json};
+use super::{Mail, jit, payment, quote, stocks, to_json};
 use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
@@ -154,6 +154,9 @@ async fn prepare(
         .checked_sub(now())
         .filter(|left| *left > 0);
     let seconds = seconds.ok_or(NoSale::Expired)?;
+    if let Some(scid) = quote.jit {
+        jit::wanted(ctx, quote.client, scid).await?;
+    }
     let (known, position) = fitting(ctx, quote).await?;
     let fresh = begun.map_or_else(random, |row| row.order.fresh);
     let channel = SoldChannel {
@@ -173,18 +176,23 @@ async fn prepare(
     let drafted = known.stock.draft(&terms);
     drafted.map_err(|error| NoSale::Unfit(error.to_string()))?;
     let hash = ctx.keys.sale_hash(quote.sale);
-    let request = InvoiceRequest {
-        amount: Some(Msat(quote.fee_msat)),
-        description: Description::Hash(order.quote.hash()),
-        expiry: Duration::from_secs(seconds),
-        hints: Vec::new(),
+    let invoice = match quote.jit {
+        Some(_) => String::new(),
+        None => {
+            let request = InvoiceRequest {
+                amount: Some(Msat(quote.fee_msat)),
+                description: Description::Hash(order.quote.hash()),
+                expiry: Duration::from_secs(seconds),
+                hints: Vec::new(),
+            };
+            let blocks = ctx.config.sales.hold_blocks;
+            let invoice = ctx.lightning.hold_invoice(request, hash, blocks).await;
+            invoice.map_err(|error| {
+                tracing::warn!(%error, "an order has no invoice");
+                NoSale::Starting
+            })?
+        }
     };
-    let blocks = ctx.config.sales.hold_blocks;
-    let invoice = ctx.lightning.hold_invoice(request, hash, blocks).await;
-    let invoice = invoice.map_err(|error| {
-        tracing::warn!(%error, "an order has no invoice");
-        NoSale::Starting
-    })?;
     Ok(NewSale {
         sale: quote.sale,
         client: quote.client,
@@ -201,6 +209,7 @@ async fn prepare(
         sign_until: quote.sign_until,
         hash,
         invoice,
+        jit: quote.jit.map(|scid| scid.0),
         ordered_at: now(),
     })
 }
@@ -278,6 +287,14 @@ async fn refusal(
     }
     if failed >= MOST_FAILED {
         return Ok(Some(NoSale::TooManyFailed(failed)));
+    }
+    // Asked at once, orders for one payment meet here; and the payment may have come meanwhile.
+    if let Some(scid) = new.jit {
+        let order = crate::store::jit::get(tx, scid).await?;
+        let waits = order.is_some_and(|order| order.state == crate::store::jit::State::Sold);
+        if !waits || rows::has_other_for_jit(tx, scid, new.sale).await? {
+            return Ok(Some(NoSale::NoJitOrder));
+        }
     }
     // Asked at once, two orders of one quote meet here.
     match rows::get(tx, new.sale).await? {

@@ -1,6 +1,6 @@
 //! The payment of an order: held until the channel stands, then taken, or sent back.
 
-use channel_host::{CLAIM_BUFFER, PaymentHash};
+use channel_host::{CLAIM_BUFFER, JitOpening, PaymentHash};
 use factory_tree::sale::order::{PurchaseState, Quote};
 use factory_tree::shape::ClientRange;
 
@@ -11,6 +11,8 @@ use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
+use crate::jit::scid_text;
+use crate::store::jit as orders;
 use crate::store::sales::{self as rows, SaleRow};
 use crate::store::{self, StoreError, ladder};
 
@@ -28,7 +30,8 @@ pub async fn held(
         .store
         .read(async |tx| rows::by_hash(tx, hash).await)
         .await?;
-    let Some(row) = row else {
+    // A just-in-time order is paid for elsewhere.
+    let Some(row) = row.filter(|row| row.order.jit.is_none()) else {
         ctx.lightning.send_back(hash);
         return Ok(());
     };
@@ -48,28 +51,11 @@ pub async fn held(
 }
 
 async fn take_in(ctx: &Context, row: &SaleRow, amount_msat: u64, until: u32) -> store::Result<()> {
-    let (sale, factory) = (row.order.sale, row.order.factory);
-    let refused = match fits(ctx, row, amount_msat).await {
-        Ok(mates) => ctx
-            .store
-            .write(async |tx| {
-                // Keys that are ours already sign nothing any more; and none are taken while this is paid.
-                if ladder::left(tx, factory)
-                    .await?
-                    .iter()
-                    .any(|left| mates.contains(left))
-                {
-                    return Ok(Some("a client of the stock has left the factory"));
-                }
-                let held = rows::held(tx, sale, until).await?;
-                Ok((!held).then_some("another sale of this stock came first"))
-            })
-            .await?
-            .map(str::to_owned),
-        Err(SalesError::Store(error)) => return Err(error),
-        Err(error) => Some(error.to_string()),
-    };
-    if let Some(why) = refused {
+    if amount_msat < row.order.fee_msat {
+        // Lightning refuses such a payment; this is the second look.
+        return Err(StoreError::value("payment", amount_msat));
+    }
+    if let Some(why) = admit(ctx, row, &Paying::Held(until)).await? {
         cancel(ctx, row, PurchaseState::Ordered, &why).await?;
         ctx.lightning.send_back(row.order.hash);
         return Ok(());
@@ -78,7 +64,7 @@ async fn take_in(ctx: &Context, row: &SaleRow, amount_msat: u64, until: u32) -> 
     ctx.events.emit(Event::SalePaid {
         client: row.order.client,
         factory: row.order.factory,
-        sale,
+        sale: row.order.sale,
         fee_msat: amount_msat,
         held_until: until,
     });
@@ -86,14 +72,56 @@ async fn take_in(ctx: &Context, row: &SaleRow, amount_msat: u64, until: u32) -> 
     Ok(())
 }
 
+/// What pays for a sale.
+#[derive(Debug)]
+pub(super) enum Paying<'a> {
+    /// A hold invoice's payment, which can be held up to this height.
+    Held(u32),
+    /// The fee of a just-in-time order's.
+    Jit(&'a JitOpening),
+}
+
+/// An order whose payment is here has its stock to itself from now on, if it can still be served; or why not.
+///
+/// # Errors
+/// Those of the database.
+pub(super) async fn admit(
+    ctx: &Context,
+    row: &SaleRow,
+    paying: &Paying<'_>,
+) -> store::Result<Option<String>> {
+    let (sale, factory) = (row.order.sale, row.order.factory);
+    let mates = match fits(ctx, row).await {
+        Ok(mates) => mates,
+        Err(SalesError::Store(error)) => return Err(error),
+        Err(error) => return Ok(Some(error.to_string())),
+    };
+    let refused = ctx.store.write(async |tx| {
+        // Keys that are ours already sign nothing any more; and none are taken while this is paid.
+        let left = ladder::left(tx, factory).await?;
+        if left.iter().any(|left| mates.contains(left)) {
+            return Ok(Some("a client of the stock has left the factory"));
+        }
+        let until = match paying {
+            Paying::Held(until) => Some(*until),
+            Paying::Jit(_) if orders::owes_for_stock(tx, row.order.client).await? => {
+                return Ok(Some("an earlier channel from a stock is not paid for"));
+            }
+            Paying::Jit(_) => None,
+        };
+        let held = rows::held(tx, sale, until).await?;
+        if let (true, Paying::Jit(opening)) = (held, paying) {
+            orders::from_stock(tx, opening, sale, row.order.capacity).await?;
+        }
+        Ok((!held).then_some("another sale of this stock came first"))
+    });
+    Ok(refused.await?.map(str::to_owned))
+}
+
 /// Whether the order can still be served; the places of those who share the stock.
-async fn fits(ctx: &Context, row: &SaleRow, amount_msat: u64) -> Result<ClientRange, SalesError> {
+async fn fits(ctx: &Context, row: &SaleRow) -> Result<ClientRange, SalesError> {
     let quote = Quote::parse(&row.order.quote);
     let quote = quote.map_err(|error| StoreError::value("quote", error))?;
-    if amount_msat < row.order.fee_msat {
-        // Lightning refuses such a payment; this is the second look.
-        return Err(StoreError::value("payment", amount_msat).into());
-    }
     let (known, _) = order::fitting(ctx, &quote).await?;
     Ok(known.stock.clients())
 }
@@ -121,7 +149,13 @@ pub(super) async fn cancel(
     let sale = row.order.sale;
     let is_new = ctx
         .store
-        .write(async |tx| rows::cancel(tx, sale, from, reason, now()).await)
+        .write(async |tx| {
+            let is_new = rows::cancel(tx, sale, from, reason, now()).await?;
+            if is_new {
+                orders::not_from_stock(tx, sale).await?;
+            }
+            Ok(is_new)
+        })
         .await?;
     if is_new {
         ctx.events.emit(Event::SaleCancelled {
@@ -158,10 +192,15 @@ pub(super) async fn settle(
     note: &str,
 ) -> store::Result<()> {
     let sale = row.order.sale;
-    let is_new = ctx
-        .store
-        .write(async |tx| rows::settled(tx, sale, (taken_msat, note), now()).await)
-        .await?;
+    let written = ctx.store.write(async |tx| {
+        let is_new = rows::settled(tx, sale, (taken_msat, note), now()).await?;
+        Ok((is_new, orders::stands_by_sale(tx, sale).await?))
+    });
+    let (is_new, order) = written.await?;
+    if let Some(scid) = order {
+        let scid = scid_text(scid);
+        ctx.events.emit(Event::JitOpened { scid });
+    }
     if is_new {
         // Its gate opens.
         ctx.lightning.look_again();

@@ -9,6 +9,7 @@ use factory_tree::units::Height;
 use serde_json::{Map, Value};
 
 use super::error::{NoSale, SalesError};
+use super::jit::{self, Wanted};
 use super::price::Price;
 use super::stocks::{self, KnownStock};
 use super::to_json;
@@ -27,8 +28,12 @@ pub async fn get_quote(
     client: ClientId,
     params: Map<String, Value>,
 ) -> Result<Value, Refusal> {
-    let asked: QuoteRequest = read_params(params, &["factory", "amount_sat"])?;
-    let quote = choose(ctx, client, &asked).await?;
+    let asked: QuoteRequest = read_params(params, &["factory", "amount_sat", "jit"])?;
+    let jit = match asked.jit {
+        Some(scid) => Some(jit::wanted(ctx, client, scid).await?),
+        None => None,
+    };
+    let quote = choose(ctx, client, &asked, jit).await?;
     let text = quote.text();
     let signature = ctx.keys.leaf_keys().sign(&SignedQuote::message(&text));
     to_json(&SignedQuote { text, signature })
@@ -39,6 +44,7 @@ async fn choose(
     ctx: &Context,
     client: ClientId,
     asked: &QuoteRequest,
+    jit: Option<Wanted>,
 ) -> Result<Quote, SalesError> {
     if !ctx.config.sales.enabled {
         return Err(NoSale::Off.into());
@@ -54,7 +60,7 @@ async fn choose(
         if member.factory.forgotten || asked.factory.is_some_and(|wanted| wanted != id) {
             continue;
         }
-        match of_factory(ctx, client, &member.factory, asked).await {
+        match of_factory(ctx, client, &member.factory, (asked, jit)).await {
             Ok((left, quote)) => {
                 if best.as_ref().is_none_or(|(most, _)| left > *most) {
                     best = Some((left, quote));
@@ -78,7 +84,7 @@ async fn of_factory(
     ctx: &Context,
     client: ClientId,
     factory: &factories::FactoryRow,
-    asked: &QuoteRequest,
+    (asked, jit): (&QuoteRequest, Option<Wanted>),
 ) -> Result<(Amount, Quote), SalesError> {
     // Cheap first: no tree is built for what cannot be sold from.
     if !factory.usable || factory.spent {
@@ -100,15 +106,41 @@ async fn of_factory(
         return Err(NoSale::Busy.into());
     }
     let left = known.stock.amount();
-    let valid_until = now().saturating_add(ctx.config.sales.quote_seconds);
+    let valid_until = match jit {
+        Some(jit) => jit.valid_until,
+        None => now().saturating_add(ctx.config.sales.quote_seconds),
+    };
+    let amount = jit.map_or(Amount::from_sat(asked.amount_sat), |jit| jit.capacity);
+    let blocks_left = known
+        .stock
+        .schedule()
+        .dying_from
+        .0
+        .saturating_sub(ctx.height());
+    // The opening fee is all that is paid for a just-in-time channel.
+    let fee_msat = async |capacity| match jit {
+        Some(_) => Ok::<_, SalesError>(0),
+        None => {
+            let price = price_for(ctx, client, ctx.config.sales.price()).await?;
+            Ok(price.fee_msat(capacity, blocks_left))
+        }
+    };
     if let Some(row) = known.reserved() {
         // Exactly what was begun, at the price of then: it can be completed, and nothing else.
         let begun = Quote::parse(&row.order.quote);
         let begun = begun.map_err(|error| store::StoreError::value("quote", error))?;
-        if row.order.client != client {
+        // The opening fee is for a channel of this size.
+        let is_another = jit.is_some() && begun.asked != amount;
+        if row.order.client != client || is_another {
             return Err(NoSale::Reserved.into());
         }
+        let fee_msat = match (jit, begun.jit) {
+            (None, None) => begun.fee_msat,
+            _ => fee_msat(begun.capacity).await?,
+        };
         let quote = Quote {
+            jit: jit.map(|jit| jit.scid),
+            fee_msat,
             // Another quote than the one that came to nothing: that is not taken up again by a repeated order.
             valid_until: valid_until.max(begun.valid_until.saturating_add(1)),
             sign_until: Height(known.sign_until()),
@@ -116,10 +148,7 @@ async fn of_factory(
         };
         return Ok((left, quote));
     }
-    let amount = Amount::from_sat(asked.amount_sat);
     let capacity = capacity(ctx, &known, amount)?;
-    let price = price_for(ctx, client, ctx.config.sales.price()).await?;
-    let dying_from = known.stock.schedule().dying_from.0;
     let quote = Quote {
         sale: SaleId(random()),
         client,
@@ -128,9 +157,10 @@ async fn of_factory(
         number: known.stock.next_number(),
         asked: amount,
         capacity,
-        fee_msat: price.fee_msat(capacity, dying_from.saturating_sub(ctx.height())),
+        fee_msat: fee_msat(capacity).await?,
         valid_until,
         sign_until: Height(known.sign_until()),
+        jit: jit.map(|jit| jit.scid),
     };
     Ok((left, quote))
 }

@@ -12,6 +12,7 @@ use crate::clock::unix_time;
 use crate::event::Event;
 use crate::reputation::Fault;
 use crate::store::attempts::{self, BlameRow};
+use crate::store::jit as orders;
 use crate::store::sales::{self as rows, SaleRow};
 use crate::store::{self, StoreError, clients};
 
@@ -62,7 +63,10 @@ impl Driver {
             Entry::Sold(record) => rows::sold(tx, record).await,
             Entry::Delivered => rows::delivered(tx, sale).await,
             Entry::SentBack(text) => rows::sent_back(tx, sale, text).await,
-            Entry::Ended(text) => rows::end(tx, sale, text, unix_time()).await,
+            Entry::Ended(text) => {
+                orders::over_by_sale(tx, sale).await?;
+                rows::end(tx, sale, text, unix_time()).await
+            }
             Entry::Blame(row) => attempts::blame(tx, row, height).await,
             Entry::Faults(faults) => clients::blame(tx, faults, height, half_life).await,
         });

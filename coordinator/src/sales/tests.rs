@@ -1,3 +1,4 @@
+mod jit;
 mod signing;
 
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use factory_tree::tree::Tree;
 use serde_json::json;
 
 use super::*;
+use crate::config::Config;
 use crate::context::ChainState;
 use crate::lightning::Asked;
 use crate::lsps::Lsps;
@@ -29,11 +31,15 @@ fn member(number: u64) -> TestClient {
 
 /// A factory that is usable, and a coordinator that sells.
 async fn shop(change: impl FnOnce(&mut SalesConfig)) -> (TestWorld, Tree) {
+    shop_of(|config| change(&mut config.sales)).await
+}
+
+async fn shop_of(change: impl FnOnce(&mut Config)) -> (TestWorld, Tree) {
     let mut world = TestWorld::new().await;
     let ctx = Arc::get_mut(&mut world.ctx).expect("nobody else has it yet");
     ctx.config.sales.enabled = true;
     ctx.config.sales.step_seconds = 1;
-    change(&mut ctx.config.sales);
+    change(&mut ctx.config);
     world.ctx.lightning.pretend();
     let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
     set_usable(&world, &tree, true).await;

@@ -1,9 +1,9 @@
 //! Channels sold just in time (LSPS2): orders, what was taken, and what it cost. All times are Unix time.
 
-use bitcoin::Txid;
 use bitcoin::hashes::Hash;
+use bitcoin::{Amount, Txid};
 use channel_host::JitOpening;
-use factory_tree::ids::ClientId;
+use factory_tree::ids::{ClientId, LeafId, SaleId};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -101,6 +101,8 @@ pub struct OrderRow {
     pub channel: Option<u64>,
     /// Its funding transaction.
     pub funding: Option<Txid>,
+    /// The sale from a stock that it comes from instead.
+    pub sale: Option<SaleId>,
     /// What that cost; an estimate until it is known.
     pub onchain_sat: u64,
     /// Why the last payment was sent back.
@@ -164,7 +166,7 @@ pub async fn opening(
 ) -> Result<()> {
     sqlx::query(
         "UPDATE jit_order SET state = 'opening', opens = opens + 1, opened_at = ?, fee_msat = ?, capacity_sat = ?, \
-         onchain_sat = ?, channel = NULL, funding = NULL WHERE scid = ?",
+         onchain_sat = ?, channel = NULL, funding = NULL, sale = NULL WHERE scid = ?",
     )
     .bind(codec::int("time", now)?)
     .bind(codec::int("fee", opening.fee.0)?)
@@ -173,6 +175,98 @@ pub async fn opening(
     .bind(twin(opening.scid))
     .execute(conn)
     .await?;
+    Ok(())
+}
+
+/// A channel from a stock is signed for an order: it costs nothing on the chain.
+///
+/// # Errors
+/// Those of the database.
+pub async fn from_stock(
+    conn: &mut Conn,
+    opening: &JitOpening,
+    sale: SaleId,
+    capacity: Amount,
+) -> Result<()> {
+    sqlx::query(
+        "UPDATE jit_order SET state = 'opening', fee_msat = ?, capacity_sat = ?, sale = ?, channel = NULL, funding = NULL \
+         WHERE scid = ?",
+    )
+    .bind(codec::int("fee", opening.fee.0)?)
+    .bind(codec::int("capacity", capacity.to_sat())?)
+    .bind(sale.0.as_slice())
+    .bind(twin(opening.scid))
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// Nothing comes of a sale that was not complete: its order waits for another channel.
+///
+/// # Errors
+/// Those of the database.
+pub async fn not_from_stock(conn: &mut Conn, sale: SaleId) -> Result<()> {
+    sqlx::query(
+        "UPDATE jit_order SET state = 'sold', sale = NULL, fee_msat = NULL, capacity_sat = NULL \
+         WHERE sale = ? AND state = 'opening'",
+    )
+    .bind(sale.0.as_slice())
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// The channel of a sale stands; the number of the order that it is for, if that is news.
+///
+/// # Errors
+/// Those of the database.
+pub async fn stands_by_sale(conn: &mut Conn, sale: SaleId) -> Result<Option<u64>> {
+    let query =
+        "UPDATE jit_order SET state = 'open' WHERE sale = ? AND state = 'opening' RETURNING scid";
+    let scid: Option<i64> = sqlx::query_scalar(query)
+        .bind(sale.0.as_slice())
+        .fetch_optional(conn)
+        .await?;
+    Ok(scid.map(untwin))
+}
+
+/// The channel on a leaf is closed; the number of the order that it was for, if that is news.
+///
+/// # Errors
+/// Those of the database.
+pub async fn leaf_closed(conn: &mut Conn, leaf: LeafId) -> Result<Option<u64>> {
+    let query = "UPDATE jit_order SET state = 'closed' WHERE sale = (SELECT sale FROM sale WHERE leaf_id = ?) \
+         AND state IN ('open', 'paid') RETURNING scid";
+    let scid: Option<i64> = sqlx::query_scalar(query)
+        .bind(leaf.0.as_slice())
+        .fetch_optional(conn)
+        .await?;
+    Ok(scid.map(untwin))
+}
+
+/// Whether a client has, or is being signed, a channel from a living stock for which it let us keep no fee, whatever it did to that channel since.
+///
+/// # Errors
+/// Those of the database.
+pub async fn owes_for_stock(conn: &mut Conn, client: ClientId) -> Result<bool> {
+    let query = "SELECT EXISTS (SELECT 1 FROM sale s JOIN factory f USING (factory) LEFT JOIN jit_order j ON j.scid = s.jit \
+         WHERE s.client = ? AND s.jit IS NOT NULL AND s.state IN ('paid', 'sold', 'settled') AND j.paid_at IS NULL \
+         AND NOT f.forgotten)";
+    Ok(sqlx::query_scalar(query)
+        .bind(client.0.as_slice())
+        .fetch_one(conn)
+        .await?)
+}
+
+/// The channel of a complete sale never stood, or not for long: its order has had what it was for.
+///
+/// # Errors
+/// Those of the database.
+pub async fn over_by_sale(conn: &mut Conn, sale: SaleId) -> Result<()> {
+    sqlx::query("UPDATE jit_order SET state = 'closed' WHERE sale = ? AND state <> 'paid'")
+        .bind(sale.0.as_slice())
+        .execute(conn)
+        .await?;
     Ok(())
 }
 
@@ -304,7 +398,7 @@ pub async fn open_orders(conn: &mut Conn, client: ClientId, now: u64) -> Result<
 }
 
 const COLUMNS: &str = "SELECT scid, client, payment_msat, min_fee_msat, fee_ppm, valid_until, client_trusts_lsp, \
-     created_at, state, opens, fee_msat, taken_msat, capacity_sat, channel, funding, onchain_sat, problem FROM jit_order";
+     created_at, state, opens, fee_msat, taken_msat, capacity_sat, channel, funding, sale, onchain_sat, problem FROM jit_order";
 
 /// One order.
 ///
@@ -334,6 +428,9 @@ fn read(row: &SqliteRow) -> Result<OrderRow> {
     let state = State::ALL.into_iter().find(|state| state.name() == name);
     let number = |name: &'static str| codec::optional(name, row.try_get(name)?);
     let funding: Option<&[u8]> = row.try_get("funding")?;
+    let sale: Option<&[u8]> = row.try_get("sale")?;
+    let sale =
+        sale.map(|id| SaleId::try_from(id).map_err(|error| StoreError::value("sale id", error)));
     let channel: Option<i64> = row.try_get("channel")?;
     Ok(OrderRow {
         scid: untwin(row.try_get("scid")?),
@@ -351,6 +448,7 @@ fn read(row: &SqliteRow) -> Result<OrderRow> {
         capacity_sat: number("capacity_sat")?,
         channel: channel.map(untwin),
         funding: funding.map(codec::txid).transpose()?,
+        sale: sale.transpose()?,
         onchain_sat: codec::number("fee", row.try_get("onchain_sat")?)?,
         problem: row.try_get("problem")?,
     })

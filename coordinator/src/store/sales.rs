@@ -47,8 +47,10 @@ pub struct NewSale {
     pub sign_until: Height,
     /// Of the payment.
     pub hash: PaymentHash,
-    /// Has the payment's secret: not for logs.
+    /// Has the payment's secret: not for logs. Empty where a just-in-time order pays.
     pub invoice: String,
+    /// That order's number.
+    pub jit: Option<u64>,
     /// When.
     pub ordered_at: u64,
 }
@@ -133,10 +135,10 @@ fn parse_state(name: &str) -> Result<PurchaseState> {
 pub async fn insert(conn: &mut Conn, new: &NewSale) -> Result<()> {
     sqlx::query(
         "INSERT INTO sale (sale, client, factory, position, stock_txid, stock_vout, place, leaf_id, channel_key, fresh, \
-         capacity_sat, fee_msat, quote, sign_until, hash, invoice, state, ordered_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'ordered', ?) \
+         capacity_sat, fee_msat, quote, sign_until, hash, invoice, jit, state, ordered_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'ordered', ?) \
          ON CONFLICT (sale) DO UPDATE SET fee_msat = excluded.fee_msat, quote = excluded.quote, \
-         sign_until = excluded.sign_until, invoice = excluded.invoice, state = 'ordered', ordered_at = excluded.ordered_at, \
+         sign_until = excluded.sign_until, invoice = excluded.invoice, jit = excluded.jit, state = 'ordered', ordered_at = excluded.ordered_at, \
          held_until = NULL, ended_at = NULL, note = '' WHERE state = 'cancelled'",
     )
     .bind(new.sale.0.as_slice())
@@ -155,6 +157,7 @@ pub async fn insert(conn: &mut Conn, new: &NewSale) -> Result<()> {
     .bind(new.sign_until.0)
     .bind(new.hash.0.as_slice())
     .bind(&new.invoice)
+    .bind(new.jit.map(codec::twin))
     .bind(codec::int("time", new.ordered_at)?)
     .execute(conn)
     .await?;
@@ -227,11 +230,12 @@ pub async fn prune(conn: &mut Conn, client: ClientId, before: u64) -> Result<()>
 
 // ---- steps ---------------------------------------------------------------------------------------------------------
 
-/// The payment is here: whether the order has the stock to itself now. Of two orders of one place, the first that is paid has it.
+/// The payment is here, and held by us until then if it is that of a hold invoice: whether the order has the stock to itself now. Of two orders of
+/// one place, the first that is paid has it.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn held(conn: &mut Conn, sale: SaleId, until: u32) -> Result<bool> {
+pub async fn held(conn: &mut Conn, sale: SaleId, until: Option<u32>) -> Result<bool> {
     let done = sqlx::query(
         "UPDATE sale SET state = 'paid', held_until = ?1, note = 'waits for the clients of the stock' \
          WHERE sale = ?2 AND state = 'ordered' AND NOT EXISTS (SELECT 1 FROM sale o WHERE o.sale <> sale.sale \
@@ -405,7 +409,7 @@ pub async fn note(conn: &mut Conn, sale: SaleId, note: &str) -> Result<()> {
 // ---- questions -----------------------------------------------------------------------------------------------------
 
 const COLUMNS: &str = "SELECT sale, client, factory, position, stock_txid, stock_vout, place, leaf_id, channel_key, fresh, capacity_sat, \
-     fee_msat, quote, sign_until, hash, invoice, state, held_until, attempts, bound, sold, delivered, taken_msat, ordered_at, \
+     fee_msat, quote, sign_until, hash, invoice, jit, state, held_until, attempts, bound, sold, delivered, taken_msat, ordered_at, \
      ended_at, note FROM sale";
 
 /// One order.
@@ -422,6 +426,35 @@ pub async fn get(conn: &mut Conn, sale: SaleId) -> Result<Option<SaleRow>> {
 /// Those of the database.
 pub async fn by_hash(conn: &mut Conn, hash: PaymentHash) -> Result<Option<SaleRow>> {
     one(conn, "hash = ?", hash.0.as_slice()).await
+}
+
+/// The newest order that this just-in-time order is to pay.
+///
+/// # Errors
+/// Those of the database.
+pub async fn for_jit(conn: &mut Conn, scid: u64) -> Result<Option<SaleRow>> {
+    let query = sqlx::AssertSqlSafe(format!(
+        "{COLUMNS} WHERE jit = ? ORDER BY ordered_at DESC, number DESC LIMIT 1"
+    ));
+    let row = sqlx::query(query)
+        .bind(codec::twin(scid))
+        .fetch_optional(conn)
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// Whether another sale is to be paid for, or was, by this just-in-time order.
+///
+/// # Errors
+/// Those of the database.
+pub async fn has_other_for_jit(conn: &mut Conn, scid: u64, sale: SaleId) -> Result<bool> {
+    let query =
+        "SELECT EXISTS (SELECT 1 FROM sale WHERE jit = ? AND sale <> ? AND state <> 'cancelled')";
+    Ok(sqlx::query_scalar(query)
+        .bind(codec::twin(scid))
+        .bind(sale.0.as_slice())
+        .fetch_one(conn)
+        .await?)
 }
 
 async fn one(conn: &mut Conn, which: &str, id: &[u8]) -> Result<Option<SaleRow>> {
@@ -516,6 +549,7 @@ fn read(row: &SqliteRow) -> Result<SaleRow> {
         sign_until: Height(codec::number("height", row.try_get("sign_until")?)?),
         hash: PaymentHash(hash.try_into().map_err(|error| fixed("hash", &error))?),
         invoice: row.try_get("invoice")?,
+        jit: row.try_get::<Option<i64>, _>("jit")?.map(codec::untwin),
         ordered_at: codec::number("time", row.try_get("ordered_at")?)?,
     };
     let bound = bound.map(|text| codec::from_json("terms", text.as_bytes()));

@@ -8,7 +8,7 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ClientId, FactoryId, LeafId, SaleId};
+use crate::ids::{ClientId, FactoryId, LeafId, SaleId, ShortChannelId};
 use crate::units::Height;
 
 /// The terms the LSP offers.
@@ -37,6 +37,9 @@ pub struct Quote {
     pub valid_until: u64,
     /// The last height at which the sale may be signed.
     pub sign_until: Height,
+    /// The just-in-time order (LSPS2) whose payment the channel is for: its opening fee is all that is paid, and there is no invoice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit: Option<ShortChannelId>,
 }
 
 /// Why a text is no quote.
@@ -96,8 +99,11 @@ pub struct QuoteRequest {
     /// In which factory; the LSP chooses where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub factory: Option<FactoryId>,
-    /// How much.
+    /// How much; for a just-in-time order what it is to be paid, and the LSP adds what the channel holds beyond that.
     pub amount_sat: u64,
+    /// The just-in-time order that the channel is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit: Option<ShortChannelId>,
 }
 
 /// A client takes a quote.
@@ -144,7 +150,7 @@ pub struct Purchase {
     pub sale: SaleId,
     /// How far it is.
     pub state: PurchaseState,
-    /// The hold invoice (BOLT 11).
+    /// The hold invoice (BOLT 11); empty where a just-in-time order pays.
     pub invoice: String,
     /// What it waits for, or why nothing came of it; for people.
     pub note: String,
@@ -178,6 +184,7 @@ mod tests {
             fee_msat: 1_234_000,
             valid_until: 1_800_000_000,
             sign_until: Height(900_000),
+            jit: None,
         }
     }
 
@@ -188,6 +195,36 @@ mod tests {
         assert!(Quote::parse(&text.replace(',', ", ")).is_err());
         assert!(Quote::parse(&text.replace("asked_sat", "other")).is_err());
         assert!(Quote::parse("").is_err());
+    }
+
+    #[test]
+    fn a_quote_names_the_order_that_pays_for_it() {
+        let paid = Quote {
+            jit: Some("29451x4815x1".parse().unwrap()),
+            ..quote()
+        };
+        assert!(!quote().text().contains("jit"));
+        assert!(paid.text().contains("\"jit\":\"29451x4815x1\""));
+        assert_eq!(Quote::parse(&paid.text()), Ok(paid));
+    }
+
+    #[test]
+    fn a_short_channel_id_has_three_parts() {
+        let scid = ShortChannelId((29_451 << 40) | (4_815 << 16) | 1);
+        assert_eq!(scid.to_string().parse(), Ok(scid));
+        let most = ShortChannelId(u64::MAX);
+        assert_eq!("16777215x16777215x65535".parse(), Ok(most));
+        for wrong in [
+            "",
+            "1x2",
+            "1x2x3x4",
+            "16777216x0x0",
+            "0x16777216x0",
+            "0x0x65536",
+            "axbxc",
+        ] {
+            assert!(wrong.parse::<ShortChannelId>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -1207,6 +1207,9 @@ pub struct JitOrder {
     /// Why the last payment was sent back.
     #[prost(string, tag = "17")]
     pub problem: ::prost::alloc::string::String,
+    /// The sale from a stock that the channel comes from, if it comes from one.
+    #[prost(string, optional, tag = "18")]
+    pub sale: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// Generated client implementations.
 pub mod admin_client {

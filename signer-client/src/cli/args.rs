@@ -260,6 +260,10 @@ pub(super) struct Invoice {
     /// The most that channel may cost, in satoshi; left out: jit.max_fee_sat of client.toml.
     #[arg(long, value_name = "SAT", requires = "jit", value_parser = clap::value_parser!(u64).range(0..=MOST_SAT))]
     pub(super) max_fee: Option<u64>,
+    /// Take that channel from a factory's stock even if more could be held then than is covered should the coordinator break off; see `limit show`.
+    /// Without this it comes from the chain then.
+    #[arg(long, requires = "jit")]
+    pub(super) accept_uncovered: bool,
     /// Do not ask.
     #[arg(long, short, requires = "jit")]
     pub(super) yes: bool,

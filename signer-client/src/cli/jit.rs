@@ -41,6 +41,7 @@ pub(super) async fn invoice(
         description: options.description,
         expiry: options.expiry,
         max_fee_msat: options.max_fee.map(|sat| sat.saturating_mul(1000)),
+        consent: options.accept_uncovered,
     };
     let made: JitInvoice = parsed(ask(context, "invoice", request).await?)?;
     context.print(&made, &made.invoice.invoice)

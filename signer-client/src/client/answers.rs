@@ -109,8 +109,10 @@ async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::V
             description,
             expiry,
             max_fee_msat,
+            consent,
         } => {
             let options = JitOptions {
+                consent,
                 description,
                 expiry: Duration::from_secs(expiry),
                 max_fee: max_fee_msat.map(Msat),

@@ -259,6 +259,7 @@ impl SignerClient {
         }
         if tasks.lightning && tasks.connection {
             running.spawn(crate::sales::run(Arc::clone(&self.inner), shutdown.clone()));
+            running.spawn(crate::jit::run(Arc::clone(&self.inner), shutdown.clone()));
         }
         if tasks.lightning {
             running.spawn(crate::lightning::run(

@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-use channel_host::{AskError, InvoiceRequest, JitPromise, Msat, read_invoice};
+use channel_host::{AskError, InvoiceRequest, JitPromise, Msat, PaymentHash, read_invoice};
+use factory_tree::ids::ShortChannelId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::terms::{FeeParams, Ground, Text, read_scid};
+use super::terms::{FeeParams, Ground, Text};
 use super::{JitError, JitQuote};
 use crate::client::SignerClient;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::lightning::{Invoice, coordinator_of, on_node, words};
+use crate::sales::{JitPurchase, buy_for_jit};
 
 /// What JSON-RPC says of a method that nobody serves (JSON-RPC 2.0, section 5.1).
 const UNKNOWN_METHOD: i32 = -32_601;
@@ -26,6 +28,9 @@ pub struct JitOptions {
     pub expiry: Duration,
     /// The most that the channel may cost; left out, `jit.max_fee_sat` of the configuration.
     pub max_fee: Option<Msat>,
+    /// The user accepts to hold more in a factory than is covered there if the coordinator breaks off: without that such a channel comes from the
+    /// chain.
+    pub consent: bool,
 }
 
 /// An invoice for a payment that a channel is opened for.
@@ -47,7 +52,7 @@ struct Info {
 
 #[derive(Deserialize)]
 struct Bought {
-    jit_channel_scid: String,
+    jit_channel_scid: ShortChannelId,
     lsp_cltv_expiry_delta: u16,
     #[serde(default)]
     client_trusts_lsp: bool,
@@ -99,8 +104,7 @@ impl SignerClient {
         if bought.client_trusts_lsp && !inner.config.jit.allow_unfunded {
             return Err(JitError::Unfunded.into());
         }
-        let scid = read_scid(&bought.jit_channel_scid);
-        let scid = scid.ok_or_else(|| JitError::Answer("no channel has such a number".into()))?;
+        let scid = bought.jit_channel_scid;
         let now = inner.now();
         let left = Duration::from_secs(quote.valid_until.saturating_sub(now.time));
         let expiry = options.expiry.min(left);
@@ -112,7 +116,7 @@ impl SignerClient {
         };
         let promise = JitPromise {
             lsp,
-            scid,
+            scid: scid.0,
             cltv_delta: bought.lsp_cltv_expiry_delta,
             payment_msat: quote.payment_msat,
             fee_msat: quote.fee_msat,
@@ -132,6 +136,13 @@ impl SignerClient {
             payment_msat: quote.payment_msat,
             fee_msat: quote.fee_msat,
         });
+        // Without it the channel comes from the chain.
+        if let Err(error) = self
+            .reserve(&quote, (scid, view.hash), options.consent)
+            .await
+        {
+            tracing::info!(%error, "the channel comes from no stock");
+        }
         Ok(JitInvoice {
             invoice: Invoice {
                 invoice: text,
@@ -142,6 +153,23 @@ impl SignerClient {
             fee_msat: quote.fee_msat,
             receive_msat: quote.receive_msat,
         })
+    }
+
+    /// Orders the channel from the stock of a factory too, if this wallet shares one: for the same fee, and without a transaction.
+    async fn reserve(
+        &self,
+        quote: &JitQuote,
+        (scid, hash): (ShortChannelId, PaymentHash),
+        consent: bool,
+    ) -> Result<()> {
+        let wanted = JitPurchase {
+            scid,
+            hash,
+            payment: Msat(quote.payment_msat),
+            arrives: Msat(quote.receive_msat),
+            consent,
+        };
+        buy_for_jit(self, &wanted).await
     }
 
     fn ground(&self) -> Ground {

@@ -5,8 +5,11 @@
 //! channel, and sends the payment back if more is kept of it than was promised. Nothing here has to run for it.
 
 mod api;
+mod consolidate;
 mod error;
 mod terms;
+
+pub(crate) use consolidate::run;
 
 pub use api::{JitInvoice, JitOptions};
 pub use error::JitError;

@@ -133,14 +133,6 @@ impl JitQuote {
     }
 }
 
-/// A number as bLIP-52 writes it: block, transaction, output.
-pub(super) fn read_scid(text: &str) -> Option<u64> {
-    let mut parts = text.split('x').map(|part| part.parse::<u64>().ok());
-    let (block, transaction, output) = (parts.next()??, parts.next()??, parts.next()??);
-    let fits = block < 1 << 24 && transaction < 1 << 24 && output < 1 << 16;
-    (fits && parts.next().is_none()).then_some(block << 40 | transaction << 16 | output)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -239,15 +231,5 @@ mod tests {
             JitQuote::best(&menu[2..], PAYMENT, GROUND),
             Err(JitError::Expired)
         );
-    }
-
-    #[test]
-    fn numbers_are_read_as_the_specification_writes_them() {
-        assert_eq!(read_scid("1x2x3"), Some(1 << 40 | 2 << 16 | 3));
-        let most = "16777215x16777215x65535";
-        assert_eq!(read_scid(most), Some(u64::MAX));
-        for wrong in ["", "1x2", "1x2x3x4", "16777216x0x0", "0x0x65536", "axbxc"] {
-            assert_eq!(read_scid(wrong), None, "{wrong}");
-        }
     }
 }

@@ -10,6 +10,7 @@ use channel_host::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
+use super::outside;
 use super::views::{self, ChannelView};
 use super::{LightningBalance, coordinator_of, on_node};
 use crate::client::{Inner, SignerClient};
@@ -19,6 +20,8 @@ use crate::store::{Direction, Moment, Payment, PaymentEnd, PaymentState, Route};
 
 /// How long an invoice can be paid where nobody says.
 const INVOICE_EXPIRY: Duration = Duration::from_secs(3600);
+/// How long to wait for it.
+const ROUND_PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks at the store while a payment is waited for.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -184,6 +187,54 @@ impl SignerClient {
             return Err(error);
         }
         self.begun(view.hash).await
+    }
+
+    /// Pays this wallet itself, out over the channel with this BOLT 2 id and back over a leaf: what lies in the one comes to lie in the other. `false`:
+    /// it is still under way. `text`: what the payment is called.
+    ///
+    /// # Errors
+    /// As [`Self::pay`], and [`Error::PaymentRefused`] if the coordinator asks for more than `most`.
+    pub(crate) async fn go_round(
+        &self,
+        over: &str,
+        (amount, most): (Msat, Msat),
+        text: &str,
+    ) -> Result<bool> {
+        let inner = &self.inner;
+        let node = inner.lightning.running()?;
+        reachable(inner, &node)?;
+        let view = node.channels().into_iter();
+        let mut view = view.filter(|view| outside::text(&view.channel) == over);
+        let channel = view.next().map(|view| view.channel);
+        let channel = channel.ok_or_else(|| refused("there is no such channel"))?;
+        let options = InvoiceOptions {
+            amount: Some(amount),
+            description: text.to_owned(),
+            expiry: INVOICE_EXPIRY,
+        };
+        let invoice = self.invoice(&options).await?;
+        let hash = read_invoice(&invoice.invoice, inner.config.network)
+            .map_err(words)?
+            .hash;
+        let paying = inner.lightning.paying.lock().await;
+        let store = &inner.store;
+        store.begin_payment(hash, amount, text, inner.now()).await?;
+        let sent = on_node(node, move |node| {
+            node.pay_round(channel, &invoice.invoice, most)
+        })
+        .await?;
+        drop(paying);
+        if let Err(error) = sent {
+            let error = words(error);
+            self.never_sent(hash, &error).await?;
+            return Err(error);
+        }
+        let ended = self.payment_ended(hash, ROUND_PATIENCE).await?;
+        match ended.state {
+            PaymentState::Failed => Err(refused("the payment to this wallet itself came back")),
+            PaymentState::Pending => Ok(false),
+            PaymentState::Succeeded => Ok(true),
+        }
     }
 
     /// Begins to pay a node that has given no invoice: the coordinator, or one that the network knows.

@@ -15,7 +15,7 @@ fn name(channel: &JitChannel) -> LeafId {
     LeafId(u128::from(channel.number).to_be_bytes())
 }
 
-fn text(id: &[u8; 32]) -> String {
+pub(super) fn text(id: &[u8; 32]) -> String {
     id.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

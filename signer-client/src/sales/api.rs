@@ -1,7 +1,7 @@
 //! What whoever embeds the wallet calls to receive more.
 
 use bitcoin::Amount;
-use channel_host::Msat;
+use channel_host::{Msat, PaymentHash};
 use factory_tree::ids::{FactoryId, LeafId, SaleId};
 use factory_tree::kit::ExitKit;
 use factory_tree::sale::order::{PurchaseState, Quote, QuoteRequest, SignedQuote, method};
@@ -73,6 +73,7 @@ impl PurchaseView {
         let quote = quote.map_err(SaleError::from)?;
         // Stored before the payment begins.
         let begun = match row.hash {
+            Some(_) if row.is_for_jit() => false,
             Some(hash) => store.payment(hash, Direction::Out).await?.is_some(),
             None => false,
         };
@@ -193,6 +194,7 @@ pub(super) async fn quote_from(
     let request = json!(QuoteRequest {
         factory,
         amount_sat: amount.to_sat(),
+        jit: None,
     });
     let answer = shop.ask(method::QUOTE, &request).await?;
     let signed: SignedQuote = serde_json::from_value(answer)
@@ -212,7 +214,7 @@ async fn place(client: &Inner, factory: FactoryId) -> Result<std::sync::Arc<Exit
 }
 
 /// Whether a quote is one to take.
-async fn judge(
+pub(super) async fn judge(
     client: &Inner,
     signed: &SignedQuote,
     factory: Option<FactoryId>,
@@ -260,7 +262,7 @@ pub(super) async fn buy(
     if same.is_none() {
         let judged = judge(client, signed, None, None).await?;
         affordable(&judged, options, spendable)?;
-        remember(client, &judged, options.consent).await?;
+        remember(client, &judged, options.consent, None).await?;
     }
     match Desk::new(client, shop).bring(sale, true).await {
         // It is stored, and goes on by itself.
@@ -299,25 +301,26 @@ fn affordable(
             spendable_msat,
         });
     }
-    if judged.needs_consent && !options.consent {
-        return Err(SaleError::Uncovered {
-            factory: judged.quote.factory,
-            held: Amount::from_sat(judged.after.held_sat),
-            awake: Amount::from_sat(judged.after.awake_sat),
-        });
-    }
-    Ok(())
+    judged.agreed(options.consent)
 }
 
-/// Stores the purchase, with a place for its channel. A sale that was given up keeps its place: somebody may have signed for it.
-async fn remember(client: &Inner, judged: &LimitQuote, consent: bool) -> Result<()> {
+/// Stores the purchase, with a place for its channel, which is returned. A sale that was given up keeps its place: somebody may have signed for it.
+/// `jit`: the hash of the just-in-time order's payment that it is for.
+pub(super) async fn remember(
+    client: &Inner,
+    judged: &LimitQuote,
+    consent: bool,
+    jit: Option<PaymentHash>,
+) -> Result<LeafId> {
     let (quote, store) = (&judged.quote, &client.store);
     let sale = quote.sale;
-    if store.purchase(sale).await?.is_some() {
-        if !store.renew_purchase(sale, &judged.signed, consent).await? {
+    let place = if let Some(known) = store.purchase(sale).await? {
+        let signed = &judged.signed;
+        if !store.renew_purchase(sale, signed, consent, jit).await? {
             let why = "it is paid for on an earlier quote".to_owned();
             return Err(SaleError::TooLate { sale, why }.into());
         }
+        known.leaf_id
     } else {
         let mut nonce = [0; 16];
         OsRng.fill_bytes(&mut nonce);
@@ -332,7 +335,7 @@ async fn remember(client: &Inner, judged: &LimitQuote, consent: bool) -> Result<
                 channel_key,
                 quote: judged.signed.clone(),
                 consent,
-                hash: None,
+                hash: jit,
                 invoice: None,
                 state: PurchaseState::Ordered,
                 note: "being ordered".to_owned(),
@@ -340,7 +343,8 @@ async fn remember(client: &Inner, judged: &LimitQuote, consent: bool) -> Result<
                 ended_time: None,
             })
             .await?;
-    }
+        leaf_id
+    };
     fault::point("purchase_stored");
     client.events.emit(Event::PurchaseOrdered {
         sale,
@@ -348,5 +352,5 @@ async fn remember(client: &Inner, judged: &LimitQuote, consent: bool) -> Result<
         capacity_sat: quote.capacity.to_sat(),
         fee_msat: quote.fee_msat,
     });
-    Ok(())
+    Ok(place)
 }

@@ -8,6 +8,9 @@
 //! | paid | came back | cancelled, unless the coordinator has sold all the same |
 //! | sold | arrived | settled |
 //! | sold | came back | settled when the channel stands, as it is opened all the same, or the factory is over |
+//!
+//! The payment of what a just-in-time order pays for is one to us: it is waited for, until the coordinator says that the channel comes from somewhere
+//! else.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -150,7 +153,7 @@ impl<'a> Desk<'a> {
         self.note(&row, row.state, note).await
     }
 
-    async fn row(&self, sale: SaleId) -> Result<PurchaseRow> {
+    pub(super) async fn row(&self, sale: SaleId) -> Result<PurchaseRow> {
         let row = self.client.store.purchase(sale).await?;
         Ok(row.ok_or(SaleError::Unknown(sale))?)
     }
@@ -159,6 +162,15 @@ impl<'a> Desk<'a> {
         let Some(hash) = row.hash.filter(|_| row.state != PurchaseState::Ordered) else {
             return Ok(Paid::Never);
         };
+        if row.is_for_jit() {
+            let payment = self.client.store.payment(hash, Direction::In).await?;
+            let arrived = payment.is_some_and(|paid| paid.state == PaymentState::Succeeded);
+            return Ok(if arrived {
+                Paid::Arrived
+            } else {
+                Paid::UnderWay
+            });
+        }
         let payment = self.client.store.payment(hash, Direction::Out).await?;
         Ok(match payment.map(|payment| payment.state) {
             None => Paid::Never,
@@ -199,6 +211,9 @@ impl<'a> Desk<'a> {
 
     /// Orders, looks at the invoice, and pays. What the coordinator refuses is over; what it does not answer is asked again.
     async fn order(&self, row: PurchaseRow) -> Result<()> {
+        if row.is_for_jit() {
+            return self.order_for_jit(&row).await;
+        }
         let invoice = match row.invoice.clone() {
             Some(invoice) => invoice,
             None => match self.invoice(&row).await {
@@ -234,8 +249,24 @@ impl<'a> Desk<'a> {
         }
     }
 
-    /// The invoice of this order: asked for, found good, and stored before it is paid.
-    async fn invoice(&self, row: &PurchaseRow) -> Result<String> {
+    /// Orders what is paid for with the fee of a payment that is to come.
+    async fn order_for_jit(&self, row: &PurchaseRow) -> Result<()> {
+        match self.ordered(row).await {
+            Ok(_) => {
+                let note = "waits for the payment that it is for";
+                self.note(row, PurchaseState::Paid, note).await
+            }
+            Err(error) => {
+                if is_no(&error) {
+                    self.give_up(row, &error.to_string()).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The coordinator's answer to an order.
+    async fn ordered(&self, row: &PurchaseRow) -> Result<Purchase> {
         let order = json!(Order {
             quote: row.quote.clone(),
             leaf_id: row.leaf_id,
@@ -246,6 +277,12 @@ impl<'a> Desk<'a> {
             let why = format!("the coordinator cancelled it: {}", answer.note);
             return Err(SaleError::Answer(why).into());
         }
+        Ok(answer)
+    }
+
+    /// The invoice of this order: asked for, found good, and stored before it is paid.
+    async fn invoice(&self, row: &PurchaseRow) -> Result<String> {
+        let answer = self.ordered(row).await?;
         let view = self.shop.read(&answer.invoice);
         let view = view.map_err(|error| SaleError::Answer(error.to_string()))?;
         let hash = check_invoice(self.client, row, &view)?;
@@ -258,7 +295,18 @@ impl<'a> Desk<'a> {
     /// What a purchase that waits is waiting for.
     async fn hear(&self, row: &PurchaseRow) -> Result<()> {
         let request = json!(PurchaseRequest { sale: row.sale });
-        let answer = self.asked(row.sale, method::PURCHASE, &request).await?;
+        let answer = match self.asked(row.sale, method::PURCHASE, &request).await {
+            // No payment of ours is under way that would have to come back first.
+            Ok(answer) if row.is_for_jit() && answer.state == PurchaseState::Cancelled => {
+                return self.end(row, answer.state, &answer.note).await;
+            }
+            Err(error) if row.is_for_jit() && is_no(&error) => {
+                return self
+                    .end(row, PurchaseState::Cancelled, &error.to_string())
+                    .await;
+            }
+            answer => answer?,
+        };
         self.note(row, row.state, &answer.note).await
     }
 
@@ -289,7 +337,16 @@ impl<'a> Desk<'a> {
     async fn settle(&self, row: &PurchaseRow, paid: Paid) -> Result<()> {
         let note = match paid {
             Paid::Arrived => "",
-            Paid::UnderWay => return Ok(()),
+            // What was paid for with a payment to us is there before that.
+            Paid::UnderWay if !row.is_for_jit() => return Ok(()),
+            Paid::UnderWay if self.shop.stands(LeafId(row.leaf_id.0)) => "",
+            Paid::UnderWay => {
+                let factory = self.client.store.factory(row.factory).await?;
+                if factory.is_live() {
+                    return Ok(());
+                }
+                "the factory is over; no payment came"
+            }
             Paid::Back | Paid::Never if self.shop.stands(LeafId(row.leaf_id.0)) => {
                 "the channel stands; the payment came back"
             }
@@ -305,7 +362,7 @@ impl<'a> Desk<'a> {
     }
 
     /// Nothing was paid: the coordinator is told, if it listens, and forgets the order by itself if it does not.
-    async fn give_up(&self, row: &PurchaseRow, why: &str) -> Result<()> {
+    pub(super) async fn give_up(&self, row: &PurchaseRow, why: &str) -> Result<()> {
         let request = json!(PurchaseRequest { sale: row.sale });
         if let Err(error) = self.shop.ask(method::CANCEL, &request).await {
             tracing::debug!(%error, "the coordinator was not told");

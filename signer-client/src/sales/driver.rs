@@ -24,7 +24,7 @@ use crate::connection::Outgoing;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::fault;
-use crate::lightning::{leaf_at, leaf_to_be};
+use crate::lightning::{gate, leaf_at, leaf_to_be};
 
 /// One machine for each stock this wallet shares: a newer offer takes the place of an older one.
 #[derive(Debug)]
@@ -319,9 +319,13 @@ impl Driver {
                 return Ok(());
             }
         }
+        // What the channel is for may come over it as soon as this is told.
+        if self.client.store.factory(factory).await?.stands() {
+            gate(&self.client, factory, true).await?;
+        }
         out.sale(&ToSeller::Ack(round)).await?;
         fault::point("sale_acked");
-        // The channel's gate, and the exits, go by the new kit.
+        // The exits go by the new kit.
         self.client.wake_chain.notify_one();
         self.client.sales.wake();
         Ok(())

@@ -5,6 +5,7 @@
 //! | `quote` | whether a quote is what was asked for, and what holding it would mean |
 //! | `limit` | what can be received, and what of it is covered |
 //! | `api` | what whoever embeds the wallet calls |
+//! | `jit` | orders from a stock what a just-in-time order pays for |
 //! | `shop` | what a purchase needs of the coordinator and of the Lightning node |
 //! | `desk` | brings purchases forward, through every crash and every lost connection |
 //! | `offers` | what an offer is judged by |
@@ -19,6 +20,7 @@ mod desk;
 mod driver;
 mod error;
 mod ground;
+mod jit;
 mod limit;
 mod offers;
 mod quote;
@@ -34,8 +36,10 @@ pub use api::{PurchaseView, UpgradeOptions};
 pub(crate) use desk::run;
 pub(crate) use driver::Driver;
 pub use error::{QuoteRefusal, SaleError};
+pub(crate) use jit::{JitPurchase, buy_for_jit};
 pub(crate) use limit::limit;
 pub use limit::{CoverageView, LimitChannel, LimitView, StockView};
+pub(crate) use offers::is_in_use;
 pub use quote::LimitQuote;
 
 /// Between those who buy, those who bring purchases forward, and those who sign.

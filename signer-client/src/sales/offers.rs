@@ -15,6 +15,7 @@ use factory_tree::units::Height;
 
 use crate::client::Inner;
 use crate::error::Result;
+use crate::migration::calendar;
 use crate::store::{Direction, FactoryRow, PaymentState, PurchaseRow};
 
 /// The stock that a kit's client shares.
@@ -64,8 +65,21 @@ pub(super) async fn unfit(client: &Inner, row: &FactoryRow) -> Result<Option<Str
     Ok(None)
 }
 
-/// Whether a purchase is one that we pay for.
+/// Whether a factory is one to have more in: it stands, and is neither left nor near its end.
+pub(crate) async fn is_in_use(client: &Inner, row: &FactoryRow) -> Result<bool> {
+    if unfit(client, row).await?.is_some() {
+        return Ok(false);
+    }
+    let kit = client.kits.sound(row.factory).await?;
+    let tip = Height(client.followed_height());
+    Ok(kit.is_some_and(|kit| tip < calendar(&kit).dying_from))
+}
+
+/// Whether a purchase is one that we pay for; what a just-in-time order pays for is the coordinator's to say.
 async fn is_paid(client: &Inner, row: &PurchaseRow) -> Result<bool> {
+    if row.is_for_jit() {
+        return Ok(!row.is_over());
+    }
     let (true, Some(hash)) = (
         matches!(row.state, PurchaseState::Paid | PurchaseState::Sold),
         row.hash,

@@ -11,7 +11,7 @@ use factory_tree::sale::{Coverage, Sale, SoldChannel, Stock};
 use factory_tree::units::Height;
 use serde::{Deserialize, Serialize};
 
-use super::error::QuoteRefusal;
+use super::error::{QuoteRefusal, SaleError};
 use super::limit::CoverageView;
 use crate::migration::calendar;
 
@@ -26,6 +26,23 @@ pub struct LimitQuote {
     pub after: CoverageView,
     /// Whether more could be held then than is covered: it is bought with the user's explicit consent only.
     pub needs_consent: bool,
+}
+
+impl LimitQuote {
+    /// Whether it can be bought with what the user agreed to.
+    ///
+    /// # Errors
+    /// [`SaleError::Uncovered`].
+    pub(super) fn agreed(&self, consent: bool) -> Result<(), SaleError> {
+        if self.needs_consent && !consent {
+            return Err(SaleError::Uncovered {
+                factory: self.quote.factory,
+                held: Amount::from_sat(self.after.held_sat),
+                awake: Amount::from_sat(self.after.awake_sat),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// What a quote has to be.

@@ -410,7 +410,12 @@ async fn without_consent_nothing_uncovered_is_signed() {
     row.consent = false;
     let renewed = store.set_purchase(SALE, PurchaseState::Cancelled, "", None);
     renewed.await.unwrap();
-    assert!(store.renew_purchase(SALE, &row.quote, false).await.unwrap());
+    assert!(
+        store
+            .renew_purchase(SALE, &row.quote, false, None)
+            .await
+            .unwrap()
+    );
     let (hash, invoice) = (row.hash.unwrap(), row.invoice.unwrap());
     store.set_invoice(SALE, hash, &invoice).await.unwrap();
     let paid = PurchaseState::Paid;

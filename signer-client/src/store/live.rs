@@ -78,6 +78,8 @@ pub enum Request {
         expiry: u64,
         /// The most that the channel may cost.
         max_fee_msat: Option<u64>,
+        /// Whether the user accepts to hold more in a factory than is covered.
+        consent: bool,
     },
     /// Close a channel outside of factories.
     CloseChannel {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bitcoin::secp256k1::PublicKey;
 use channel_host::PaymentHash;
 use factory_tree::ids::{FactoryId, LeafId, SaleId};
-use factory_tree::sale::order::{PurchaseState, SignedQuote};
+use factory_tree::sale::order::{PurchaseState, Quote, SignedQuote};
 use sqlx::sqlite::SqliteRow;
 
 use super::codec::{Columns, unreadable};
@@ -28,7 +28,8 @@ pub struct PurchaseRow {
     pub quote: SignedQuote,
     /// Whether the user accepts to hold more than is covered.
     pub consent: bool,
-    /// The hash of the payment, once there is an invoice that was found good.
+    /// The hash of the payment, once there is an invoice that was found good; of the payment to us that it is for, if that is one by a just-in-time
+    /// order.
     pub hash: Option<PaymentHash>,
     /// That invoice.
     pub invoice: Option<String>,
@@ -43,6 +44,12 @@ pub struct PurchaseRow {
 }
 
 impl PurchaseRow {
+    /// Whether a just-in-time order pays for it: then its payment is one to us.
+    #[must_use]
+    pub fn is_for_jit(&self) -> bool {
+        Quote::parse(&self.quote.text).is_ok_and(|quote| quote.jit.is_some())
+    }
+
     /// Whether it has come to an end.
     #[must_use]
     pub const fn is_over(&self) -> bool {
@@ -59,12 +66,14 @@ pub trait PurchaseStore {
     /// Remembers a purchase before it is ordered. Fails with [`StoreError::Reused`] if its sale or its place served before.
     async fn add_purchase(&self, row: &PurchaseRow) -> Result<()>;
 
-    /// Takes a newer quote for a sale that nothing is being paid for, on the place that was drawn for it; `false` if something is.
+    /// Takes a newer quote for a sale that nothing is being paid for, on the place that was drawn for it; `false` if something is. `hash`: of the
+    /// just-in-time order's payment that it is for, if it is for one.
     async fn renew_purchase(
         &self,
         sale: SaleId,
         quote: &SignedQuote,
         consent: bool,
+        hash: Option<PaymentHash>,
     ) -> Result<bool>;
 
     /// Remembers the invoice before it is paid.
@@ -144,16 +153,18 @@ impl PurchaseStore for SqliteStore {
         sale: SaleId,
         quote: &SignedQuote,
         consent: bool,
+        hash: Option<PaymentHash>,
     ) -> Result<bool> {
         let mut tx = self.write().await?;
         let done = sqlx::query(
-            "UPDATE purchases SET quote = ?, signature = ?, consent = ?, hash = NULL, invoice = NULL,
+            "UPDATE purchases SET quote = ?, signature = ?, consent = ?, hash = ?, invoice = NULL,
                 state = 'ordered', note = '', ended_time = NULL
              WHERE sale = ? AND state IN ('ordered', 'cancelled')",
         )
         .bind(&quote.text)
         .bind(&quote.signature)
         .bind(i64::from(consent))
+        .bind(hash.map(|hash| hash.0.to_vec()))
         .bind(sale.0.as_slice())
         .execute(&mut *tx)
         .await

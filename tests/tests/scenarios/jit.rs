@@ -47,7 +47,7 @@ fn town(
 }
 
 /// The newest order in the books.
-fn order(world: &World) -> Result<Value> {
+pub(crate) fn order(world: &World) -> Result<Value> {
     let books = world.coordinator.json(&["liquidity", "jit"])?;
     let orders = books["orders"].as_array().context("a list")?;
     orders.first().cloned().context("an order")

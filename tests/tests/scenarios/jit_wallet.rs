@@ -33,7 +33,7 @@ fn ordered(wallet: &Service) -> Result<Value> {
 }
 
 /// What arrived last, and what was kept of it.
-fn received(wallet: &Service, mark: usize) -> Result<(u64, u64)> {
+pub(crate) fn received(wallet: &Service, mark: usize) -> Result<(u64, u64)> {
     let event = wallet.wait_after(mark, "a payment", |event| event.is("payment_received"))?;
     let field = |name| event.number(name).context("a number");
     Ok((field("amount_msat")?, field("fee_msat")?))
@@ -47,7 +47,7 @@ fn channel(wallet: &Service) -> Result<Value> {
     Ok(channels[0].clone())
 }
 
-fn becomes(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+pub(crate) fn becomes(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !so()? {
         ensure!(Instant::now() < deadline, "waited for {what}");
@@ -239,4 +239,71 @@ fn what_the_user_did_not_agree_to_is_not_ordered() -> Result<()> {
     let made = wallet.command(&trusting)?.json()?;
     outside.pay(&text(&made, "invoice")?)?;
     world.lightning_becomes(0, PAYMENT - fee(PAYMENT))
+}
+
+/// Paid with nothing, then a member of a factory: what it has comes to lie there by itself, the other channel is closed, and what had to stay in that
+/// one comes on the chain. All of it is there.
+#[test]
+fn what_it_has_is_brought_into_its_first_factory() -> Result<()> {
+    const SMALL: u64 = 60_000;
+    let (mut world, outside) = town("jit_wallet_consolidated", |_| Ok(()))?;
+    world.add_clients(1)?;
+    let wallet = world.client(0)?;
+    let made = wallet.json(&["invoice", "--jit", &SMALL.to_string(), "--yes"])?;
+    outside.pay(&text(&made, "invoice")?)?;
+    let has = number(&made, "receive_msat")?;
+    world.lightning_becomes(0, has)?;
+    world.mine(6)?;
+    world.join(&[0, 1])?;
+    let created = world.create(&[])?;
+    world.usable_for(&created, &[0, 1])?;
+    let wallet = world.client(0)?;
+    wallet.wait_for("consolidated")?;
+    wallet.wait_for("jit_channel_closed")?;
+    becomes("its reserve in the wallet", || {
+        world.mine(1)?;
+        let balance = wallet.json(&["balance"])?;
+        Ok(number(&balance, "confirmed_sat")? > 0
+            && number(&balance, "lightning_closing_sat")? == 0)
+    })?;
+    let only = channel(wallet)?;
+    ensure!(only["factory"] == created.factory.as_str(), "{only}");
+    let balance = wallet.json(&["balance"])?;
+    let inside = number(&balance, "lightning_msat")? / 1_000;
+    let all = inside + number(&balance, "confirmed_sat")?;
+    ensure!(inside > has / 1_000 * 97 / 100, "{balance}");
+    ensure!(
+        all > has / 1_000 * 98 / 100 && all <= has / 1_000,
+        "{balance}"
+    );
+    // Nothing more is brought, and the wallet is paid over its factory.
+    let mark = wallet.mark()?;
+    outside.pay(&world.invoice(0, 20_000)?)?;
+    ensure!(received(wallet, mark)? == (20_000_000, 0));
+    Ok(())
+}
+
+/// Who does not want that is left alone.
+#[test]
+fn what_is_to_stay_outside_stays() -> Result<()> {
+    let mut world = World::start_with("jit_wallet_stays", sells)?;
+    let outside = Outside::start(&mut world)?;
+    world.configure_clients("jit.consolidate", false);
+    world.add_clients(2)?;
+    world.client(0)?.wait_for("lightning_connected")?;
+    let made = world
+        .client(0)?
+        .json(&["invoice", "--jit", "60000", "--yes"])?;
+    outside.pay(&text(&made, "invoice")?)?;
+    world.lightning_becomes(0, number(&made, "receive_msat")?)?;
+    world.mine(6)?;
+    world.join(&[0, 1])?;
+    let created = world.create(&[])?;
+    world.usable_for(&created, &[0, 1])?;
+    // Twice as long as the other test waits for it.
+    std::thread::sleep(Duration::from_secs(5));
+    let answer = world.client(0)?.json(&["channels"])?;
+    let channels = answer["channels"].as_array().context("a list")?;
+    ensure!(channels.len() == 2, "{answer}");
+    Ok(())
 }

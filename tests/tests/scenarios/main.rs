@@ -10,6 +10,7 @@ mod exits;
 mod happy;
 mod independent;
 mod jit;
+mod jit_stock;
 mod jit_wallet;
 mod ladder;
 mod ladder_births;

@@ -37,7 +37,7 @@ fn sells(coordinator: &Service) -> Result<()> {
 }
 
 /// Clients that share one stock, each with a balance, and fee coins.
-fn town_with(
+pub fn town_with(
     name: &str,
     clients: usize,
     configure: impl FnOnce(&Service) -> Result<()>,
@@ -113,7 +113,7 @@ pub fn ends(world: &World, index: usize, state: &str) -> Result<()> {
     Ok(())
 }
 
-fn channels(world: &World, index: usize) -> Result<Vec<Value>> {
+pub fn channels(world: &World, index: usize) -> Result<Vec<Value>> {
     let answer = world.client(index)?.json(&["channels"])?;
     Ok(answer["channels"].as_array().context("a list")?.clone())
 }
@@ -125,7 +125,7 @@ fn room(world: &World, index: usize) -> Result<u64> {
 }
 
 /// What is listed as sold.
-fn ledger(world: &World) -> Result<Vec<Value>> {
+pub fn ledger(world: &World) -> Result<Vec<Value>> {
     let books = world.coordinator.json(&["liquidity", "sales"])?;
     Ok(books["sales"].as_array().context("a list")?.clone())
 }
@@ -248,7 +248,7 @@ fn coordinator_dies(point: &str) -> Result<()> {
 }
 
 /// Waits until a client's Lightning node has found the coordinator again.
-fn back(world: &World, index: usize) -> Result<()> {
+pub fn back(world: &World, index: usize) -> Result<()> {
     let client = world.client(index)?;
     let deadline = std::time::Instant::now() + scenarios::process::PATIENCE;
     loop {
@@ -421,7 +421,7 @@ fn all_is_out(world: &World, created: &Created, export: &Export) -> Result<()> {
 }
 
 /// A client has its balance on the chain, less what it paid for that.
-fn has_come_out(ledger: &Ledger, index: usize, balance: u64) -> Result<()> {
+pub fn has_come_out(ledger: &Ledger, index: usize, balance: u64) -> Result<()> {
     let name = format!("client-{index}");
     let own = ledger.onchain().iter();
     let spent: u64 = own

@@ -143,6 +143,7 @@ impl World {
             fee_msat: FEE,
             valid_until: FAR,
             sign_until: BIRTH.plus(Blocks(100)),
+            jit: None,
         }
     }
 

@@ -134,13 +134,23 @@ async fn a_purchase_keeps_its_place_and_what_is_sold_stays_sold() {
         text: "dearer".to_owned(),
         signature: "another".to_owned(),
     };
-    assert!(!store.renew_purchase(sale, &quote, false).await.unwrap());
+    assert!(
+        !store
+            .renew_purchase(sale, &quote, false, None)
+            .await
+            .unwrap()
+    );
     let over = set(PurchaseState::Cancelled, "back", Some(9)).await;
     assert_eq!(
         (over.state, over.ended_time),
         (PurchaseState::Cancelled, Some(9))
     );
-    assert!(store.renew_purchase(sale, &quote, false).await.unwrap());
+    assert!(
+        store
+            .renew_purchase(sale, &quote, false, None)
+            .await
+            .unwrap()
+    );
     let renewed = store.purchase(sale).await.unwrap().unwrap();
     let expected = PurchaseRow {
         quote,

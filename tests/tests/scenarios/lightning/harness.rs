@@ -12,9 +12,9 @@ use bitcoin::hashes::{Hash, sha256};
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, Network, Sequence, Transaction, TxOut, Txid};
 use channel_host::{
-    FeeCoins, FeePolicy, InvoiceRequest, JitOpening, Leaf, LeafId, LeafKeys, LspsService, Msat,
-    Node, NodeConfig, NodeEvent, PaymentHash, RpcError, Side, SpendKind, funding_redeem_script,
-    lsp_channel_id,
+    FeeCoins, FeePolicy, InvoiceRequest, JitGround, JitOpening, Leaf, LeafId, LeafKeys,
+    LspsService, Msat, Node, NodeConfig, NodeEvent, PaymentHash, RpcError, Side, SpendKind,
+    funding_redeem_script, lsp_channel_id,
 };
 use scenarios::bitcoind::Bitcoind;
 use scenarios::coins::Coins;
@@ -50,8 +50,8 @@ impl LspsService for Shop {
         Err(RpcError::unknown_method())
     }
 
-    async fn open_jit(&self, _: JitOpening) -> Result<(), String> {
-        Ok(())
+    async fn open_jit(&self, _: JitOpening) -> Result<JitGround, String> {
+        Ok(JitGround::Chain)
     }
 }
 
