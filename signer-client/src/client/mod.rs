@@ -260,6 +260,12 @@ impl SignerClient {
         if tasks.lightning && tasks.connection {
             running.spawn(crate::sales::run(Arc::clone(&self.inner), shutdown.clone()));
         }
+        if tasks.lightning && tasks.connection && inner.config.top_up.enabled {
+            running.spawn(crate::sales::run_top_up(
+                Arc::clone(&self.inner),
+                shutdown.clone(),
+            ));
+        }
         if tasks.lightning {
             running.spawn(crate::lightning::run(
                 Arc::clone(&self.inner),

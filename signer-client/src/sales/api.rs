@@ -14,7 +14,7 @@ use serde_json::json;
 use super::desk::Desk;
 use super::quote::{Expected, LimitQuote, fits, read};
 use super::shop::Shop;
-use super::{LimitView, QuoteRefusal, SaleError, limit, offers};
+use super::{LimitView, QuoteRefusal, SaleError, limit, offers, top_up};
 use crate::client::{Inner, SignerClient};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -44,6 +44,8 @@ pub struct PurchaseView {
     pub capacity_sat: u64,
     /// What it costs.
     pub fee_msat: u64,
+    /// Whether the wallet bought it by itself.
+    pub automatic: bool,
     /// How far it is.
     pub state: PurchaseState,
     /// What it waits for, or why nothing came of it.
@@ -86,6 +88,7 @@ impl PurchaseView {
             leaf: row.leaf_id,
             capacity_sat: quote.capacity.to_sat(),
             fee_msat: quote.fee_msat,
+            automatic: row.automatic,
             state,
             note: row.note,
             invoice: row.invoice,
@@ -115,7 +118,9 @@ impl SignerClient {
     /// The store's.
     pub async fn limit(&self) -> Result<LimitView> {
         let inner = &self.inner;
-        limit(&inner.store, &inner.kits, &self.channels().await?).await
+        let mut view = limit(&inner.store, &inner.kits, &self.channels().await?).await?;
+        view.top_up = top_up::view(inner).await?;
+        Ok(view)
     }
 
     /// Asks what a channel of `amount`, all of it to be received, would cost: in this factory, or in the one the coordinator chooses.
@@ -252,6 +257,18 @@ pub(super) async fn buy(
     spendable: Msat,
 ) -> Result<PurchaseView> {
     let _turn = client.sales.turn.lock().await;
+    buy_in_turn(client, shop, signed, options, spendable, false).await
+}
+
+/// The same for who has the turn.
+pub(super) async fn buy_in_turn(
+    client: &Inner,
+    shop: &dyn Shop,
+    signed: &SignedQuote,
+    options: UpgradeOptions,
+    spendable: Msat,
+    automatic: bool,
+) -> Result<PurchaseView> {
     let text = Quote::parse(&signed.text).map_err(QuoteRefusal::from);
     let sale = text.map_err(SaleError::from)?.sale;
     let known = client.store.purchase(sale).await?;
@@ -260,7 +277,7 @@ pub(super) async fn buy(
     if same.is_none() {
         let judged = judge(client, signed, None, None).await?;
         affordable(&judged, options, spendable)?;
-        remember(client, &judged, options.consent).await?;
+        remember(client, &judged, options.consent, automatic).await?;
     }
     match Desk::new(client, shop).bring(sale, true).await {
         // It is stored, and goes on by itself.
@@ -310,11 +327,17 @@ fn affordable(
 }
 
 /// Stores the purchase, with a place for its channel. A sale that was given up keeps its place: somebody may have signed for it.
-async fn remember(client: &Inner, judged: &LimitQuote, consent: bool) -> Result<()> {
+async fn remember(
+    client: &Inner,
+    judged: &LimitQuote,
+    consent: bool,
+    automatic: bool,
+) -> Result<()> {
     let (quote, store) = (&judged.quote, &client.store);
     let sale = quote.sale;
     if store.purchase(sale).await?.is_some() {
-        if !store.renew_purchase(sale, &judged.signed, consent).await? {
+        let renewed = store.renew_purchase(sale, &judged.signed, consent, automatic);
+        if !renewed.await? {
             let why = "it is paid for on an earlier quote".to_owned();
             return Err(SaleError::TooLate { sale, why }.into());
         }
@@ -332,6 +355,7 @@ async fn remember(client: &Inner, judged: &LimitQuote, consent: bool) -> Result<
                 channel_key,
                 quote: judged.signed.clone(),
                 consent,
+                automatic,
                 hash: None,
                 invoice: None,
                 state: PurchaseState::Ordered,
@@ -347,6 +371,7 @@ async fn remember(client: &Inner, judged: &LimitQuote, consent: bool) -> Result<
         factory: quote.factory,
         capacity_sat: quote.capacity.to_sat(),
         fee_msat: quote.fee_msat,
+        automatic,
     });
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! | `limit` | what can be received, and what of it is covered |
 //! | `api` | what whoever embeds the wallet calls |
 //! | `shop` | what a purchase needs of the coordinator and of the Lightning node |
+//! | `top_up` | buys by itself what the user agreed to once and for all |
 //! | `desk` | brings purchases forward, through every crash and every lost connection |
 //! | `offers` | what an offer is judged by |
 //! | `driver` | signs: one machine for each stock |
@@ -26,6 +27,9 @@ mod resumed;
 mod shop;
 #[cfg(test)]
 mod tests;
+mod top_up;
+
+use std::sync::Mutex as PlainMutex;
 
 use tokio::sync::{Mutex, Notify};
 
@@ -37,6 +41,8 @@ pub use error::{QuoteRefusal, SaleError};
 pub(crate) use limit::limit;
 pub use limit::{CoverageView, LimitChannel, LimitView, StockView};
 pub use quote::LimitQuote;
+pub use top_up::{TopUpState, TopUpView};
+pub(crate) use top_up::{at_rest as top_up_at_rest, run as run_top_up};
 
 /// Between those who buy, those who bring purchases forward, and those who sign.
 #[derive(Debug, Default)]
@@ -44,6 +50,8 @@ pub(crate) struct Sales {
     /// One of them at a time moves a purchase.
     turn: Mutex<()>,
     news: Notify,
+    /// What the wallet waits for before it buys by itself.
+    held: PlainMutex<Option<top_up::Hold>>,
 }
 
 impl Sales {

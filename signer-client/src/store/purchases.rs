@@ -28,6 +28,8 @@ pub struct PurchaseRow {
     pub quote: SignedQuote,
     /// Whether the user accepts to hold more than is covered.
     pub consent: bool,
+    /// Whether the wallet bought it by itself.
+    pub automatic: bool,
     /// The hash of the payment, once there is an invoice that was found good.
     pub hash: Option<PaymentHash>,
     /// That invoice.
@@ -65,6 +67,7 @@ pub trait PurchaseStore {
         sale: SaleId,
         quote: &SignedQuote,
         consent: bool,
+        automatic: bool,
     ) -> Result<bool>;
 
     /// Remembers the invoice before it is paid.
@@ -110,8 +113,8 @@ impl PurchaseStore for SqliteStore {
         let mut tx = self.write().await?;
         sqlx::query(
             "INSERT INTO purchases (sale, factory_id, nonce, leaf_id, channel_key, quote, signature,
-                consent, hash, invoice, state, note, created_time, ended_time)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                consent, automatic, hash, invoice, state, note, created_time, ended_time)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(row.sale.0.as_slice())
         .bind(row.factory.0.as_slice())
@@ -121,6 +124,7 @@ impl PurchaseStore for SqliteStore {
         .bind(&row.quote.text)
         .bind(&row.quote.signature)
         .bind(i64::from(row.consent))
+        .bind(i64::from(row.automatic))
         .bind(row.hash.map(|hash| hash.0.to_vec()))
         .bind(&row.invoice)
         .bind(state_name(row.state))
@@ -144,16 +148,18 @@ impl PurchaseStore for SqliteStore {
         sale: SaleId,
         quote: &SignedQuote,
         consent: bool,
+        automatic: bool,
     ) -> Result<bool> {
         let mut tx = self.write().await?;
         let done = sqlx::query(
-            "UPDATE purchases SET quote = ?, signature = ?, consent = ?, hash = NULL, invoice = NULL,
-                state = 'ordered', note = '', ended_time = NULL
+            "UPDATE purchases SET quote = ?, signature = ?, consent = ?, automatic = ?, hash = NULL,
+                invoice = NULL, state = 'ordered', note = '', ended_time = NULL
              WHERE sale = ? AND state IN ('ordered', 'cancelled')",
         )
         .bind(&quote.text)
         .bind(&quote.signature)
         .bind(i64::from(consent))
+        .bind(i64::from(automatic))
         .bind(sale.0.as_slice())
         .execute(&mut *tx)
         .await
@@ -233,6 +239,7 @@ fn read(row: &SqliteRow) -> Result<PurchaseRow> {
             signature: row.text("signature")?,
         },
         consent: row.flag("consent")?,
+        automatic: row.flag("automatic")?,
         hash,
         invoice: row.maybe_text("invoice")?,
         state: state

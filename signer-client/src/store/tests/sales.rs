@@ -83,6 +83,7 @@ fn purchase(n: u8) -> PurchaseRow {
             signature: "signature".to_owned(),
         },
         consent: true,
+        automatic: true,
         hash: None,
         invoice: None,
         state: PurchaseState::Ordered,
@@ -134,17 +135,22 @@ async fn a_purchase_keeps_its_place_and_what_is_sold_stays_sold() {
         text: "dearer".to_owned(),
         signature: "another".to_owned(),
     };
-    assert!(!store.renew_purchase(sale, &quote, false).await.unwrap());
+    let renew = async || {
+        let renewed = store.renew_purchase(sale, &quote, false, false);
+        renewed.await.unwrap()
+    };
+    assert!(!renew().await);
     let over = set(PurchaseState::Cancelled, "back", Some(9)).await;
     assert_eq!(
         (over.state, over.ended_time),
         (PurchaseState::Cancelled, Some(9))
     );
-    assert!(store.renew_purchase(sale, &quote, false).await.unwrap());
+    assert!(renew().await);
     let renewed = store.purchase(sale).await.unwrap().unwrap();
     let expected = PurchaseRow {
-        quote,
+        quote: quote.clone(),
         consent: false,
+        automatic: false,
         ..purchase(1)
     };
     assert_eq!(renewed, expected);
