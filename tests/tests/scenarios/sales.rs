@@ -113,19 +113,19 @@ pub fn ends(world: &World, index: usize, state: &str) -> Result<()> {
     Ok(())
 }
 
-fn channels(world: &World, index: usize) -> Result<Vec<Value>> {
+pub fn channels(world: &World, index: usize) -> Result<Vec<Value>> {
     let answer = world.client(index)?.json(&["channels"])?;
     Ok(answer["channels"].as_array().context("a list")?.clone())
 }
 
 /// Room to receive, in satoshi.
-fn room(world: &World, index: usize) -> Result<u64> {
+pub fn room(world: &World, index: usize) -> Result<u64> {
     let balance = world.client(index)?.json(&["balance"])?;
     Ok(number(&balance, "lightning_receivable_msat")? / 1_000)
 }
 
 /// What is listed as sold.
-fn ledger(world: &World) -> Result<Vec<Value>> {
+pub fn ledger(world: &World) -> Result<Vec<Value>> {
     let books = world.coordinator.json(&["liquidity", "sales"])?;
     Ok(books["sales"].as_array().context("a list")?.clone())
 }
@@ -248,7 +248,7 @@ fn coordinator_dies(point: &str) -> Result<()> {
 }
 
 /// Waits until a client's Lightning node has found the coordinator again.
-fn back(world: &World, index: usize) -> Result<()> {
+pub fn back(world: &World, index: usize) -> Result<()> {
     let client = world.client(index)?;
     let deadline = std::time::Instant::now() + scenarios::process::PATIENCE;
     loop {
