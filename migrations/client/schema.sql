@@ -219,6 +219,8 @@ CREATE TABLE purchases (
     signature TEXT NOT NULL,
     -- Whether the user accepts to hold more than is covered.
     consent INTEGER NOT NULL CHECK (consent IN (0, 1)),
+    -- Whether the wallet bought it by itself.
+    automatic INTEGER NOT NULL CHECK (automatic IN (0, 1)),
     -- What the coordinator answered, once it was found good.
     hash BLOB CHECK (length(hash) = 32),
     invoice TEXT,

@@ -98,6 +98,9 @@ pub struct Config {
     /// Channels just in time.
     #[serde(default)]
     pub jit: JitConfig,
+    /// Inbound liquidity, bought without asking.
+    #[serde(default)]
+    pub top_up: TopUpConfig,
     /// From a factory that ends to a younger one.
     #[serde(default)]
     pub migration: MigrationConfig,
@@ -197,6 +200,26 @@ pub struct JitConfig {
     pub consolidate: bool,
 }
 
+/// Inbound liquidity, bought without asking. What needs the user's consent is never bought like this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TopUpConfig {
+    /// Whether anything is.
+    pub enabled: bool,
+    /// Buy when less than this can be received.
+    pub below_sat: u64,
+    /// How much more to buy.
+    pub amount_sat: u64,
+    /// Most that one purchase may cost.
+    pub max_fee_sat: u64,
+    /// Most that all purchases of 30 days may cost.
+    pub max_fee_sat_per_month: u64,
+    /// Seconds for which too little must be receivable before anything is bought.
+    pub settle_seconds: u64,
+    /// Least seconds between two questions to the coordinator.
+    pub pause_seconds: u64,
+}
+
 /// From a factory that ends to a younger one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -210,7 +233,7 @@ pub struct MigrationConfig {
 mod defaults {
     use super::{
         ChainConfig, ConnectionConfig, ExitConfig, JitConfig, LightningConfig, LimitsConfig,
-        MigrationConfig,
+        MigrationConfig, TopUpConfig,
     };
 
     pub(super) fn log_level() -> String {
@@ -276,6 +299,20 @@ mod defaults {
         }
     }
 
+    impl Default for TopUpConfig {
+        fn default() -> Self {
+            Self {
+                enabled: false,
+                below_sat: 50_000,
+                amount_sat: 100_000,
+                max_fee_sat: 2000,
+                max_fee_sat_per_month: 6000,
+                settle_seconds: 60,
+                pause_seconds: 300,
+            }
+        }
+    }
+
     impl Default for MigrationConfig {
         fn default() -> Self {
             Self {
@@ -314,6 +351,7 @@ impl Config {
             exit: ExitConfig::default(),
             lightning: LightningConfig::default(),
             jit: JitConfig::default(),
+            top_up: TopUpConfig::default(),
             migration: MigrationConfig::default(),
         }
     }
@@ -487,7 +525,7 @@ impl Config {
         if self.exit.recheck_seconds == 0 {
             return Err(value("exit.recheck_seconds", &0, "use at least 1"));
         }
-        Ok(())
+        self.top_up.check(self.network)
     }
 
     /// The limits as the checks want them.
@@ -545,6 +583,41 @@ impl Config {
     #[must_use]
     pub const fn poll_interval(&self) -> Duration {
         Duration::from_millis(self.chain.poll_ms)
+    }
+}
+
+impl TopUpConfig {
+    fn check(&self, network: Network) -> Result<(), ConfigError> {
+        let wrong = |key, found: u64, remedy| {
+            let found = found.to_string();
+            Err(ConfigError::Value { key, found, remedy })
+        };
+        let most = Amount::MAX_MONEY.to_sat();
+        if !(1..=most).contains(&self.below_sat) {
+            let remedy = "use at least 1, or switch top_up.enabled off";
+            return wrong("top_up.below_sat", self.below_sat, remedy);
+        }
+        if !(1..=most).contains(&self.amount_sat) {
+            return wrong("top_up.amount_sat", self.amount_sat, "use at least 1");
+        }
+        if self.max_fee_sat == 0 || self.max_fee_sat > self.max_fee_sat_per_month {
+            let remedy = "use at least 1 and at most max_fee_sat_per_month";
+            return wrong("top_up.max_fee_sat", self.max_fee_sat, remedy);
+        }
+        if self.max_fee_sat_per_month > most {
+            let found = self.max_fee_sat_per_month;
+            return wrong("top_up.max_fee_sat_per_month", found, "use less");
+        }
+        // A coordinator is not asked all the time.
+        let least = if network == Network::Regtest { 1 } else { 60 };
+        let remedy = "use at least 60, on regtest 1";
+        if self.settle_seconds < least {
+            return wrong("top_up.settle_seconds", self.settle_seconds, remedy);
+        }
+        if self.pause_seconds < least {
+            return wrong("top_up.pause_seconds", self.pause_seconds, remedy);
+        }
+        Ok(())
     }
 }
 
@@ -646,5 +719,29 @@ mod tests {
         fs::write(&path, "network = \"regtest\"\n[chain]\npoll_ms = 0\n").unwrap();
         let error = Config::load(&path).unwrap_err().to_string();
         assert!(error.contains("poll_ms"), "{error}");
+    }
+
+    #[test]
+    fn a_top_up_has_bounds() {
+        let mistake = |network, change: &dyn Fn(&mut TopUpConfig)| {
+            let mut config = Config::new(network);
+            change(&mut config.top_up);
+            match config.check() {
+                Err(ConfigError::Value { key, .. }) => key,
+                other => panic!("{other:?}"),
+            }
+        };
+        let regtest = |change: &dyn Fn(&mut TopUpConfig)| mistake(Network::Regtest, change);
+        assert_eq!(regtest(&|it| it.below_sat = 0), "top_up.below_sat");
+        assert_eq!(regtest(&|it| it.amount_sat = 0), "top_up.amount_sat");
+        assert_eq!(regtest(&|it| it.max_fee_sat = 0), "top_up.max_fee_sat");
+        let more = regtest(&|it| it.max_fee_sat = it.max_fee_sat_per_month + 1);
+        assert_eq!(more, "top_up.max_fee_sat");
+        let much = regtest(&|it| it.max_fee_sat_per_month = u64::MAX);
+        assert_eq!(much, "top_up.max_fee_sat_per_month");
+        assert_eq!(regtest(&|it| it.pause_seconds = 0), "top_up.pause_seconds");
+        let hasty = |change: &dyn Fn(&mut TopUpConfig)| mistake(Network::Signet, change);
+        assert_eq!(hasty(&|it| it.pause_seconds = 59), "top_up.pause_seconds");
+        assert_eq!(hasty(&|it| it.settle_seconds = 1), "top_up.settle_seconds");
     }
 }

@@ -8,6 +8,8 @@ use factory_tree::ladder::{Notice, Warning};
 use serde::Serialize;
 use tokio::sync::broadcast;
 
+use crate::sales::TopUpState;
+
 /// Events a slow listener may fall behind before it is told that it missed some.
 const BACKLOG: usize = 256;
 
@@ -351,6 +353,13 @@ pub enum Event {
         /// In its words.
         why: String,
     },
+    /// Too little can be received, and the wallet buys nothing by itself, although it is to.
+    TopUpHeld {
+        /// What holds it back.
+        state: TopUpState,
+        /// In words.
+        why: String,
+    },
     /// Inbound liquidity is bought: the purchase is stored and being ordered.
     PurchaseOrdered {
         /// The sale that is to come of it.
@@ -361,6 +370,8 @@ pub enum Event {
         capacity_sat: u64,
         /// What it costs.
         fee_msat: u64,
+        /// Whether the wallet buys by itself.
+        automatic: bool,
     },
     /// Its payment is on its way; the coordinator holds it until the channel stands.
     PurchasePaid {
@@ -494,6 +505,7 @@ fn log(stamped: &Stamped) {
         | Event::ChainTrouble { .. }
         | Event::LightningDown { .. }
         | Event::PurchaseCancelled { .. }
+        | Event::TopUpHeld { .. }
         | Event::ChannelRefused { .. }
         | Event::PaymentRefused { .. } => {
             tracing::warn!(event = %text());

@@ -42,6 +42,6 @@ pub use lightning::{
 };
 pub use sales::{
     CoverageView, LimitChannel, LimitQuote, LimitView, PurchaseView, QuoteRefusal, SaleError,
-    StockView, UpgradeOptions,
+    StockView, TopUpState, TopUpView, UpgradeOptions,
 };
 pub use shared_chain::SharedChain;

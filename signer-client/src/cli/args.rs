@@ -113,7 +113,7 @@ pub(super) enum Webhook {
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Limit {
-    /// Show what can be received, over which channels, what of it is covered, and what is left to be bought.
+    /// Show what can be received, over which channels, what of it is covered, what is left to be bought, and whether the wallet buys by itself.
     Show,
     /// Ask what a channel to receive over would cost. Nothing is bought.
     Quote(LimitAmount),

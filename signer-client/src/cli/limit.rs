@@ -18,7 +18,8 @@ use super::table::{Table, grouped, short, time, with_msat};
 use crate::client::KitCache;
 use crate::lightning::stored;
 use crate::sales::{
-    LimitQuote, LimitView, PurchaseView, SaleError, limit as limit_of, purchases as all,
+    LimitQuote, LimitView, PurchaseView, SaleError, TopUpView, limit as limit_of, purchases as all,
+    top_up_at_rest,
 };
 use crate::store::{Request, SharedStore, state_name};
 
@@ -43,13 +44,16 @@ fn parsed<T: DeserializeOwned>(answer: Value) -> Result<T, CliError> {
 }
 
 async fn show(context: &Context) -> Result<(), CliError> {
-    context.config()?;
+    let config = context.config()?;
     let store = context.store().await?;
     let view: LimitView = match context.occupant()?.filter(|by| by.serves) {
         Some(_) => parsed(context.ask(&store, Request::Limit).await?)?,
         None => {
             let kits = KitCache::new(SharedStore::clone(&store));
-            limit_of(&store, &kits, &stored(&store).await?).await?
+            LimitView {
+                top_up: top_up_at_rest(&store, &config.top_up).await?,
+                ..limit_of(&store, &kits, &stored(&store).await?).await?
+            }
         }
     };
     context.print(&view, &text(context, &view))
@@ -58,15 +62,17 @@ async fn show(context: &Context) -> Result<(), CliError> {
 fn text(context: &Context, view: &LimitView) -> String {
     if view.channels.is_empty() && view.stocks.is_empty() {
         return format!(
-            "Nothing can be received: this wallet is in no factory that is in use. `{}` asks for a place in one.",
-            context.again("join")
+            "Nothing can be received: this wallet is in no factory that is in use. `{}` asks for a place in one.\n{}",
+            context.again("join"),
+            top_up(&view.top_up)
         );
     }
     let mut channels = Table::new(["factory", "channel", "capacity sat", "to receive sat"]);
     for channel in &view.channels {
+        let by = if channel.automatic { ", by itself" } else { "" };
         let made = channel.sale.map_or_else(
             || "its own".to_owned(),
-            |number| format!("of sale {number}"),
+            |number| format!("of sale {number}{by}"),
         );
         channels.row([
             short(&channel.factory),
@@ -86,7 +92,7 @@ fn text(context: &Context, view: &LimitView) -> String {
     }
     let coverage = &view.coverage;
     format!(
-        "{}\n{}\nYou can receive {} sat now; your limit is {} sat in all.\nIf the coordinator breaks off, {} sat are covered while you stay away, {} sat if you or your watcher looks every 60 blocks.\n{}",
+        "{}\n{}\nYou can receive {} sat now; your limit is {} sat in all.\nIf the coordinator breaks off, {} sat are covered while you stay away, {} sat if you or your watcher looks every 60 blocks.\n{}{}",
         channels.render(),
         stocks.render(),
         with_msat(view.receivable_msat),
@@ -94,10 +100,30 @@ fn text(context: &Context, view: &LimitView) -> String {
         grouped(coverage.away_sat),
         grouped(coverage.awake_sat),
         if view.needs_consent {
-            "You can hold more than is covered: whatever you buy needs --accept-uncovered."
+            "You can hold more than is covered: whatever you buy needs --accept-uncovered.\n"
         } else {
             ""
-        }
+        },
+        top_up(&view.top_up)
+    )
+}
+
+/// Whether the wallet buys by itself, and what it waits for.
+fn top_up(view: &TopUpView) -> String {
+    if !view.enabled {
+        return "Nothing is bought by itself (`top_up.enabled` in client.toml).".to_owned();
+    }
+    let until = view
+        .until_time
+        .map_or_else(String::new, |until| format!("; not before {}", time(until)));
+    format!(
+        "By itself: when less than {} sat can be received, {} sat more are bought, for {} sat at most; {} of {} sat for 30 days are spent.\n  Now: {}{until}.",
+        grouped(view.below_sat),
+        grouped(view.amount_sat),
+        grouped(view.max_fee_sat),
+        with_msat(view.spent_msat),
+        grouped(view.max_fee_sat_per_month),
+        view.note
     )
 }
 
@@ -249,13 +275,16 @@ fn report(context: &Context, purchase: &PurchaseView) -> Result<(), CliError> {
 async fn purchases(context: &Context) -> Result<(), CliError> {
     context.config()?;
     let purchases = all(&context.store().await?).await?;
-    let mut table = Table::new(["purchase", "factory", "sat", "fee sat", "state", "note"]);
+    let mut table = Table::new([
+        "purchase", "factory", "sat", "fee sat", "by", "state", "note",
+    ]);
     for purchase in &purchases {
         table.row([
             purchase.sale.to_string(),
             short(&purchase.factory),
             grouped(purchase.capacity_sat),
             with_msat(purchase.fee_msat),
+            if purchase.automatic { "itself" } else { "you" }.to_owned(),
             state_name(purchase.state).to_owned(),
             purchase.note.clone(),
         ]);

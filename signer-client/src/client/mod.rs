@@ -261,6 +261,12 @@ impl SignerClient {
             running.spawn(crate::sales::run(Arc::clone(&self.inner), shutdown.clone()));
             running.spawn(crate::jit::run(Arc::clone(&self.inner), shutdown.clone()));
         }
+        if tasks.lightning && tasks.connection && inner.config.top_up.enabled {
+            running.spawn(crate::sales::run_top_up(
+                Arc::clone(&self.inner),
+                shutdown.clone(),
+            ));
+        }
         if tasks.lightning {
             running.spawn(crate::lightning::run(
                 Arc::clone(&self.inner),

@@ -28,8 +28,8 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::store::Route;
 
-pub(crate) use api::words;
 pub use api::{Invoice, InvoiceOptions};
+pub(crate) use api::{unix_time, words};
 pub use balance::LightningBalance;
 pub(crate) use ending::{Ending, ending, leave};
 pub(crate) use leaf::{leaf_at, leaf_id, leaf_to_be, name_of, way};

@@ -1,7 +1,7 @@
 //! What whoever embeds the wallet calls to receive more.
 
 use bitcoin::Amount;
-use channel_host::{Msat, PaymentHash};
+use channel_host::Msat;
 use factory_tree::ids::{FactoryId, LeafId, SaleId};
 use factory_tree::kit::ExitKit;
 use factory_tree::sale::order::{PurchaseState, Quote, QuoteRequest, SignedQuote, method};
@@ -14,13 +14,13 @@ use serde_json::json;
 use super::desk::Desk;
 use super::quote::{Expected, LimitQuote, fits, read};
 use super::shop::Shop;
-use super::{LimitView, QuoteRefusal, SaleError, limit, offers};
+use super::{LimitView, QuoteRefusal, SaleError, limit, offers, top_up};
 use crate::client::{Inner, SignerClient};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::fault;
 use crate::lightning::{LightningBalance, coordinator_of};
-use crate::store::{Direction, PurchaseRow, SharedStore};
+use crate::store::{Direction, PurchaseRow, PurchaseTerms, SharedStore};
 
 /// On which terms to buy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub struct PurchaseView {
     pub capacity_sat: u64,
     /// What it costs.
     pub fee_msat: u64,
+    /// Whether the wallet bought it by itself.
+    pub automatic: bool,
     /// How far it is.
     pub state: PurchaseState,
     /// What it waits for, or why nothing came of it.
@@ -87,6 +89,7 @@ impl PurchaseView {
             leaf: row.leaf_id,
             capacity_sat: quote.capacity.to_sat(),
             fee_msat: quote.fee_msat,
+            automatic: row.automatic,
             state,
             note: row.note,
             invoice: row.invoice,
@@ -116,7 +119,9 @@ impl SignerClient {
     /// The store's.
     pub async fn limit(&self) -> Result<LimitView> {
         let inner = &self.inner;
-        limit(&inner.store, &inner.kits, &self.channels().await?).await
+        let mut view = limit(&inner.store, &inner.kits, &self.channels().await?).await?;
+        view.top_up = top_up::view(inner).await?;
+        Ok(view)
     }
 
     /// Asks what a channel of `amount`, all of it to be received, would cost: in this factory, or in the one the coordinator chooses.
@@ -254,6 +259,18 @@ pub(super) async fn buy(
     spendable: Msat,
 ) -> Result<PurchaseView> {
     let _turn = client.sales.turn.lock().await;
+    buy_in_turn(client, shop, signed, options, spendable, false).await
+}
+
+/// The same for who has the turn.
+pub(super) async fn buy_in_turn(
+    client: &Inner,
+    shop: &dyn Shop,
+    signed: &SignedQuote,
+    options: UpgradeOptions,
+    spendable: Msat,
+    automatic: bool,
+) -> Result<PurchaseView> {
     let text = Quote::parse(&signed.text).map_err(QuoteRefusal::from);
     let sale = text.map_err(SaleError::from)?.sale;
     let known = client.store.purchase(sale).await?;
@@ -262,7 +279,12 @@ pub(super) async fn buy(
     if same.is_none() {
         let judged = judge(client, signed, None, None).await?;
         affordable(&judged, options, spendable)?;
-        remember(client, &judged, options.consent, None).await?;
+        let terms = PurchaseTerms {
+            consent: options.consent,
+            automatic,
+            jit: None,
+        };
+        remember(client, &judged, terms).await?;
     }
     match Desk::new(client, shop).bring(sale, true).await {
         // It is stored, and goes on by itself.
@@ -305,18 +327,16 @@ fn affordable(
 }
 
 /// Stores the purchase, with a place for its channel, which is returned. A sale that was given up keeps its place: somebody may have signed for it.
-/// `jit`: the hash of the just-in-time order's payment that it is for.
 pub(super) async fn remember(
     client: &Inner,
     judged: &LimitQuote,
-    consent: bool,
-    jit: Option<PaymentHash>,
+    terms: PurchaseTerms,
 ) -> Result<LeafId> {
     let (quote, store) = (&judged.quote, &client.store);
     let sale = quote.sale;
     let place = if let Some(known) = store.purchase(sale).await? {
-        let signed = &judged.signed;
-        if !store.renew_purchase(sale, signed, consent, jit).await? {
+        let renewed = store.renew_purchase(sale, &judged.signed, terms);
+        if !renewed.await? {
             let why = "it is paid for on an earlier quote".to_owned();
             return Err(SaleError::TooLate { sale, why }.into());
         }
@@ -334,8 +354,9 @@ pub(super) async fn remember(
                 leaf_id,
                 channel_key,
                 quote: judged.signed.clone(),
-                consent,
-                hash: jit,
+                consent: terms.consent,
+                automatic: terms.automatic,
+                hash: terms.jit,
                 invoice: None,
                 state: PurchaseState::Ordered,
                 note: "being ordered".to_owned(),
@@ -351,6 +372,7 @@ pub(super) async fn remember(
         factory: quote.factory,
         capacity_sat: quote.capacity.to_sat(),
         fee_msat: quote.fee_msat,
+        automatic: terms.automatic,
     });
     Ok(place)
 }

@@ -15,6 +15,7 @@ use super::{QuoteRefusal, SaleError};
 use crate::client::SignerClient;
 use crate::error::{Error, Result};
 use crate::lightning::on_node;
+use crate::store::PurchaseTerms;
 
 /// A just-in-time order, and what it is for.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +53,12 @@ pub(crate) async fn buy_for_jit(client: &SignerClient, wanted: &JitPurchase) -> 
     let _turn = inner.sales.turn.lock().await;
     let judged = judge(inner, &signed, None, None).await?;
     fits(&judged, wanted)?;
-    let leaf = remember(inner, &judged, wanted.consent, Some(wanted.hash)).await?;
+    let terms = PurchaseTerms {
+        consent: wanted.consent,
+        automatic: false,
+        jit: Some(wanted.hash),
+    };
+    let leaf = remember(inner, &judged, terms).await?;
     let (node, hash) = (inner.lightning.running()?, wanted.hash);
     let (desk, sale) = (Desk::new(inner, client), judged.quote.sale);
     // Before the channel can be opened; without it the fee would be refused there.

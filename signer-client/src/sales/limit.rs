@@ -5,11 +5,12 @@ use factory_tree::kit::ExitKit;
 use factory_tree::sale::{Coverage, Stock, least_channel};
 use serde::{Deserialize, Serialize};
 
+use super::TopUpView;
 use super::error::{QuoteRefusal, SaleError};
 use crate::client::KitCache;
 use crate::error::{Error, Result};
 use crate::lightning::{ChannelState, ChannelView};
-use crate::store::SharedStore;
+use crate::store::{PurchaseRow, SharedStore};
 
 /// What is covered of what could be held, in satoshi.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +50,8 @@ pub struct LimitChannel {
     pub leaf: String,
     /// Which sale made it; nothing for the one the factory was born with.
     pub sale: Option<u8>,
+    /// Whether the wallet bought it by itself.
+    pub automatic: bool,
     /// What it holds.
     pub capacity_sat: u64,
     /// What can be received over it now.
@@ -85,6 +88,8 @@ pub struct LimitView {
     pub needs_consent: bool,
     /// What is left to be bought; whether it is for sale, and for how much, the coordinator says.
     pub stocks: Vec<StockView>,
+    /// Whether and when the wallet buys by itself.
+    pub top_up: TopUpView,
 }
 
 /// From a store, its kits and these channels.
@@ -97,6 +102,7 @@ pub(crate) async fn limit(
     channels: &[ChannelView],
 ) -> Result<LimitView> {
     let mut view = LimitView::default();
+    let bought = store.purchases().await?;
     for row in store.factories().await? {
         if !row.stands() {
             continue;
@@ -108,7 +114,7 @@ pub(crate) async fn limit(
             .iter()
             .filter(|own| own.factory == Some(row.factory));
         view.channels
-            .extend(own.filter_map(|own| channel(&kit, own)));
+            .extend(own.filter_map(|own| channel(&kit, own, &bought)));
         let counted = tokio::task::spawn_blocking(move || (Coverage::of_kit(&kit), stock(&kit)));
         let (coverage, stock) = counted
             .await
@@ -130,7 +136,7 @@ pub(crate) async fn limit(
     Ok(view)
 }
 
-fn channel(kit: &ExitKit, view: &ChannelView) -> Option<LimitChannel> {
+fn channel(kit: &ExitKit, view: &ChannelView, bought: &[PurchaseRow]) -> Option<LimitChannel> {
     let stands = matches!(view.state, ChannelState::Opening | ChannelState::Open);
     let all = kit.channels();
     let own = all
@@ -140,12 +146,15 @@ fn channel(kit: &ExitKit, view: &ChannelView) -> Option<LimitChannel> {
         factory: kit.factory_id,
         leaf: view.leaf.clone(),
         sale: own.sale,
+        automatic: bought
+            .iter()
+            .any(|row| row.automatic && row.leaf_id == own.leaf_id),
         capacity_sat: view.capacity_sat,
         receivable_msat: if view.usable { view.receivable_msat } else { 0 },
     })
 }
 
-fn stock(kit: &ExitKit) -> Option<StockView> {
+pub(super) fn stock(kit: &ExitKit) -> Option<StockView> {
     let stock = Stock::of_kit(kit).ok()?;
     Some(StockView {
         factory: kit.factory_id,

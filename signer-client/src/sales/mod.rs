@@ -7,6 +7,7 @@
 //! | `api` | what whoever embeds the wallet calls |
 //! | `jit` | orders from a stock what a just-in-time order pays for |
 //! | `shop` | what a purchase needs of the coordinator and of the Lightning node |
+//! | `top_up` | buys by itself what the user agreed to once and for all |
 //! | `desk` | brings purchases forward, through every crash and every lost connection |
 //! | `offers` | what an offer is judged by |
 //! | `driver` | signs: one machine for each stock |
@@ -28,6 +29,9 @@ mod resumed;
 mod shop;
 #[cfg(test)]
 mod tests;
+mod top_up;
+
+use std::sync::Mutex as PlainMutex;
 
 use tokio::sync::{Mutex, Notify};
 
@@ -41,6 +45,8 @@ pub(crate) use limit::limit;
 pub use limit::{CoverageView, LimitChannel, LimitView, StockView};
 pub(crate) use offers::is_in_use;
 pub use quote::LimitQuote;
+pub use top_up::{TopUpState, TopUpView};
+pub(crate) use top_up::{at_rest as top_up_at_rest, run as run_top_up};
 
 /// Between those who buy, those who bring purchases forward, and those who sign.
 #[derive(Debug, Default)]
@@ -48,6 +54,8 @@ pub(crate) struct Sales {
     /// One of them at a time moves a purchase.
     turn: Mutex<()>,
     news: Notify,
+    /// What the wallet waits for before it buys by itself.
+    held: PlainMutex<Option<top_up::Hold>>,
 }
 
 impl Sales {

@@ -1,6 +1,7 @@
 //! Purchases and sales on real stores, against the coordinator's machine: through refusals and crashes.
 
 mod shop;
+mod top_up;
 mod wallet;
 mod world;
 
@@ -17,7 +18,7 @@ use super::api::quote_from;
 use super::{QuoteRefusal, SaleError, UpgradeOptions};
 use crate::error::Error;
 use crate::migration::calendar;
-use crate::store::{ExitRow, Goal, Handover, PaymentEnd, PaymentState, Progress};
+use crate::store::{ExitRow, Goal, Handover, PaymentEnd, PaymentState, Progress, PurchaseTerms};
 use shop::{FEE, SALE, coordinator};
 use world::{ASKED, World, sale_error};
 
@@ -410,12 +411,8 @@ async fn without_consent_nothing_uncovered_is_signed() {
     row.consent = false;
     let renewed = store.set_purchase(SALE, PurchaseState::Cancelled, "", None);
     renewed.await.unwrap();
-    assert!(
-        store
-            .renew_purchase(SALE, &row.quote, false, None)
-            .await
-            .unwrap()
-    );
+    let renewed = store.renew_purchase(SALE, &row.quote, PurchaseTerms::default());
+    assert!(renewed.await.unwrap());
     let (hash, invoice) = (row.hash.unwrap(), row.invoice.unwrap());
     store.set_invoice(SALE, hash, &invoice).await.unwrap();
     let paid = PurchaseState::Paid;

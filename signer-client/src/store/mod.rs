@@ -39,7 +39,7 @@ pub use moves::{
 };
 pub use payments::{Direction, Moment, Payment, PaymentEnd, PaymentState, PaymentStore};
 pub(crate) use purchases::state_name;
-pub use purchases::{PurchaseRow, PurchaseStore};
+pub use purchases::{PurchaseRow, PurchaseStore, PurchaseTerms};
 pub use sales::SaleStore;
 pub use signed::SignedStore;
 pub use sqlite::SqliteStore;

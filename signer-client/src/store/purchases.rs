@@ -28,6 +28,8 @@ pub struct PurchaseRow {
     pub quote: SignedQuote,
     /// Whether the user accepts to hold more than is covered.
     pub consent: bool,
+    /// Whether the wallet bought it by itself.
+    pub automatic: bool,
     /// The hash of the payment, once there is an invoice that was found good; of the payment to us that it is for, if that is one by a just-in-time
     /// order.
     pub hash: Option<PaymentHash>,
@@ -41,6 +43,17 @@ pub struct PurchaseRow {
     pub created_time: u64,
     /// Unix time at which it ended.
     pub ended_time: Option<u64>,
+}
+
+/// On which terms something is bought.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PurchaseTerms {
+    /// Whether the user accepts to hold more than is covered.
+    pub consent: bool,
+    /// Whether the wallet buys it by itself.
+    pub automatic: bool,
+    /// The hash of the just-in-time order's payment that it is for, if it is for one.
+    pub jit: Option<PaymentHash>,
 }
 
 impl PurchaseRow {
@@ -66,14 +79,12 @@ pub trait PurchaseStore {
     /// Remembers a purchase before it is ordered. Fails with [`StoreError::Reused`] if its sale or its place served before.
     async fn add_purchase(&self, row: &PurchaseRow) -> Result<()>;
 
-    /// Takes a newer quote for a sale that nothing is being paid for, on the place that was drawn for it; `false` if something is. `hash`: of the
-    /// just-in-time order's payment that it is for, if it is for one.
+    /// Takes a newer quote for a sale that nothing is being paid for, on the place that was drawn for it; `false` if something is.
     async fn renew_purchase(
         &self,
         sale: SaleId,
         quote: &SignedQuote,
-        consent: bool,
-        hash: Option<PaymentHash>,
+        terms: PurchaseTerms,
     ) -> Result<bool>;
 
     /// Remembers the invoice before it is paid.
@@ -119,8 +130,8 @@ impl PurchaseStore for SqliteStore {
         let mut tx = self.write().await?;
         sqlx::query(
             "INSERT INTO purchases (sale, factory_id, nonce, leaf_id, channel_key, quote, signature,
-                consent, hash, invoice, state, note, created_time, ended_time)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                consent, automatic, hash, invoice, state, note, created_time, ended_time)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(row.sale.0.as_slice())
         .bind(row.factory.0.as_slice())
@@ -130,6 +141,7 @@ impl PurchaseStore for SqliteStore {
         .bind(&row.quote.text)
         .bind(&row.quote.signature)
         .bind(i64::from(row.consent))
+        .bind(i64::from(row.automatic))
         .bind(row.hash.map(|hash| hash.0.to_vec()))
         .bind(&row.invoice)
         .bind(state_name(row.state))
@@ -152,19 +164,19 @@ impl PurchaseStore for SqliteStore {
         &self,
         sale: SaleId,
         quote: &SignedQuote,
-        consent: bool,
-        hash: Option<PaymentHash>,
+        terms: PurchaseTerms,
     ) -> Result<bool> {
         let mut tx = self.write().await?;
         let done = sqlx::query(
-            "UPDATE purchases SET quote = ?, signature = ?, consent = ?, hash = ?, invoice = NULL,
-                state = 'ordered', note = '', ended_time = NULL
+            "UPDATE purchases SET quote = ?, signature = ?, consent = ?, automatic = ?, hash = ?,
+                invoice = NULL, state = 'ordered', note = '', ended_time = NULL
              WHERE sale = ? AND state IN ('ordered', 'cancelled')",
         )
         .bind(&quote.text)
         .bind(&quote.signature)
-        .bind(i64::from(consent))
-        .bind(hash.map(|hash| hash.0.to_vec()))
+        .bind(i64::from(terms.consent))
+        .bind(i64::from(terms.automatic))
+        .bind(terms.jit.map(|hash| hash.0.to_vec()))
         .bind(sale.0.as_slice())
         .execute(&mut *tx)
         .await
@@ -244,6 +256,7 @@ fn read(row: &SqliteRow) -> Result<PurchaseRow> {
             signature: row.text("signature")?,
         },
         consent: row.flag("consent")?,
+        automatic: row.flag("automatic")?,
         hash,
         invoice: row.maybe_text("invoice")?,
         state: state

@@ -27,6 +27,7 @@ mod reclaim;
 mod reorg;
 mod sales;
 mod sales_cheats;
+mod sales_top_up;
 mod silence;
 mod timeouts;
 mod webhooks;

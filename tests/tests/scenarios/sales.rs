@@ -119,7 +119,7 @@ pub fn channels(world: &World, index: usize) -> Result<Vec<Value>> {
 }
 
 /// Room to receive, in satoshi.
-fn room(world: &World, index: usize) -> Result<u64> {
+pub fn room(world: &World, index: usize) -> Result<u64> {
     let balance = world.client(index)?.json(&["balance"])?;
     Ok(number(&balance, "lightning_receivable_msat")? / 1_000)
 }

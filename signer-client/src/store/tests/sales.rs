@@ -11,8 +11,8 @@ use factory_tree::sale::{Sale, SoldChannel};
 
 use super::{factory, join, key, open, outpoint, record};
 use crate::store::{
-    FactoryStore, IdentityStore, JoinStore, PurchaseRow, PurchaseStore, SaleStore, SignedStore,
-    StoreError,
+    FactoryStore, IdentityStore, JoinStore, PurchaseRow, PurchaseStore, PurchaseTerms, SaleStore,
+    SignedStore, StoreError,
 };
 
 fn pending(number: u8) -> PendingSale {
@@ -83,6 +83,7 @@ fn purchase(n: u8) -> PurchaseRow {
             signature: "signature".to_owned(),
         },
         consent: true,
+        automatic: true,
         hash: None,
         invoice: None,
         state: PurchaseState::Ordered,
@@ -134,27 +135,22 @@ async fn a_purchase_keeps_its_place_and_what_is_sold_stays_sold() {
         text: "dearer".to_owned(),
         signature: "another".to_owned(),
     };
-    assert!(
-        !store
-            .renew_purchase(sale, &quote, false, None)
-            .await
-            .unwrap()
-    );
+    let renew = async || {
+        let renewed = store.renew_purchase(sale, &quote, PurchaseTerms::default());
+        renewed.await.unwrap()
+    };
+    assert!(!renew().await);
     let over = set(PurchaseState::Cancelled, "back", Some(9)).await;
     assert_eq!(
         (over.state, over.ended_time),
         (PurchaseState::Cancelled, Some(9))
     );
-    assert!(
-        store
-            .renew_purchase(sale, &quote, false, None)
-            .await
-            .unwrap()
-    );
+    assert!(renew().await);
     let renewed = store.purchase(sale).await.unwrap().unwrap();
     let expected = PurchaseRow {
-        quote,
+        quote: quote.clone(),
         consent: false,
+        automatic: false,
         ..purchase(1)
     };
     assert_eq!(renewed, expected);
