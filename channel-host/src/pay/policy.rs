@@ -49,6 +49,9 @@ pub enum ClaimRefusal {
         /// What it may keep.
         promised: u64,
     },
+    /// It came over a channel outside of factories whose funding was neither in the mempool nor in a block while it could wait.
+    #[error("the funding of the channel it came over was not seen in time")]
+    Unfunded,
     /// It came over a channel that is not known here.
     #[error("it came over a channel that nobody verified")]
     UnknownChannel,
