@@ -64,6 +64,8 @@ pub struct NodeConfig {
     pub coins: Arc<dyn FeeCoins>,
     /// Who takes in what happens.
     pub events: Arc<dyn EventSink>,
+    /// Whether a wallet claims what came over a channel outside of factories before it has seen that channel's funding.
+    pub allow_unfunded: bool,
     /// Who answers questions by LSPS0 (bLIP-50), if anybody.
     pub lsps: Option<Arc<dyn LspsService>>,
 }

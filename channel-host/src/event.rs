@@ -114,6 +114,13 @@ pub enum NodeEvent {
         /// What was kept of it for opening a channel.
         fee: Msat,
     },
+    /// A payment to us came over a channel outside of factories whose funding was not seen: it is claimed when it is, or sent back in time.
+    FundingAwaited {
+        /// Its hash.
+        hash: PaymentHash,
+        /// How much.
+        amount: Msat,
+    },
     /// A payment for a hold invoice is here and waits: claim it or fail it, before it expires.
     PaymentHeld {
         /// Its hash.

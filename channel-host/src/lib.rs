@@ -44,6 +44,7 @@ mod node;
 mod pay;
 mod store;
 mod timeout;
+mod unseen;
 mod wallet_coins;
 
 pub use bought::{BoughtChannel, BoughtView};

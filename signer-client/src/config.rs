@@ -194,7 +194,7 @@ pub struct LightningConfig {
 pub struct JitConfig {
     /// Most that one may cost.
     pub max_fee_sat: u64,
-    /// Accept one that is paid for only after its first payment is taken.
+    /// Accept one that is paid for only after its first payment is taken, and claim what comes over any before its funding is seen.
     pub allow_unfunded: bool,
     /// Bring what lies in them into a factory, and close them.
     pub consolidate: bool,

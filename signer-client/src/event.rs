@@ -253,6 +253,13 @@ pub enum Event {
         /// How much.
         amount_msat: u64,
     },
+    /// A payment waits until the funding of the channel it came over is seen; then it is claimed, else sent back in time.
+    JitFundingAwaited {
+        /// The payment's hash.
+        hash: String,
+        /// How much.
+        amount_msat: u64,
+    },
     /// A channel outside of factories may be used.
     JitChannelOpened {
         /// Its funding output.

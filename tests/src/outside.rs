@@ -85,6 +85,7 @@ impl Outside {
                 spent: Mutex::default(),
             }),
             events: Arc::new(Ears(Arc::clone(&heard))),
+            allow_unfunded: false,
             lsps: None,
         }))?;
         let outside = Self {

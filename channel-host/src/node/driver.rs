@@ -298,6 +298,8 @@ impl Core {
             self.serve_waiting().await;
             // Failures show in the store.
             let _ = self.jit_tick().await;
+            // What could not be stored or told is looked at again.
+            let _ = self.unseen_step().await;
             // A client that is back is no news to LDK.
             let _ = self.parts_step().await;
         }

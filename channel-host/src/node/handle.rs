@@ -193,6 +193,7 @@ impl Core {
                 if let Some(part) = self.parts.get(hash) {
                     return Ok(self.part_claimed(&part)?);
                 }
+                self.unseen.remove(&payment_hash.0)?;
                 let fee = self.jit_taken(&payment_hash, &htlcs)?;
                 let amount = Msat(amount_msat);
                 self.told(NodeEvent::PaymentReceived { hash, amount, fee })

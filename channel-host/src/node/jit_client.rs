@@ -21,6 +21,8 @@ fn unix_time() -> u64 {
     since_epoch().as_secs()
 }
 
+/// Blocks for which a payment may wait for its channel's funding to be seen, on top of the time a claim needs.
+const WAIT: u32 = 6;
 /// A reserve that is asked for however small the channel (LDK: `MIN_THEIR_CHAN_RESERVE_SATOSHIS`).
 const LEAST_RESERVE: u64 = 1_000;
 
@@ -51,7 +53,7 @@ impl Core {
             base_msat: 0,
             proportional_millionths: 0,
         });
-        let invoice = self.invoice_over(&request, None, &[way])?;
+        let invoice = self.invoice_over(&request, (None, WAIT), &[way])?;
         self.awaited
             .add(invoice.payment_hash().0, promise, unix_time())?;
         Ok(invoice)

@@ -29,6 +29,7 @@ mod retire;
 mod settlement;
 mod start;
 mod sweep;
+mod unseen;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU32};
@@ -60,6 +61,7 @@ use crate::lsps0::Lsps0;
 use crate::moves::PartBook;
 use crate::pay::LeafRouter;
 use crate::store::Store;
+use crate::unseen::UnseenBook;
 use broadcast::Broadcaster;
 use fees::FeeCache;
 use log::TracingLog;
@@ -145,6 +147,7 @@ struct Core {
     jit: JitBook,
     bought: BoughtBook,
     awaited: AwaitedBook,
+    unseen: UnseenBook,
     /// Payments for channels that are not there yet.
     jit_held: std::sync::Mutex<Vec<jit::Held>>,
     bumper: Bumper,

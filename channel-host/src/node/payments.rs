@@ -37,7 +37,7 @@ use crate::store::{Change, EntryKey, Store};
 const SPACE: &str = "superscalar";
 const SUBSPACE: &str = "scids";
 /// Height LDK uses to go back on from an HTLC's expiry to `claim_deadline` (`HTLC_FAIL_BACK_BUFFER`).
-const FAIL_BACK_BUFFER: u32 = 39;
+pub(super) const FAIL_BACK_BUFFER: u32 = 39;
 /// The most blocks a payment of ours may be locked: BOLT 4's 2016, with room for blocks found meanwhile.
 pub(super) const MAX_LOCK: u32 = 1_950;
 /// How long other ways are tried.
@@ -188,18 +188,18 @@ impl Core {
         request: &InvoiceRequest,
         hold: Option<(PaymentHash, u32)>,
     ) -> Result<Bolt11Invoice, NodeError> {
-        self.invoice_over(request, hold, &self.ways(request))
+        let (hash, blocks) = hold.map_or((None, 0), |(hash, blocks)| (Some(hash), blocks));
+        self.invoice_over(request, (hash, blocks), &self.ways(request))
     }
 
-    /// The same over these ways, whichever the request names.
+    /// The same over these ways, whichever the request names; a payment may have to wait without being a hold invoice's.
     pub(super) fn invoice_over(
         &self,
         request: &InvoiceRequest,
-        hold: Option<(PaymentHash, u32)>,
+        (hold, blocks): (Option<PaymentHash>, u32),
         ways: &[Way],
     ) -> Result<Bolt11Invoice, NodeError> {
-        let held = hold.map_or(0, |(_, blocks)| blocks);
-        let min_final = min_final_delta(self.exit_delay(None)).saturating_add(held);
+        let min_final = min_final_delta(self.exit_delay(None)).saturating_add(blocks);
         let seconds = u32::try_from(request.expiry.as_secs()).unwrap_or(u32::MAX);
         let enforced = u16::try_from(min_final).unwrap_or(u16::MAX);
         let amount = request.amount.map(|amount| amount.0);
@@ -207,7 +207,7 @@ impl Core {
             None => self
                 .manager
                 .create_inbound_payment(amount, seconds, Some(enforced), None),
-            Some((hash, _)) => {
+            Some(hash) => {
                 let hash = LdkHash(hash.0);
                 self.manager
                     .create_inbound_payment_for_hash(hash, amount, seconds, Some(enforced), None)
@@ -483,28 +483,40 @@ impl Core {
         if self.is_round(hash) && !parts.iter().all(is_leaf) {
             return self.refuse_payment(hash, ClaimRefusal::NotHome).await;
         }
-        let expiry = parts.iter().map(|(_, expiry)| *expiry).min().unwrap_or(0);
-        match (self.verdict(&parts), purpose.preimage()) {
-            (Ok(()), Some(preimage)) => {
-                if !is_dust(amount) {
-                    self.note_at_risk(&parts)?;
-                }
-                self.manager.claim_funds(preimage);
-                Ok(())
+        let payment = (hash, amount);
+        match self.verdict(&parts) {
+            Err(reason) => self.refuse_payment(hash, reason).await,
+            Ok(()) if self.is_unseen(&parts) => {
+                self.hold_unseen(payment, purpose.preimage(), &parts).await
             }
-            (Ok(()), None) => {
-                // Should the channel be closed by the time we are back from a crash, only a manager that knows the payment can claim it.
-                self.save_all().map_err(NodeError::from)?;
-                let hash = PaymentHash(hash.0);
-                self.told(NodeEvent::PaymentHeld {
-                    hash,
-                    amount,
-                    expiry,
-                })
-                .await
-            }
-            (Err(reason), _) => self.refuse_payment(hash, reason).await,
+            Ok(()) => self.take_payment(payment, purpose.preimage(), &parts).await,
         }
+    }
+
+    /// Claims a payment to us; one whose preimage is not ours to know yet is held for its host.
+    pub(super) async fn take_payment(
+        &self,
+        (hash, amount): (LdkHash, Msat),
+        preimage: Option<PaymentPreimage>,
+        parts: &[Part],
+    ) -> Result<(), Again> {
+        if let Some(preimage) = preimage {
+            if !is_dust(amount) {
+                self.note_at_risk(parts)?;
+            }
+            self.manager.claim_funds(preimage);
+            return Ok(());
+        }
+        // Should the channel be closed by the time we are back from a crash, only a manager that knows the payment can claim it.
+        self.save_all().map_err(NodeError::from)?;
+        let expiry = parts.iter().map(|(_, expiry)| *expiry).min().unwrap_or(0);
+        let hash = PaymentHash(hash.0);
+        self.told(NodeEvent::PaymentHeld {
+            hash,
+            amount,
+            expiry,
+        })
+        .await
     }
 
     /// Sends a payment to us back.

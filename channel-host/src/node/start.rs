@@ -69,7 +69,12 @@ impl Node {
         let (stop, stopped) = watch::channel(false);
         let submitter = submit_all(Arc::clone(&core.config.chain), packages);
         let serving = Arc::clone(&core).serve(questions);
-        let mut helpers = vec![tokio::spawn(submitter), tokio::spawn(serving)];
+        let looking = Arc::clone(&core).look_for_fundings();
+        let mut helpers = vec![
+            tokio::spawn(submitter),
+            tokio::spawn(serving),
+            tokio::spawn(looking),
+        ];
         let (drives, driven) = watch::channel(());
         let driving = Arc::clone(&core).drive(follower, stopped);
         let driver = tokio::spawn(async move {
@@ -359,6 +364,7 @@ async fn load(
         jit: JitBook::open(Store::clone(&store))?,
         bought: BoughtBook::open(Store::clone(&store))?,
         awaited: AwaitedBook::open(Store::clone(&store))?,
+        unseen: UnseenBook::open(Store::clone(&store))?,
         jit_held: std::sync::Mutex::default(),
         config,
         store,

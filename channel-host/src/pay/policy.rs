@@ -52,6 +52,9 @@ pub enum ClaimRefusal {
     /// It is our own, and did not come over a leaf.
     #[error("a payment of ours to ourselves came back outside of factories")]
     NotHome,
+    /// It came over a channel outside of factories whose funding was neither in the mempool nor in a block while it could wait.
+    #[error("the funding of the channel it came over was not seen in time")]
+    Unfunded,
     /// It came over a channel that is not known here.
     #[error("it came over a channel that nobody verified")]
     UnknownChannel,

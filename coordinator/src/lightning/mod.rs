@@ -275,6 +275,7 @@ fn node_config(ctx: &Arc<Context>, store: PathBuf) -> NodeConfig {
         chain: Arc::clone(&ctx.source),
         coins: Arc::new(WalletCoins::new(Arc::clone(&ctx.wallet))),
         events,
+        allow_unfunded: false,
         lsps: Some(Arc::new(crate::lsps::Lsps::new(ctx))),
     }
 }

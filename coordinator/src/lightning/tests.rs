@@ -47,6 +47,7 @@ impl Wallet {
             chain: Arc::clone(&world.ctx.source),
             coins: Arc::new(WalletCoins::new(Arc::clone(&world.ctx.wallet))),
             events: Arc::new(events),
+            allow_unfunded: false,
             lsps: None,
         };
         Self {

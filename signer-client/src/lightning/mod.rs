@@ -184,6 +184,7 @@ fn node_config(client: &Arc<Inner>) -> NodeConfig {
         chain: Arc::clone(&client.chain),
         coins: Arc::new(coins::Coins::new(client)),
         events,
+        allow_unfunded: client.config.jit.allow_unfunded,
         // A wallet asks, and answers nothing.
         lsps: None,
     }

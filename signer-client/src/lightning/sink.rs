@@ -194,6 +194,12 @@ async fn take_payment(client: &Inner, event: NodeEvent) -> Result<()> {
                 });
             }
         }
+        NodeEvent::FundingAwaited { hash, amount } => {
+            client.events.emit(Event::JitFundingAwaited {
+                hash: hash.to_string(),
+                amount_msat: amount.0,
+            })
+        }
         NodeEvent::PaymentSent { hash, fee, .. } => {
             let end = PaymentEnd::Succeeded { fee };
             if client.store.end_payment(hash, &end, now).await? {

@@ -1,15 +1,19 @@
 //! Channels just in time, bought by our own wallet: it has a seed, and nothing else.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use channel_host::{Msat, PaymentHash};
+use scenarios::bitcoind::Options;
 use scenarios::event::Event;
 use scenarios::outside::Outside;
 use scenarios::process::PATIENCE;
 use scenarios::service::Service;
 use scenarios::world::{World, number, text};
 use serde_json::Value;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use crate::jit::{PAYMENT, fee, sells};
 
@@ -305,5 +309,125 @@ fn what_is_to_stay_outside_stays() -> Result<()> {
     let answer = world.client(0)?.json(&["channels"])?;
     let channels = answer["channels"].as_array().context("a list")?;
     ensure!(channels.len() == 2, "{answer}");
+    Ok(())
+}
+
+/// The coordinator keeps the fundings of all channels it has sold back until they are paid for, whatever it told their buyers; or it does not.
+fn withholds(world: &mut World, outside: &Outside, withholds: bool) -> Result<()> {
+    world.coordinator.terminate()?;
+    change_word(&world.coordinator.data().join("channels.sqlite"), withholds)?;
+    world.coordinator.start()?;
+    world.coordinator.wait_for("ready")?;
+    becomes("the payer and the wallet", || {
+        let peers = world.coordinator.json(&["node", "peers"])?;
+        let channels = outside.node().channels();
+        let usable = channels.iter().any(|channel| channel.usable);
+        Ok(usable && peers["peers"].as_array().context("a list")?.len() == 2)
+    })
+}
+
+fn change_word(store: &Path, withholds: bool) -> Result<()> {
+    let word = |withholds: bool| format!("\"client_trusts_lsp\":{withholds}");
+    let change = "UPDATE entry SET value = CAST(replace(CAST(value AS TEXT), ?, ?) AS BLOB) WHERE subspace = 'jit'";
+    tokio::runtime::Runtime::new()?.block_on(async {
+        let mut store = SqliteConnectOptions::new()
+            .filename(store)
+            .connect()
+            .await?;
+        let done = sqlx::query(change)
+            .bind(word(!withholds))
+            .bind(word(withholds))
+            .execute(&mut store)
+            .await?;
+        ensure!(done.rows_affected() == 1, "one order");
+        Ok(store.close().await?)
+    })
+}
+
+/// Pays a wallet whose coordinator keeps the funding back: the payment is there, and waits, over a crash of the wallet too.
+fn waits(world: &mut World, outside: &Outside) -> Result<PaymentHash> {
+    let made = ordered(world.client(0)?)?;
+    withholds(world, outside, true)?;
+    let ours = outside.send(&text(&made, "invoice")?)?;
+    let waits = world.client(0)?.wait_for("jit_funding_awaited")?;
+    ensure!(waits.number("amount_msat") == Some(PAYMENT - fee(PAYMENT)));
+    world.client_mut(0)?.kill()?;
+    world.client_mut(0)?.start()?;
+    world.client(0)?.wait_for("lightning_connected")?;
+    // A block changes nothing, nor does some time.
+    world.mine(1)?;
+    world.client_sees(0, world.node.height()?)?;
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(world.node.mempool()?.is_empty(), "the funding is out");
+    ensure!(!has_told(world.client(0)?, "payment_received")?);
+    ensure!(!has_told(&world.coordinator, "jit_paid")?);
+    Ok(ours)
+}
+
+fn has_told(service: &Service, name: &str) -> Result<bool> {
+    Ok(service.events()?.iter().any(|event| event.is(name)))
+}
+
+/// The coordinator says that it pays for the channel first, and never does: the wallet does not give the preimage away, and sends the payment back
+/// before it expires. The payer has its money, and nobody closes a channel for it.
+#[test]
+fn what_came_over_a_channel_that_nobody_paid_for_goes_back() -> Result<()> {
+    let (mut world, outside) = town("jit_wallet_unfunded", |_| Ok(()))?;
+    let ours = waits(&mut world, &outside)?;
+    let from = world.node.height()?;
+    while !has_told(world.client(0)?, "payment_refused")? {
+        ensure!(world.node.height()? < from + 500, "it is held for ever");
+        world.mine(1)?;
+        world.coordinator_sees_tip()?;
+        world.client_sees(0, world.node.height()?)?;
+    }
+    let refused = world.client(0)?.wait_for("payment_refused")?;
+    ensure!(
+        refused.text("reason").contains("was not seen"),
+        "{refused:?}"
+    );
+    ensure!(outside.outcome(ours)?.is_err());
+    world.lightning_becomes(0, 0)?;
+    ensure!(channel(world.client(0)?)?["state"] == "open");
+    ensure!(!has_told(&world.coordinator, "jit_paid")?);
+    ensure!(world.node.mempool()?.is_empty(), "the funding is out");
+    Ok(())
+}
+
+/// The funding goes out late, and the payment is taken then.
+#[test]
+fn what_came_over_a_channel_that_is_paid_for_late_is_taken_late() -> Result<()> {
+    let (mut world, outside) = town("jit_wallet_funded_late", |_| Ok(()))?;
+    let ours = waits(&mut world, &outside)?;
+    withholds(&mut world, &outside, false)?;
+    ensure!(received(world.client(0)?, 0)? == (PAYMENT - fee(PAYMENT), fee(PAYMENT)));
+    ensure!(outside.outcome(ours)?.is_ok());
+    world.lightning_becomes(0, PAYMENT - fee(PAYMENT))
+}
+
+/// A funding that was there and is in no mempool any more is waited for again, by what comes later.
+#[test]
+fn a_funding_that_is_gone_is_waited_for_again() -> Result<()> {
+    let (world, outside) = town("jit_wallet_forgotten", |_| Ok(()))?;
+    let wallet = world.client(0)?;
+    let made = ordered(wallet)?;
+    outside.pay(&text(&made, "invoice")?)?;
+    ensure!(received(wallet, 0)? == (PAYMENT - fee(PAYMENT), fee(PAYMENT)));
+    world.lightning_becomes(0, PAYMENT - fee(PAYMENT))?;
+    let invoice = world.invoice(0, 50_000)?;
+    world.node.restart_with(Options {
+        arguments: vec!["-persistmempool=0".into()],
+        ..Options::default()
+    })?;
+    ensure!(world.node.mempool()?.is_empty());
+    let mark = wallet.mark()?;
+    let ours = outside.send(&invoice)?;
+    wallet.wait_after(mark, "a payment that waits", |event| {
+        event.is("jit_funding_awaited")
+    })?;
+    // At a block the coordinator sends it out again.
+    world.node.mine_empty(1)?;
+    ensure!(received(wallet, mark)? == (50_000_000, 0));
+    ensure!(outside.outcome(ours)?.is_ok());
     Ok(())
 }

@@ -117,6 +117,7 @@ impl Member {
             chain: Arc::new(chain),
             coins: Arc::clone(&self.coins),
             events: Arc::new(sender),
+            allow_unfunded: false,
             lsps: (self.side == Side::Lsp).then(|| Arc::new(Shop) as Arc<dyn LspsService>),
         })
         .await?;
