@@ -134,6 +134,7 @@ CREATE TABLE jit_order (
     capacity_sat INTEGER,
     channel INTEGER,
     funding BLOB,
+    sale BLOB, -- from a stock, by this sale, and not from the chain
     onchain_sat INTEGER NOT NULL DEFAULT 0, -- what the funding costs; an estimate until it is known
     problem TEXT NOT NULL DEFAULT '' -- why the last payment was sent back
 ) STRICT;
@@ -269,7 +270,8 @@ CREATE TABLE sale (
     quote TEXT NOT NULL, -- as it was signed
     sign_until INTEGER NOT NULL, -- height
     hash BLOB NOT NULL UNIQUE, -- of the payment
-    invoice TEXT NOT NULL,
+    invoice TEXT NOT NULL, -- empty where a just-in-time order pays
+    jit INTEGER, -- that order's scid
     state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'sold', 'settled', 'cancelled')),
     held_until INTEGER, -- height at which the held payment expires
     attempts INTEGER NOT NULL DEFAULT 0,
@@ -286,6 +288,8 @@ CREATE TABLE sale (
 CREATE INDEX sale_client ON sale (client);
 
 CREATE INDEX sale_factory ON sale (factory);
+
+CREATE INDEX sale_jit ON sale (jit);
 
 CREATE INDEX sale_state ON sale (state);
 

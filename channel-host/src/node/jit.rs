@@ -164,7 +164,11 @@ impl Core {
     pub(super) async fn jit_resume(&self) -> Result<(), NodeError> {
         let channels = self.manager.list_channels();
         for record in self.jit.all() {
-            if record.stage != Stage::Opening || channel_of(&channels, &record).is_some() {
+            // A leaf's is the host's to open, again if need be.
+            if record.stage != Stage::Opening
+                || record.is_on_leaf()
+                || channel_of(&channels, &record).is_some()
+            {
                 continue;
             }
             self.jit.update(record.scid, |record| {
@@ -361,11 +365,16 @@ impl Core {
         }
         let Some(set) = self.complete(record) else {
             let never = record.is_expired(unix_time()) && channel_of(&channels, record).is_none();
-            return match never {
-                true => self.jit_anew(record).map(drop),
-                false => Ok(()),
-            };
+            if never {
+                self.jit
+                    .update(record.scid, |record| record.stage = Stage::Over)?;
+            }
+            return Ok(());
         };
+        // As where one is to be opened: who is away has until the end of our patience.
+        if !self.is_connected(&record.order.client) {
+            return Ok(());
+        }
         match self.jit_ask(record, &set, record.fee_msat).await {
             Ok(JitGround::Leaf(id)) if id == record.id => Ok(()),
             // Said once, and counted: so it is done at once.
@@ -378,14 +387,6 @@ impl Core {
                 Ok(())
             }
         }
-    }
-
-    /// The order has no channel, and whoever asks next may have another.
-    fn jit_anew(&self, record: &Record) -> Result<Option<Record>, NodeError> {
-        self.jit.update(record.scid, |record| {
-            record.stage = Stage::Sold;
-            record.id = 0;
-        })
     }
 
     async fn jit_stands(&self, record: &Record) -> Result<(), NodeError> {
@@ -571,8 +572,8 @@ impl Core {
     /// The channel of an order is closed.
     pub(super) async fn jit_closed(&self, record: &Record, why: &str) -> Result<(), NodeError> {
         if record.is_on_leaf() && record.stage == Stage::Opening {
-            // The host says what comes now; the payment waits for that.
-            return self.jit_anew(record).map(drop);
+            // The host says what comes now, perhaps the same once more; the payment waits for that.
+            return Ok(());
         }
         // Once its funding may be out, another try would be another funding.
         let withheld = record.funding.is_none() || record.order.client_trusts_lsp;

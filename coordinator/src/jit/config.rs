@@ -44,22 +44,21 @@ pub struct JitConfig {
     pub max_held: usize,
     /// Seconds each waits.
     pub hold_seconds: u64,
-    /// Seconds a sale from a stock is tried for; 0: never.
+    /// Seconds a sale from a stock is tried for, and never more than half of `hold_seconds`; 0: never.
     pub stock_seconds: u64,
 }
 
 impl JitConfig {
+    /// Seconds a sale from a stock is tried for: half of the time a payment waits is left for an ordinary channel.
+    #[must_use]
+    pub fn stock_patience(&self) -> u64 {
+        self.stock_seconds.min(self.hold_seconds / 2)
+    }
+
     /// Whether it makes sense.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         positive("jit.valid_seconds", self.valid_seconds)?;
         positive("jit.hold_seconds", self.hold_seconds)?;
-        if self.stock_seconds > self.hold_seconds / 2 {
-            return Err(wrong(
-                "jit.stock_seconds",
-                self.stock_seconds,
-                "must leave half of jit.hold_seconds for an ordinary channel",
-            ));
-        }
         positive("jit.min_payment_sat", self.min_payment_sat)?;
         if self.max_payment_sat > Amount::MAX_MONEY.to_sat() {
             return Err(wrong(

@@ -184,7 +184,7 @@ impl Driver {
     async fn sell(&mut self) -> Result<Seller, Stop> {
         let patience = Duration::from_secs(match self.row.order.jit {
             // A payer waits.
-            Some(_) => self.ctx.config.jit.stock_seconds,
+            Some(_) => self.ctx.config.jit.stock_patience(),
             None => self.ctx.config.sales.wake_seconds,
         });
         let until = Instant::now() + patience;
@@ -328,7 +328,7 @@ impl Driver {
         let usual = self.ctx.config.sales.step_seconds;
         match self.row.order.jit {
             Some(_) => usual
-                .min(u32::try_from(self.ctx.config.jit.stock_seconds / 2).unwrap_or(usual))
+                .min(u32::try_from(self.ctx.config.jit.stock_patience() / 2).unwrap_or(usual))
                 .max(1),
             None => usual,
         }

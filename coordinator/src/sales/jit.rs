@@ -37,7 +37,7 @@ pub(super) async fn wanted(
     scid: ShortChannelId,
 ) -> Result<Wanted, SalesError> {
     let config = &ctx.config.jit;
-    if !config.enabled || config.stock_seconds == 0 {
+    if !config.enabled || config.stock_patience() == 0 {
         return Err(NoSale::Off.into());
     }
     let read = ctx.store.read(async |tx| {

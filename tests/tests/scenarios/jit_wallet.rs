@@ -250,7 +250,10 @@ fn what_the_user_did_not_agree_to_is_not_ordered() -> Result<()> {
 #[test]
 fn what_it_has_is_brought_into_its_first_factory() -> Result<()> {
     const SMALL: u64 = 60_000;
-    let (mut world, outside) = town("jit_wallet_consolidated", |_| Ok(()))?;
+    // The coordinator's node forwards over the channel with the least room: the old one must have less than what is brought.
+    let (mut world, outside) = town("jit_wallet_consolidated", |coordinator| {
+        coordinator.configure("jit.margin_sat", 20_000)
+    })?;
     world.add_clients(1)?;
     let wallet = world.client(0)?;
     let made = wallet.json(&["invoice", "--jit", &SMALL.to_string(), "--yes"])?;
