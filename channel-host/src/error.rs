@@ -81,6 +81,9 @@ pub enum NodeError {
     /// No such channel.
     #[error("there is no such channel")]
     UnknownChannel,
+    /// The Lightning stack's refusal of what it may accept a moment later: the peer is away, or a step of the channel is still being written down.
+    #[error("{0}; try again in a moment")]
+    NotNow(String),
     /// The Lightning stack's refusal.
     #[error("{0}")]
     Refused(String),
@@ -88,6 +91,9 @@ pub enum NodeError {
 
 impl From<APIError> for NodeError {
     fn from(error: APIError) -> Self {
-        Self::Refused(format!("{error:?}"))
+        match error {
+            APIError::ChannelUnavailable { err } => Self::NotNow(err),
+            error => Self::Refused(format!("{error:?}")),
+        }
     }
 }

@@ -136,7 +136,7 @@ impl Error {
             | Self::Asked(AskError::Refused(_))
             | Self::PaymentRefused(_)
             | Self::Jit(_)
-            | Self::Lightning(NodeError::Refused(_))
+            | Self::Lightning(NodeError::Refused(_) | NodeError::NotNow(_))
             | Self::NothingToLeave { .. }
             | Self::NothingToSweep
             | Self::Handshake(_)

@@ -26,6 +26,8 @@ pub const DYING_DAYS: u32 = 3;
 const QUIET: Duration = Duration::from_millis(250);
 /// The same where nobody but those who publish has anything to do.
 const BRIEF: Duration = Duration::from_millis(60);
+/// The same while balances move in parts: between two of them a busy machine is silent for longer.
+const MOVING: Duration = Duration::from_secs(1);
 /// The longest that one block's work may take.
 const LONGEST: Duration = Duration::from_secs(45);
 
@@ -49,6 +51,8 @@ pub struct Ladder {
     pub tally: Tally,
     exports: BTreeMap<String, Export>,
     quiet: Duration,
+    /// Whether a part of a balance moved since the last block.
+    moved: bool,
     enabled: bool,
 }
 
@@ -88,6 +92,7 @@ impl Ladder {
             tally: Tally::default(),
             exports: BTreeMap::new(),
             quiet: QUIET,
+            moved: false,
             enabled: false,
         })
     }
@@ -186,11 +191,14 @@ impl Ladder {
         let height = self.world.node.height()?;
         self.world.coordinator_sees(height)?;
         self.world.wallets_see(height)?;
+        let parts = self.tally.parts();
         let deadline = Instant::now() + LONGEST;
         loop {
             let log = self.world.coordinator.process()?.events();
             let mark = log.mark();
-            let heard = log.wait_from(mark, &mut |_| true, Instant::now() + self.quiet);
+            let moving = self.moved || self.tally.parts() > parts;
+            let quiet = if moving { MOVING } else { self.quiet };
+            let heard = log.wait_from(mark, &mut |_| true, Instant::now() + quiet);
             self.tally.update(&self.world.coordinator.history())?;
             match heard {
                 Err(Missing::Late) if !self.tally.is_building() => break,
@@ -200,6 +208,7 @@ impl Ladder {
                 _ => break,
             }
         }
+        self.moved = self.tally.parts() > parts;
         self.keep_exports()
     }
 

@@ -205,8 +205,8 @@ impl Outside {
     /// Closes its channels together with the coordinator, and waits until that is in a block.
     pub fn close(&self, world: &World) -> Result<()> {
         for channel in self.node.channels() {
-            let _guard = self.runtime.enter();
-            self.node.close_channel(channel.channel, false)?;
+            let closing = self.node.close_channel(channel.channel, false);
+            self.runtime.block_on(closing)?;
         }
         self.until("the closing transaction", || {
             Ok(!world.node.mempool()?.is_empty())

@@ -1,12 +1,14 @@
 //! What a host asks of a node.
 
 use std::net::SocketAddr;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use bitcoin::Amount;
 use bitcoin::secp256k1::PublicKey;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::payments::{MAX_LOCK, PaymentView};
 use super::{ChannelView, LeafBalance, Node, Settlement};
@@ -18,6 +20,10 @@ use crate::leaf::{KnownSpend, Leaf, LeafId, LeafView};
 use crate::lsps0::AskError;
 use crate::moves::{MovePart, PartView};
 use crate::pay::{InterceptHint, InvoiceRequest};
+
+/// How long the close of a channel waits for what is under way in it, and between two tries.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+const CLOSE_AGAIN: Duration = Duration::from_millis(50);
 
 impl Node {
     /// Our Lightning node id.
@@ -408,12 +414,24 @@ impl Node {
         slowest.saturating_add(crate::pay::CLAIM_BUFFER)
     }
 
-    /// Closes a channel together with its peer, or, with `force`, alone.
+    /// Closes a channel together with its peer, or, with `force`, alone. A payment's last step, or a peer that is just coming back, is waited for.
     ///
     /// # Errors
-    /// [`NodeError::UnknownChannel`]; [`NodeError::NotOver`] for the forced close of a leaf, which is [`Node::force_close`].
-    pub fn close_channel(&self, channel: [u8; 32], force: bool) -> Result<(), NodeError> {
-        self.core.close_channel(channel, force)
+    /// [`NodeError::UnknownChannel`]; [`NodeError::NotNow`] if the peer stays away; [`NodeError::NotOver`] for the forced close of a leaf, which is
+    /// [`Node::force_close`].
+    pub async fn close_channel(&self, channel: [u8; 32], force: bool) -> Result<(), NodeError> {
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        loop {
+            let core = Arc::clone(&self.core);
+            let closing = tokio::task::spawn_blocking(move || core.close_channel(channel, force));
+            let stopped = |_| NodeError::Refused("the node stops".to_owned());
+            match closing.await.map_err(stopped)? {
+                Err(NodeError::NotNow(_)) if Instant::now() < deadline => {
+                    tokio::time::sleep(CLOSE_AGAIN).await;
+                }
+                closed => return closed,
+            }
+        }
     }
 
     // ---- questions -------------------------------------------------------------------------------------------

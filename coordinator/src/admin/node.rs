@@ -29,9 +29,10 @@ fn node_error(error: &NodeError) -> ServiceError {
         NodeError::Store(_) => ErrorCode::Store,
         NodeError::Chain(_) => ErrorCode::ChainUnavailable,
         NodeError::UnknownLeaf { .. } | NodeError::UnknownChannel => ErrorCode::NotFound,
-        NodeError::Refused(_) | NodeError::NotOver { .. } | NodeError::Unreachable { .. } => {
-            ErrorCode::Refused
-        }
+        NodeError::Refused(_)
+        | NodeError::NotNow(_)
+        | NodeError::NotOver { .. }
+        | NodeError::Unreachable { .. } => ErrorCode::Refused,
         _ => ErrorCode::Internal,
     };
     ServiceError::new(code, error.to_string())
@@ -219,7 +220,10 @@ pub async fn close_channel(
             let closed = node.force_close(leaf).await;
             closed.map_err(|error| node_error(&error))?;
         }
-        None => blocking(move || node.close_channel(id, request.force)).await?,
+        None => {
+            let closed = node.close_channel(id, request.force).await;
+            closed.map_err(|error| node_error(&error))?;
+        }
     }
     Ok(NodeCloseChannelResponse {})
 }

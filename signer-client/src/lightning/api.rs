@@ -83,6 +83,7 @@ fn refused(text: impl Into<String>) -> Error {
 pub(crate) fn words(error: NodeError) -> Error {
     match error {
         NodeError::Refused(text) => refused(text),
+        NodeError::NotNow(_) => refused(error.to_string()),
         other => other.into(),
     }
 }

@@ -6,7 +6,7 @@ use channel_host::{ChannelView as Live, JitAwaited, JitChannel, LeafId, Node};
 
 use super::ending::when_quiet;
 use super::views::{ChannelState, ChannelView};
-use super::{on_node, words};
+use super::words;
 use crate::client::SignerClient;
 use crate::error::{Error, Result};
 
@@ -86,7 +86,7 @@ impl SignerClient {
                 "this channel lies in a factory; `exit` leaves that",
             ));
         };
-        let closed = on_node(node, move |node| node.close_channel(live.channel, force)).await?;
+        let closed = node.close_channel(live.channel, force).await;
         closed.map_err(words)?;
         self.inner.lightning.tell();
         Ok(view)

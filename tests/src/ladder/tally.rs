@@ -88,6 +88,14 @@ impl Tally {
         self.open.clear();
     }
 
+    /// Parts of balances that have moved, all in all.
+    pub fn parts(&self) -> u64 {
+        self.factories
+            .values()
+            .map(|life| u64::from(life.parts))
+            .sum()
+    }
+
     /// Factories in the order of their births.
     pub fn lives(&self) -> Vec<(&String, &Life)> {
         let mut lives: Vec<_> = self.factories.iter().collect();

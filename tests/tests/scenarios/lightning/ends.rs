@@ -197,7 +197,7 @@ async fn an_open_channel_outlives_the_confirmation_of_its_leaf() -> Result<()> {
 
     // Closed together, it is paid out at once.
     let channel = client.node().channels().remove(0).channel;
-    client.node().close_channel(channel, false)?;
+    client.node().close_channel(channel, false).await?;
     child_in_mempool(&node, leaf.transaction.compute_txid()).await?;
     node.mine(1)?;
     assert_eq!(spent_by(&mut client).await?, SpendKind::Cooperative);
