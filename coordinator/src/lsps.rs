@@ -117,6 +117,7 @@ impl LspsService for Lsps {
             sale::QUOTE => sales::get_quote(&ctx, client, params).await,
             sale::BUY => sales::buy(&ctx, client, params).await,
             sale::PURCHASE => sales::get_purchase(&ctx, client, params).await,
+            sale::BONUS_PLACE => sales::bonus_place(&ctx, client, params).await,
             sale::CANCEL => sales::cancel_purchase(&ctx, client, params).await,
             _ => return Err(RpcError::unknown_method()),
         };

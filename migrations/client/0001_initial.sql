@@ -236,6 +236,15 @@ CREATE TABLE pending_sales (
 ) STRICT;
 CREATE INDEX pending_sales_by_factory ON pending_sales (factory_id);
 
+-- Where the wallet wants bonus channels, for signing with others who buy: its next one in each factory (no sale yet), and those it was offered.
+CREATE TABLE bonus_places (
+    number INTEGER PRIMARY KEY,
+    leaf_id BLOB NOT NULL UNIQUE CHECK (length(leaf_id) = 16),
+    factory_id BLOB NOT NULL REFERENCES factories (factory_id),
+    sale BLOB CHECK (length(sale) = 16)
+) STRICT;
+CREATE UNIQUE INDEX bonus_places_next ON bonus_places (factory_id) WHERE sale IS NULL;
+
 -- The way to the coordinator's Lightning node, as it said last. At most one row.
 CREATE TABLE lightning_route (
     id INTEGER PRIMARY KEY CHECK (id = 1),

@@ -1,3 +1,12 @@
+CREATE TABLE bonus_places (
+    number INTEGER PRIMARY KEY,
+    leaf_id BLOB NOT NULL UNIQUE CHECK (length(leaf_id) = 16),
+    factory_id BLOB NOT NULL REFERENCES factories (factory_id),
+    sale BLOB CHECK (length(sale) = 16)
+) STRICT;
+
+CREATE UNIQUE INDEX bonus_places_next ON bonus_places (factory_id) WHERE sale IS NULL;
+
 CREATE TABLE chain_spends (
     outpoint BLOB PRIMARY KEY CHECK (length(outpoint) = 36),
     spender BLOB NOT NULL CHECK (length(spender) = 32),

@@ -339,6 +339,26 @@ CREATE INDEX sale_client ON sale (client);
 CREATE INDEX sale_state ON sale (state);
 CREATE INDEX sale_jit ON sale (jit);
 
+-- Where clients want channels for signing with others who buy: the next of each (no sale yet), and those that sales make.
+CREATE TABLE bonus (
+    leaf_id BLOB PRIMARY KEY,
+    channel_key BLOB NOT NULL UNIQUE, -- the client's; ours is of the sale's randomness, and of this leaf
+    client BLOB NOT NULL,
+    factory BLOB NOT NULL REFERENCES factory (factory),
+    position INTEGER NOT NULL,
+    sale BLOB REFERENCES sale (sale),
+    capacity_sat INTEGER -- once there is a sale
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX bonus_next ON bonus (factory, position) WHERE sale IS NULL;
+CREATE INDEX bonus_sale ON bonus (sale);
+
+-- Every channel of a signed sale, the buyer's and those of the others; paid: it may carry payments.
+CREATE VIEW sold_channel AS
+    SELECT sale, client, factory, position, place, leaf_id, channel_key, capacity_sat, state = 'settled' AS paid
+    FROM sale WHERE sold IS NOT NULL
+    UNION ALL SELECT b.sale, b.client, b.factory, b.position, s.place, b.leaf_id, b.channel_key, b.capacity_sat, s.ended_at IS NOT NULL
+    FROM bonus b JOIN sale s USING (sale) WHERE s.sold IS NOT NULL;
+
 -- What liquidity costs: one row for everybody (no client), and those for single clients. The configuration says it where there is none.
 CREATE TABLE price (
     client BLOB UNIQUE,

@@ -26,6 +26,20 @@ CREATE TABLE block (
     hash BLOB NOT NULL
 ) STRICT;
 
+CREATE TABLE bonus (
+    leaf_id BLOB PRIMARY KEY,
+    channel_key BLOB NOT NULL UNIQUE, -- the client's; ours is of the sale's randomness, and of this leaf
+    client BLOB NOT NULL,
+    factory BLOB NOT NULL REFERENCES factory (factory),
+    position INTEGER NOT NULL,
+    sale BLOB REFERENCES sale (sale),
+    capacity_sat INTEGER -- once there is a sale
+) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX bonus_next ON bonus (factory, position) WHERE sale IS NULL;
+
+CREATE INDEX bonus_sale ON bonus (sale);
+
 CREATE TABLE ceremony (
     number INTEGER PRIMARY KEY,
     ceremony BLOB NOT NULL UNIQUE,
@@ -292,6 +306,12 @@ CREATE INDEX sale_factory ON sale (factory);
 CREATE INDEX sale_jit ON sale (jit);
 
 CREATE INDEX sale_state ON sale (state);
+
+CREATE VIEW sold_channel AS
+    SELECT sale, client, factory, position, place, leaf_id, channel_key, capacity_sat, state = 'settled' AS paid
+    FROM sale WHERE sold IS NOT NULL
+    UNION ALL SELECT b.sale, b.client, b.factory, b.position, s.place, b.leaf_id, b.channel_key, b.capacity_sat, s.ended_at IS NOT NULL
+    FROM bonus b JOIN sale s USING (sale) WHERE s.sold IS NOT NULL;
 
 CREATE TABLE sqlite_sequence(name,seq);
 

@@ -101,6 +101,9 @@ pub struct Config {
     /// Inbound liquidity, bought without asking.
     #[serde(default)]
     pub top_up: TopUpConfig,
+    /// Signing with others who buy.
+    #[serde(default)]
+    pub sales: SalesConfig,
     /// From a factory that ends to a younger one.
     #[serde(default)]
     pub migration: MigrationConfig,
@@ -218,6 +221,14 @@ pub struct TopUpConfig {
     pub settle_seconds: u64,
     /// Least seconds between two questions to the coordinator.
     pub pause_seconds: u64,
+}
+
+/// Signing with others who buy from a stock that is shared.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SalesConfig {
+    /// The least that the bonus channel holds for which it is done; 0: it is done for nothing.
+    pub least_bonus_sat: u64,
 }
 
 /// From a factory that ends to a younger one.
@@ -352,6 +363,7 @@ impl Config {
             lightning: LightningConfig::default(),
             jit: JitConfig::default(),
             top_up: TopUpConfig::default(),
+            sales: SalesConfig::default(),
             migration: MigrationConfig::default(),
         }
     }
@@ -524,6 +536,13 @@ impl Config {
         }
         if self.exit.recheck_seconds == 0 {
             return Err(value("exit.recheck_seconds", &0, "use at least 1"));
+        }
+        if self.sales.least_bonus_sat > Amount::MAX_MONEY.to_sat() {
+            return Err(value(
+                "sales.least_bonus_sat",
+                &self.sales.least_bonus_sat,
+                "there are only 21 million bitcoin",
+            ));
         }
         self.top_up.check(self.network)
     }

@@ -46,6 +46,11 @@ pub(crate) fn refuses_channel() -> bool {
     how() == "refuse_channel"
 }
 
+/// Whether to sign sales, and let the channels that come of them not be opened.
+pub(crate) fn refuses_sold_channel() -> bool {
+    how() == "refuse_sold_channel"
+}
+
 /// Whether to stay away from every factory but the first.
 pub(crate) fn ignores_invitations() -> bool {
     how() == "ignores_invitations"

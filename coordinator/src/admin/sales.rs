@@ -80,6 +80,9 @@ fn state(ctx: &Context, known: &KnownStock) -> StockState {
         reserved_for: reserved,
         sign_until: known.sign_until(),
         problem,
+        bonus_sat: stock.sales().iter().fold(0, |sum: u64, sale| {
+            sum.saturating_add(sale.bonuses().to_sat())
+        }),
     }
 }
 
@@ -115,6 +118,7 @@ fn sale(row: &SaleRow) -> StockSale {
         note: row.note.clone(),
         hash: order.hash.0.to_vec().into(),
         leaf_id: order.leaf_id.0.to_vec().into(),
+        bonus_sat: row.bonus.to_sat(),
     }
 }
 
@@ -154,6 +158,7 @@ fn said_list(said: &PriceOverride) -> PriceList {
         fee_ppm: said.fee_ppm,
         fee_ppm_per_day: said.fee_ppm_per_day,
         min_fee_sat: said.min_fee_sat,
+        bonus_sat: said.bonus_sat,
     }
 }
 
@@ -163,6 +168,7 @@ fn list(price: &Price) -> PriceList {
         fee_ppm: Some(price.fee_ppm),
         fee_ppm_per_day: Some(price.fee_ppm_per_day),
         min_fee_sat: Some(price.min_fee_sat),
+        bonus_sat: Some(price.bonus_sat),
     }
 }
 
@@ -192,10 +198,11 @@ pub async fn set_price(
         fee_ppm: said.fee_ppm,
         fee_ppm_per_day: said.fee_ppm_per_day,
         min_fee_sat: said.min_fee_sat,
+        bonus_sat: said.bonus_sat,
     };
     if said.is_empty() {
         return Err(wrong(
-            "say a price: --base-fee-sat, --fee-ppm, --fee-ppm-per-day or --min-fee-sat",
+            "say a price: --base-fee-sat, --fee-ppm, --fee-ppm-per-day or --min-fee-sat; or --bonus-sat",
         ));
     }
     if let Some(problem) = said.problem() {
@@ -245,6 +252,7 @@ pub async fn revenue(ctx: &Context, days: u32) -> Result<LiquidityRevenueRespons
         jit_msat: revenue.jit_msat,
         lsps1_msat: revenue.lsps1_msat,
         onchain_sat: revenue.onchain_sat,
+        bonus_sat: revenue.bonus_sat,
     });
     Ok(LiquidityRevenueResponse {
         days: days.collect(),

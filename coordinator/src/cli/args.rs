@@ -283,6 +283,9 @@ pub enum PricesCommand {
         /// Least price, in satoshi.
         #[arg(long, value_name = "SAT")]
         min_fee_sat: Option<u64>,
+        /// Not a price: what a client gets for signing with others who buy, a channel that holds so much; 0 for none.
+        #[arg(long, value_name = "SAT")]
+        bonus_sat: Option<u64>,
     },
     /// Take back what was set.
     Unset {

@@ -27,7 +27,8 @@ pub(super) fn stock(as_json: bool, answer: &LiquidityStockResponse) {
         .stocks
         .iter()
         .map(|stock| {
-            let sold = stock.birth_sat.saturating_sub(stock.left_sat);
+            let gone = stock.birth_sat.saturating_sub(stock.left_sat);
+            let sold = gone.saturating_sub(stock.bonus_sat);
             let last = stock
                 .position
                 .saturating_add(stock.clients.saturating_sub(1));
@@ -36,6 +37,7 @@ pub(super) fn stock(as_json: bool, answer: &LiquidityStockResponse) {
                 format!("{}-{last}", stock.position),
                 stock.left_sat.to_string(),
                 sold.to_string(),
+                stock.bonus_sat.to_string(),
                 format!("{} of {}", stock.sales, stock.sales_limit),
                 stock
                     .reserved_for
@@ -52,6 +54,7 @@ pub(super) fn stock(as_json: bool, answer: &LiquidityStockResponse) {
             "places",
             "left (sat)",
             "sold (sat)",
+            "bonus (sat)",
             "sales",
             "reserved for",
             "until height",
@@ -66,7 +69,7 @@ fn stock_json(stock: &StockState) -> Value {
         "factory": hex::encode(&stock.factory), "position": stock.position, "clients": stock.clients,
         "birth_sat": stock.birth_sat, "left_sat": stock.left_sat, "sales": stock.sales, "sales_limit": stock.sales_limit,
         "under_way": stock.under_way.as_ref().map(hex::encode), "reserved_for": stock.reserved_for.as_ref().map(hex::encode),
-        "sign_until": stock.sign_until, "problem": stock.problem,
+        "sign_until": stock.sign_until, "problem": stock.problem, "bonus_sat": stock.bonus_sat,
     })
 }
 
@@ -87,6 +90,7 @@ pub(super) fn sales(as_json: bool, answer: &LiquiditySalesResponse) {
                 sale.place.to_string(),
                 sale.state.clone(),
                 sale.capacity_sat.to_string(),
+                sale.bonus_sat.to_string(),
                 sat(sale.fee_msat),
                 sat(sale.taken_msat),
                 sale.note.clone(),
@@ -101,6 +105,7 @@ pub(super) fn sales(as_json: bool, answer: &LiquiditySalesResponse) {
             "number",
             "state",
             "capacity (sat)",
+            "bonus (sat)",
             "fee (sat)",
             "taken (sat)",
             "note",
@@ -115,7 +120,7 @@ fn sale_json(sale: &StockSale) -> Value {
         "number": sale.place, "state": sale.state, "capacity_sat": sale.capacity_sat, "fee_msat": sale.fee_msat,
         "taken_msat": sale.taken_msat, "attempts": sale.attempts, "bound": sale.bound, "delivered": sale.delivered,
         "held_until": sale.held_until, "ordered_at": sale.ordered_at, "ended_at": sale.ended_at, "note": sale.note,
-        "hash": hex::encode(&sale.hash), "leaf_id": hex::encode(&sale.leaf_id),
+        "hash": hex::encode(&sale.hash), "leaf_id": hex::encode(&sale.leaf_id), "bonus_sat": sale.bonus_sat,
     })
 }
 
@@ -139,12 +144,14 @@ pub(super) async fn prices(
             fee_ppm,
             fee_ppm_per_day,
             min_fee_sat,
+            bonus_sat,
         } => {
             let price = PriceList {
                 base_fee_sat: *base_fee_sat,
                 fee_ppm: *fee_ppm,
                 fee_ppm_per_day: *fee_ppm_per_day,
                 min_fee_sat: *min_fee_sat,
+                bonus_sat: *bonus_sat,
             };
             let request = LiquiditySetPriceRequest {
                 client: client_id(client.as_ref())?,
@@ -186,7 +193,14 @@ fn show_prices(as_json: bool, answer: &LiquidityPricesResponse) {
         rows.push(price_row(whose, &set.price.unwrap_or_default()));
     }
     table(
-        &["for", "fixed (sat)", "ppm", "ppm per day", "at least (sat)"],
+        &[
+            "for",
+            "fixed (sat)",
+            "ppm",
+            "ppm per day",
+            "at least (sat)",
+            "bonus (sat)",
+        ],
         &rows,
     );
 }
@@ -199,13 +213,14 @@ fn price_row(whose: String, price: &PriceList) -> Vec<String> {
         text(price.fee_ppm.map(u64::from)),
         text(price.fee_ppm_per_day.map(u64::from)),
         text(price.min_fee_sat),
+        text(price.bonus_sat),
     ]
 }
 
 fn price_json(price: &PriceList) -> Value {
     json!({
         "base_fee_sat": price.base_fee_sat, "fee_ppm": price.fee_ppm, "fee_ppm_per_day": price.fee_ppm_per_day,
-        "min_fee_sat": price.min_fee_sat,
+        "min_fee_sat": price.min_fee_sat, "bonus_sat": price.bonus_sat,
     })
 }
 
@@ -226,14 +241,15 @@ fn net_msat(day: &RevenueDay) -> i128 {
 
 pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueResponse) {
     if csv {
-        outln!("day,sales_msat,jit_msat,lsps1_msat,onchain_sat,net_msat");
+        outln!("day,sales_msat,jit_msat,lsps1_msat,onchain_sat,net_msat,bonus_sat");
         for day in &answer.days {
             let (sales, jit, lsps1) = (day.sales_msat, day.jit_msat, day.lsps1_msat);
             let onchain = day.onchain_sat;
             outln!(
-                "{},{sales},{jit},{lsps1},{onchain},{}",
+                "{},{sales},{jit},{lsps1},{onchain},{},{}",
                 date(day.day),
-                net_msat(day)
+                net_msat(day),
+                day.bonus_sat
             );
         }
         return;
@@ -244,7 +260,7 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
             json!({
                 "day": date(day.day), "sales_msat": day.sales_msat, "jit_msat": day.jit_msat,
                 "lsps1_msat": day.lsps1_msat, "onchain_sat": day.onchain_sat,
-                "net_msat": net_msat(day).to_string(),
+                "net_msat": net_msat(day).to_string(), "bonus_sat": day.bonus_sat,
             })
         });
         let days: Vec<Value> = days.collect();
@@ -262,6 +278,7 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
                 sat(day.lsps1_msat),
                 day.onchain_sat.to_string(),
                 net_msat(day).div_euclid(1000).to_string(),
+                day.bonus_sat.to_string(),
             ]
         })
         .collect();
@@ -273,6 +290,7 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
             "ordered (sat)",
             "on-chain (sat)",
             "net (sat)",
+            "bonus given (sat)",
         ],
         &rows,
     );
@@ -290,6 +308,7 @@ mod tests {
             jit_msat: 500,
             lsps1_msat: 200,
             onchain_sat: 3,
+            bonus_sat: 7,
         };
         assert_eq!(net_msat(&day), -800);
         assert_eq!(date(day.day), "1971-01-01");

@@ -349,12 +349,18 @@ pub enum Event {
         attempt: Attempt,
         reason: String,
     },
-    /// Everything is signed and stored: it is never undone.
+    /// Everything is signed and stored: it is never undone. `bonus_sat`: what the channels hold that others get for signing.
     SaleSold {
         client: ClientId,
         factory: FactoryId,
         sale: SaleId,
         capacity_sat: u64,
+        bonus_sat: u64,
+    },
+    /// A client said where it wants its next bonus channel, for signing with others who buy.
+    BonusPlace {
+        client: ClientId,
+        factory: FactoryId,
     },
     /// Its channel stands, and so much was taken.
     SaleSettled {

@@ -11,6 +11,8 @@ use super::held::no_node;
 #[cfg(test)]
 #[derive(Debug, Default)]
 pub(crate) struct Pretended {
+    /// Leaves whose channels do not stand.
+    pub missing: Vec<channel_host::LeafId>,
     /// Whether everybody is there.
     pub here: bool,
     /// What was opened, in order.

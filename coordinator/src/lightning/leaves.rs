@@ -37,10 +37,14 @@ pub fn leaf_of(tree: &Tree, position: u32, fresh: FreshSeed) -> Option<(Leaf, Pu
     Some((leaf, client))
 }
 
-/// The leaf that a sale makes for its buyer; `fresh` is the randomness of the order.
+/// The leaf that a sale makes for the client at `position`; `fresh` is the randomness of the order.
 #[must_use]
-pub fn sold_leaf_of(txs: &SaleTxs, schedule: &Schedule, fresh: FreshSeed) -> Option<Leaf> {
-    let position = txs.sale.bought.position;
+pub fn sold_leaf_of(
+    txs: &SaleTxs,
+    position: u32,
+    schedule: &Schedule,
+    fresh: FreshSeed,
+) -> Option<Leaf> {
     let (bought, timeout) = txs.channel_of(position)?;
     let (outpoint, _) = txs
         .chain

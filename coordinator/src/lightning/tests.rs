@@ -298,7 +298,13 @@ async fn a_bought_leaf_is_told_as_it_was_signed() {
     let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
     let first = world.sell(&tree, 1, 60_000).await;
     let sale = world.sell(&tree, 0, 50_000).await;
-    let leaf = sold_leaf_of(&sale.txs, tree.schedule(), sale.fresh).unwrap();
+    let leaf = sold_leaf_of(
+        &sale.txs,
+        sale.txs.sale.bought.position,
+        tree.schedule(),
+        sale.fresh,
+    )
+    .unwrap();
     assert_eq!(leaf.id, LeafId(sale.leaf.0));
     assert_eq!(leaf.transaction, sale.txs.chain.tx);
     let output = &leaf.transaction.output[leaf.vout as usize];

@@ -65,6 +65,7 @@ impl Lsps1Config {
             fee_ppm: self.fee_ppm,
             fee_ppm_per_day: self.fee_ppm_per_day,
             min_fee_sat: self.min_fee_sat,
+            bonus_sat: 0,
         }
     }
 

@@ -40,7 +40,20 @@ pub(super) async fn abandon(ctx: &Context, leaf: LeafId) {
     }
 }
 
-/// Looks at the channel, and opens it (again) if it can be.
+/// Looks at the channels, and opens those (again) that can be: all stand, or what keeps them from it.
+pub(super) async fn look_at_all(ctx: &Context, leaves: &[(Leaf, PublicKey)]) -> Look {
+    let mut all = Look::Stands;
+    for (leaf, peer) in leaves {
+        match look(ctx, leaf, *peer).await {
+            Look::Stands => {}
+            Look::Waits => all = Look::Waits,
+            never @ Look::Never(_) => return never,
+        }
+    }
+    all
+}
+
+/// Looks at a channel, and opens it (again) if it can be.
 pub(super) async fn look(ctx: &Context, leaf: &Leaf, peer: PublicKey) -> Look {
     if ctx.lightning.stands(leaf.id) {
         return Look::Stands;

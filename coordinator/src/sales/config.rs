@@ -1,9 +1,10 @@
 //! `[sales]` in the configuration.
 
 use bitcoin::Amount;
+use factory_tree::sale::LEAST_CHANNEL;
 use serde::{Deserialize, Serialize};
 
-use super::price::Price;
+use super::price::{Price, is_bonus};
 use crate::config::{ConfigError, positive, wrong};
 
 /// A payment is sent back some blocks before it must be ([`super::MARGIN`]); less than this would leave no time to sign.
@@ -42,6 +43,8 @@ pub struct SalesConfig {
     pub hold_blocks: u32,
     /// Seconds to wait for clients who are away.
     pub wake_seconds: u64,
+    /// What a client gets for signing with others who buy.
+    pub bonus_sat: u64,
 }
 
 impl SalesConfig {
@@ -53,6 +56,7 @@ impl SalesConfig {
             fee_ppm: self.fee_ppm,
             fee_ppm_per_day: self.fee_ppm_per_day,
             min_fee_sat: self.min_fee_sat,
+            bonus_sat: self.bonus_sat,
         }
     }
 
@@ -83,10 +87,15 @@ impl SalesConfig {
             ("sales.base_fee_sat", self.base_fee_sat),
             ("sales.min_fee_sat", self.min_fee_sat),
             ("sales.max_sat", self.max_sat),
+            ("sales.bonus_sat", self.bonus_sat),
         ] {
             if value > Amount::MAX_MONEY.to_sat() {
                 return Err(wrong(key, value, "there are only 21 million bitcoin"));
             }
+        }
+        if !is_bonus(self.bonus_sat) {
+            let problem = format!("must be 0, or a channel of at least {LEAST_CHANNEL}");
+            return Err(wrong("sales.bonus_sat", self.bonus_sat, problem));
         }
         if self.max_sat < self.min_sat {
             return Err(wrong(

@@ -15,10 +15,13 @@ use super::{Mail, payment};
 use crate::webhooks::Why;
 use crate::{fault, lightning};
 
+const NO_CHANNEL: &str = "it makes no channel";
+
 impl Driver {
     /// Until every client has it, and its channel stands or never will. Who is away may come in days.
     pub(super) async fn deliver(&mut self, mut machine: Option<Seller>) -> Result<(), Stop> {
-        let (leaf, peer) = self.leaf()?;
+        let bought = self.leaves()?.into_iter().next();
+        let (leaf, peer) = bought.ok_or_else(|| self.damaged(&NO_CHANNEL))?;
         // Who is here already was not announced.
         let here = self.known.clients.iter();
         let here = here.filter(|client| self.ctx.sessions.is_connected(client));
@@ -57,16 +60,19 @@ impl Driver {
         }
     }
 
-    pub(super) fn leaf(&self) -> Result<(Leaf, PublicKey), Stop> {
+    /// The channels it makes, and whose they are: the buyer's first.
+    pub(super) fn leaves(&self) -> Result<Vec<(Leaf, PublicKey)>, Stop> {
         let stock = self.stock()?;
         let drafted = stock.draft(&self.terms()?);
         let txs = drafted.map_err(|error| self.damaged(&error))?;
-        let leaf = lightning::sold_leaf_of(&txs, stock.schedule(), self.row.order.fresh);
-        let peer = PublicKey::from_slice(&self.buyer().0);
-        match (leaf, peer) {
-            (Some(leaf), Ok(peer)) => Ok((leaf, peer)),
-            _ => Err(self.damaged(&"it makes no channel")),
-        }
+        let all = std::iter::once(self.row.order.bought()).chain(self.bonus.iter().copied());
+        let leaves = all.map(|channel| {
+            let fresh = self.row.order.fresh;
+            let leaf = lightning::sold_leaf_of(&txs, channel.position, stock.schedule(), fresh)?;
+            Some((leaf, PublicKey::from_slice(&channel.client.0).ok()?))
+        });
+        let leaves: Option<Vec<_>> = leaves.collect();
+        leaves.ok_or_else(|| self.damaged(&NO_CHANNEL))
     }
 
     fn is_expired(&self) -> bool {
@@ -115,7 +121,10 @@ impl Driver {
         if self.claimed.is_none() {
             // What its client's invoices say of the way to it, and whether it may be paid over.
             self.ctx.lightning.look_again();
-            lightning::greet(&self.ctx, self.buyer()).await;
+            let bonus = self.bonus.iter().map(|bonus| bonus.client);
+            for client in bonus.chain([self.buyer()]) {
+                lightning::greet(&self.ctx, client).await;
+            }
         }
         if !is_held {
             let note = match self.row.order.jit {

@@ -4,12 +4,12 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel_host::{LeafId, lsp_channel_id};
-use factory_tree::ids::{ClientId, SaleId};
+use channel_host::LeafId;
+use factory_tree::ids::{ClientId, LeafId as OurLeafId, SaleId};
 use factory_tree::sale::message::{FailReason, SaleRound};
 use factory_tree::sale::order::{PurchaseState, Quote};
 use factory_tree::sale::seller::{Phase, SaleTerms, Seller, SellerInput, SellerOutcome, Setup};
-use factory_tree::sale::{Sale, SoldChannel, Stock};
+use factory_tree::sale::{Sale, Stock};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -25,8 +25,8 @@ use crate::event::Event;
 use crate::fault;
 use crate::keys::{FreshSeed, random};
 use crate::reputation::Fault;
-use crate::store::attempts;
-use crate::store::sales::{self as rows, SaleRow};
+use crate::store::sales::{self as rows, ClientChannel, SaleRow};
+use crate::store::{attempts, bonus};
 use crate::webhooks::Why;
 
 /// Attempts in one run: who fails so often will not succeed.
@@ -60,6 +60,8 @@ enum Attempted {
 pub(super) struct Driver {
     pub(super) ctx: Arc<Context>,
     pub(super) row: SaleRow,
+    /// What it makes for those who sign with the buyer.
+    pub(super) bonus: Vec<ClientChannel>,
     pub(super) inputs: VecDeque<SellerInput>,
     pub(super) wakes: Vec<(Instant, SaleRound, Phase)>,
     /// Who has it in its exit kit, as far as we were told since the start.
@@ -108,8 +110,10 @@ impl Driver {
         shutdown: watch::Receiver<bool>,
     ) -> Option<Self> {
         let found = async {
-            let read = ctx.store.read(async |tx| rows::get(tx, sale).await);
-            let Some(row) = read.await? else {
+            let read = ctx
+                .store
+                .read(async |tx| Ok((rows::get(tx, sale).await?, bonus::of_sale(tx, sale).await?)));
+            let (Some(row), given) = read.await? else {
                 return Ok(None);
             };
             let (factory, position) = (row.order.factory, row.order.position);
@@ -120,9 +124,9 @@ impl Driver {
                 .store
                 .read(async |tx| attempts::fresh(tx, round).await)
                 .await?;
-            Ok::<_, SalesError>(Some((row, known, fresh)))
+            Ok::<_, SalesError>(Some((row, given, known, fresh)))
         };
-        let (row, known, factory_fresh) = match found.await {
+        let (row, bonus, known, factory_fresh) = match found.await {
             Ok(found) => found?,
             Err(error) => {
                 // Tried again at the next look.
@@ -144,6 +148,7 @@ impl Driver {
             news: ctx.lightning.changes(),
             counted: HashSet::new(),
             row,
+            bonus,
             known,
             factory_fresh,
             mailbox,
@@ -288,7 +293,8 @@ impl Driver {
             return Ok(Some("the quote does not hold any more".to_owned()));
         }
         // Perhaps it was given up, and we died before that was stored.
-        if channel::is_over(&self.ctx, LeafId(self.row.order.leaf_id.0)) {
+        let mut leaves = self.leaf_ids().into_iter();
+        if leaves.any(|leaf| channel::is_over(&self.ctx, LeafId(leaf.0))) {
             return Ok(Some(channel::OVER.to_owned()));
         }
         let due = self.row.order.jit.is_none() && self.is_due(height);
@@ -307,15 +313,22 @@ impl Driver {
     pub(super) fn terms(&self) -> Result<Sale, Stop> {
         let order = &self.row.order;
         let quote = Quote::parse(&order.quote).map_err(|error| self.damaged(&error))?;
-        let id = lsp_channel_id(order.leaf_id.0, order.fresh);
-        let channel = SoldChannel {
-            position: order.position,
-            leaf_id: order.leaf_id,
-            channel_key: order.channel_key,
-            lsp_channel_key: self.ctx.keys.leaf_keys().funding_pubkey(id),
-            capacity: order.capacity,
-        };
-        Ok(order::terms(&quote, channel))
+        let (keys, bought) = (&self.ctx.keys, order.bought());
+        Ok(order::terms(
+            keys,
+            &quote,
+            order.fresh,
+            &bought,
+            &self.bonus,
+        ))
+    }
+
+    /// Of every channel it makes, the buyer's first.
+    fn leaf_ids(&self) -> Vec<OurLeafId> {
+        let bonus = self.bonus.iter().map(|bonus| bonus.leaf_id);
+        std::iter::once(self.row.order.leaf_id)
+            .chain(bonus)
+            .collect()
     }
 
     pub(super) fn stock(&self) -> Result<Stock, Stop> {
@@ -338,7 +351,7 @@ impl Driver {
         let signer = SaleSigner {
             keys: Arc::clone(&self.ctx.keys),
             factory: self.factory_fresh,
-            leaf: self.row.order.leaf_id,
+            leaves: self.leaf_ids(),
             fresh: self.row.order.fresh,
         };
         Ok(Setup {
@@ -403,7 +416,14 @@ impl Driver {
             .declined
             .take()
             .filter(|_| reason == FailReason::Declined);
-        let again = declined.is_none() && reason != FailReason::Cancelled;
+        // Nothing is bound: what somebody does not want may be the bonus, and no sale fails of that.
+        let drops = reason == FailReason::Declined && !bound && self.known.bound().is_none();
+        let drops = drops && !self.bonus.is_empty();
+        if drops {
+            self.write(&Entry::WithoutBonus).await?;
+            self.bonus.clear();
+        }
+        let again = drops || (declined.is_none() && reason != FailReason::Cancelled);
         let text = declined.unwrap_or_else(|| fail_text(&reason));
         self.ctx.events.emit(Event::SaleAttemptFailed {
             factory: self.row.order.factory,
@@ -487,10 +507,10 @@ impl Driver {
         }
     }
 
-    /// The channel, when everybody else has signed and before we sign more than the chain transaction: the timeout of a channel that its client
+    /// The channels, when everybody else has signed and before we sign more than the chain transaction: the timeout of a channel that its client
     /// refuses would pay it all of it for nothing. Not earlier: LDK may choose it for a payment that it must not carry yet.
     async fn open(&mut self) -> Result<Result<(), Attempted>, Stop> {
-        let (leaf, peer) = self.leaf()?;
+        let leaves = self.leaves()?;
         let step = Duration::from_secs(self.step_seconds().into());
         let until = Instant::now() + step;
         let failed = |again, reason: &str| {
@@ -498,7 +518,7 @@ impl Driver {
             Ok(Err(Attempted::Failed { again, reason }))
         };
         loop {
-            match channel::look(&self.ctx, &leaf, peer).await {
+            match channel::look_at_all(&self.ctx, &leaves).await {
                 Look::Stands => {
                     fault::point("sale_channel_opened");
                     return Ok(Ok(()));
@@ -526,7 +546,9 @@ impl Driver {
     /// Nothing comes of it: stored, then the payment goes back. The channel first, which must carry nothing and would be in the way of its client's
     /// payments, even where the terms are bound, and nothing else can be sold: a restart in between finds the sale still there, and comes here again.
     async fn give_up(&mut self, reason: &str) -> Result<Stop, Stop> {
-        channel::abandon(&self.ctx, LeafId(self.row.order.leaf_id.0)).await;
+        for leaf in self.leaf_ids() {
+            channel::abandon(&self.ctx, LeafId(leaf.0)).await;
+        }
         loop {
             let cancelled =
                 payment::cancel(&self.ctx, &self.row, PurchaseState::Paid, reason).await;

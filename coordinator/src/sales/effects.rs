@@ -83,6 +83,7 @@ impl Driver {
                 self.must_open = true;
             }
             SaleRecord::Sold(record) => {
+                let bonus = record.sale.bonuses();
                 self.write(&Entry::Sold(record)).await?;
                 self.ctx.trees.forget(self.row.order.factory);
                 fault::point("sale_sold");
@@ -91,6 +92,7 @@ impl Driver {
                     factory: self.row.order.factory,
                     sale: self.id(),
                     capacity_sat: self.row.order.capacity.to_sat(),
+                    bonus_sat: bonus.to_sat(),
                 });
             }
             SaleRecord::Blamed { round, blame } => {

@@ -4,6 +4,7 @@
 //! What is asked for is checked when it is quoted, when it is ordered, and when the payment is there: nothing is signed for who does not hold the
 //! place. Until everything is signed and stored the payment can be sent back; from then on the sale is never undone.
 
+mod bonus;
 mod channel;
 mod config;
 mod delivery;
@@ -40,6 +41,7 @@ use crate::lsps::Refusal;
 use crate::store;
 use crate::store::sales as rows;
 
+pub use bonus::bonus_place;
 pub use config::SalesConfig;
 pub use error::{NoSale, SalesError};
 pub(crate) use jit::ground;

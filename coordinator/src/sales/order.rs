@@ -15,10 +15,10 @@ use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
-use crate::keys::random;
+use crate::keys::{FreshSeed, NodeKeys, random};
 use crate::lsps::Refusal;
-use crate::store::Conn;
-use crate::store::sales::{self as rows, NewSale, SaleRow};
+use crate::store::sales::{self as rows, ClientChannel, NewSale, SaleRow};
+use crate::store::{Conn, bonus};
 
 /// Orders of one client in a day that may come to nothing: each is a row, and an invoice.
 const MOST_FAILED: u64 = 50;
@@ -159,17 +159,19 @@ async fn prepare(
     }
     let (known, position) = fitting(ctx, quote).await?;
     let fresh = begun.map_or_else(random, |row| row.order.fresh);
-    let channel = SoldChannel {
+    let bought = ClientChannel {
+        client: quote.client,
         position,
         leaf_id: order.leaf_id,
         channel_key: order.channel_key,
-        lsp_channel_key: ctx
-            .keys
-            .leaf_keys()
-            .funding_pubkey(lsp_channel_id(order.leaf_id.0, fresh)),
         capacity: quote.capacity,
     };
-    let terms = terms(quote, channel);
+    // Of what was begun, and is taken up again.
+    let given = ctx
+        .store
+        .read(async |tx| bonus::of_sale(tx, quote.sale).await)
+        .await?;
+    let terms = terms(&ctx.keys, quote, fresh, &bought, &given);
     if known.bound().is_some_and(|bound| *bound != terms) {
         return Err(NoSale::Reserved.into());
     }
@@ -214,14 +216,29 @@ async fn prepare(
     })
 }
 
-/// The terms of the sale that a quote and a channel make.
-pub(super) fn terms(quote: &Quote, bought: SoldChannel) -> Sale {
+/// The terms of the sale that a quote, the buyer's channel and those of others make.
+pub(super) fn terms(
+    keys: &NodeKeys,
+    quote: &Quote,
+    fresh: FreshSeed,
+    bought: &ClientChannel,
+    bonus: &[ClientChannel],
+) -> Sale {
+    let sold = |channel: &ClientChannel| SoldChannel {
+        position: channel.position,
+        leaf_id: channel.leaf_id,
+        channel_key: channel.channel_key,
+        lsp_channel_key: keys
+            .leaf_keys()
+            .funding_pubkey(lsp_channel_id(channel.leaf_id.0, fresh)),
+        capacity: channel.capacity,
+    };
     Sale {
         id: quote.sale,
         stock: quote.stock,
         number: quote.number,
-        bought,
-        bonus: Vec::new(),
+        bought: sold(bought),
+        bonus: bonus.iter().map(sold).collect(),
     }
 }
 

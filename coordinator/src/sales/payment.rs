@@ -2,16 +2,16 @@
 
 use channel_host::{CLAIM_BUFFER, JitOpening, PaymentHash};
 use factory_tree::sale::order::{PurchaseState, Quote};
-use factory_tree::shape::ClientRange;
 
 use super::error::SalesError;
 use super::stocks::KnownStock;
-use super::{MARGIN, Mail, order};
+use super::{MARGIN, Mail, bonus, order};
 use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
 use crate::jit::scid_text;
+use crate::store::bonus as given;
 use crate::store::jit as orders;
 use crate::store::sales::{self as rows, SaleRow};
 use crate::store::{self, StoreError, ladder};
@@ -91,11 +91,12 @@ pub(super) async fn admit(
     paying: &Paying<'_>,
 ) -> store::Result<Option<String>> {
     let (sale, factory) = (row.order.sale, row.order.factory);
-    let mates = match fits(ctx, row).await {
-        Ok(mates) => mates,
+    let known = match fits(ctx, row).await {
+        Ok(known) => known,
         Err(SalesError::Store(error)) => return Err(error),
         Err(error) => return Ok(Some(error.to_string())),
     };
+    let mates = known.stock.clients();
     let refused = ctx.store.write(async |tx| {
         // Keys that are ours already sign nothing any more; and none are taken while this is paid.
         let left = ladder::left(tx, factory).await?;
@@ -110,20 +111,25 @@ pub(super) async fn admit(
             Paying::Jit(_) => None,
         };
         let held = rows::held(tx, sale, until).await?;
-        if let (true, Paying::Jit(opening)) = (held, paying) {
-            orders::from_stock(tx, opening, sale, row.order.capacity).await?;
+        match paying {
+            Paying::Jit(opening) if held => {
+                orders::from_stock(tx, opening, sale, row.order.capacity).await?;
+            }
+            // Nothing is given on top of a just-in-time order's fee.
+            Paying::Held(_) if held => bonus::decide(ctx, tx, row, &known).await?,
+            _ => {}
         }
         Ok((!held).then_some("another sale of this stock came first"))
     });
     Ok(refused.await?.map(str::to_owned))
 }
 
-/// Whether the order can still be served; the places of those who share the stock.
-async fn fits(ctx: &Context, row: &SaleRow) -> Result<ClientRange, SalesError> {
+/// The stock of an order that can still be served.
+async fn fits(ctx: &Context, row: &SaleRow) -> Result<KnownStock, SalesError> {
     let quote = Quote::parse(&row.order.quote);
     let quote = quote.map_err(|error| StoreError::value("quote", error))?;
     let (known, _) = order::fitting(ctx, &quote).await?;
-    Ok(known.stock.clients())
+    Ok(known)
 }
 
 /// The height from which the payment is sent back, whatever is under way: later it could not be claimed for sure, and the buyer's own way to the
@@ -153,6 +159,7 @@ pub(super) async fn cancel(
             let is_new = rows::cancel(tx, sale, from, reason, now()).await?;
             if is_new {
                 orders::not_from_stock(tx, sale).await?;
+                given::take_back(tx, sale).await?;
             }
             Ok(is_new)
         })

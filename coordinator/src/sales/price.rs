@@ -1,6 +1,7 @@
 //! What a channel from a stock costs.
 
 use bitcoin::Amount;
+use factory_tree::sale::LEAST_CHANNEL;
 use serde::{Deserialize, Serialize};
 
 /// A day in blocks.
@@ -18,6 +19,8 @@ pub struct Price {
     pub fee_ppm_per_day: u32,
     /// At least.
     pub min_fee_sat: u64,
+    /// What a client gets for signing with others who buy: a channel that holds so much; none if 0.
+    pub bonus_sat: u64,
 }
 
 impl Price {
@@ -55,6 +58,9 @@ pub struct PriceOverride {
     /// [`Price::min_fee_sat`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_fee_sat: Option<u64>,
+    /// [`Price::bonus_sat`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bonus_sat: Option<u64>,
 }
 
 impl PriceOverride {
@@ -66,6 +72,7 @@ impl PriceOverride {
             fee_ppm: self.fee_ppm.unwrap_or(price.fee_ppm),
             fee_ppm_per_day: self.fee_ppm_per_day.unwrap_or(price.fee_ppm_per_day),
             min_fee_sat: self.min_fee_sat.unwrap_or(price.min_fee_sat),
+            bonus_sat: self.bonus_sat.unwrap_or(price.bonus_sat),
         }
     }
 
@@ -77,6 +84,7 @@ impl PriceOverride {
             fee_ppm: newer.fee_ppm.or(self.fee_ppm),
             fee_ppm_per_day: newer.fee_ppm_per_day.or(self.fee_ppm_per_day),
             min_fee_sat: newer.min_fee_sat.or(self.min_fee_sat),
+            bonus_sat: newer.bonus_sat.or(self.bonus_sat),
         }
     }
 
@@ -90,12 +98,21 @@ impl PriceOverride {
     #[must_use]
     pub fn problem(&self) -> Option<&'static str> {
         let most = Amount::MAX_MONEY.to_sat();
-        let amounts = [self.base_fee_sat, self.min_fee_sat];
+        let amounts = [self.base_fee_sat, self.min_fee_sat, self.bonus_sat];
         if amounts.iter().flatten().any(|sat| *sat > most) {
             return Some("there are only 21 million bitcoin");
         }
-        (self.min_fee_sat == Some(0)).then_some("the least fee is at least 1 satoshi")
+        if self.min_fee_sat == Some(0) {
+            return Some("the least fee is at least 1 satoshi");
+        }
+        let is_channel = self.bonus_sat.is_none_or(is_bonus);
+        (!is_channel).then_some("a bonus is a channel of at least 10000 satoshi, or 0: none")
     }
+}
+
+/// Whether a bonus of so much can be: none, or a channel.
+pub(super) fn is_bonus(sat: u64) -> bool {
+    sat == 0 || sat >= LEAST_CHANNEL.to_sat()
 }
 
 #[cfg(test)]
@@ -107,6 +124,7 @@ mod tests {
         fee_ppm: 4_000,
         fee_ppm_per_day: 200,
         min_fee_sat: 1_000,
+        bonus_sat: 0,
     };
 
     fn fee(price: Price, sat: u64, blocks: u32) -> u64 {
@@ -128,6 +146,7 @@ mod tests {
             fee_ppm: 1,
             fee_ppm_per_day: 1,
             min_fee_sat: 1,
+            ..PRICE
         };
         assert_eq!(fee(thin, 1_000_001, 0), 1_001);
         assert_eq!(fee(thin, 1_000_000, 1), 1_000 + 7);
@@ -149,6 +168,7 @@ mod tests {
             fee_ppm: u32::MAX,
             fee_ppm_per_day: u32::MAX,
             min_fee_sat: u64::MAX,
+            ..PRICE
         };
         assert_eq!(fee(dear, u64::MAX, u32::MAX), u64::MAX);
     }
@@ -175,6 +195,15 @@ mod tests {
             ..one
         };
         assert!(nothing.problem().is_some() && one.problem().is_none());
+        let bonus = |sat| PriceOverride {
+            bonus_sat: Some(sat),
+            ..one
+        };
+        assert!(bonus(9_999).problem().is_some());
+        for sat in [0, 10_000] {
+            assert!(bonus(sat).problem().is_none());
+            assert_eq!(bonus(sat).then(all).over(PRICE).bonus_sat, sat);
+        }
         assert!(PriceOverride::default().is_empty() && !one.is_empty());
     }
 }

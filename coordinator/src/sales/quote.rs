@@ -17,7 +17,7 @@ use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::keys::random;
 use crate::lsps::Refusal;
-use crate::store::{self, factories, prices};
+use crate::store::{self, Conn, factories, prices};
 
 /// `superscalar.get_quote`.
 ///
@@ -191,13 +191,20 @@ pub(crate) async fn price_for(
     client: ClientId,
     configured: Price,
 ) -> store::Result<Price> {
-    let read = ctx.store.read(async |tx| {
-        Ok((
-            prices::get(tx, None).await?,
-            prices::get(tx, Some(client)).await?,
-        ))
-    });
-    let (all, own) = read.await?;
+    let read = ctx
+        .store
+        .read(async |tx| price_in(tx, client, configured).await);
+    read.await
+}
+
+/// The same, as a transaction sees it.
+pub(super) async fn price_in(
+    tx: &mut Conn,
+    client: ClientId,
+    configured: Price,
+) -> store::Result<Price> {
+    let all = prices::get(tx, None).await?;
+    let own = prices::get(tx, Some(client)).await?;
     let mut price = configured;
     for over in [all, own].into_iter().flatten() {
         price = over.over(price);

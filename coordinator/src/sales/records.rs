@@ -14,7 +14,7 @@ use crate::reputation::Fault;
 use crate::store::attempts::{self, BlameRow};
 use crate::store::jit as orders;
 use crate::store::sales::{self as rows, SaleRow};
-use crate::store::{self, StoreError, clients};
+use crate::store::{self, StoreError, bonus, clients};
 
 /// A pause before a write that failed is tried again.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -26,6 +26,8 @@ pub(super) enum Entry {
     Note(String),
     /// A client may sign these terms from now on.
     Bound(Box<Sale>),
+    /// It makes no bonus channels after all.
+    WithoutBonus,
     /// The chain transaction is complete.
     Chain(schnorr::Signature),
     /// Everything is.
@@ -59,6 +61,7 @@ impl Driver {
         let written = self.ctx.store.write(async |tx| match entry {
             Entry::Note(text) => rows::note(tx, sale, text).await,
             Entry::Bound(terms) => rows::bind(tx, terms).await,
+            Entry::WithoutBonus => bonus::take_back(tx, sale).await,
             Entry::Chain(signature) => rows::chain(tx, sale, signature).await,
             Entry::Sold(record) => rows::sold(tx, record).await,
             Entry::Delivered => rows::delivered(tx, sale).await,

@@ -12,14 +12,14 @@ use factory_tree::ids::LeafId;
 
 use crate::keys::{FreshSeed, NodeKeys};
 
-/// Signs with the keys of one factory and of one channel that is sold there.
+/// Signs with the keys of one factory and of the channels of one sale there.
 #[derive(Debug)]
 pub(super) struct SaleSigner {
     pub keys: Arc<NodeKeys>,
     /// Of the attempt that built the factory.
     pub factory: FreshSeed,
-    /// Of the channel's leaf.
-    pub leaf: LeafId,
+    /// Of the channels.
+    pub leaves: Vec<LeafId>,
     /// Of the order.
     pub fresh: FreshSeed,
 }
@@ -35,7 +35,7 @@ impl LspSigner for SaleSigner {
         timeout: &FactoryTx,
         witness_script: &Script,
     ) -> Option<ecdsa::Signature> {
-        if leaf != self.leaf {
+        if !self.leaves.contains(&leaf) {
             return None;
         }
         let id = lsp_channel_id(leaf.0, self.fresh);

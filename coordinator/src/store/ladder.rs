@@ -288,7 +288,7 @@ pub async fn set_fees(conn: &mut Conn, factory: FactoryId, fees: &[Amount]) -> R
 pub async fn fee_taken(conn: &mut Conn, leaf: LeafId) -> Result<()> {
     sqlx::query(
         "UPDATE member SET fee_taken = 1 WHERE leaf_id = ?1 \
-         OR (client, factory) IN (SELECT client, factory FROM sale WHERE leaf_id = ?1 AND sold IS NOT NULL)",
+         OR (client, factory) IN (SELECT client, factory FROM sold_channel WHERE leaf_id = ?1)",
     )
     .bind(leaf.0.as_slice())
     .execute(conn)
@@ -320,8 +320,7 @@ pub async fn hand_over(
     if there(conn, publishing).await? > 0 {
         return Ok(Taken::Publishing);
     }
-    let bought =
-        "SELECT count(*) FROM sale WHERE factory = ? AND position = ? AND sold IS NOT NULL";
+    let bought = "SELECT count(*) FROM sold_channel WHERE factory = ? AND position = ?";
     let complete = usize::try_from(there(conn, bought).await?) == Ok(keys.sold.len());
     let selling = sold::is_under_way(conn, member.factory, mates).await?;
     // Who has left signs no sale, and what it had not bought when it handed over, its keys do not open.

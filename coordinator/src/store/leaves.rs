@@ -42,13 +42,13 @@ pub struct ExitRow {
     pub wished_height: u32,
 }
 
-/// The leaves that members were born with, and those they bought.
+/// The leaves that members were born with, and those that sales made.
 const LEAVES: &str = "SELECT l.leaf_id, l.client, l.position, l.factory, l.sale, f.ceremony, f.attempt, f.state, \
     f.usable AND l.paid AS usable, \
     EXISTS (SELECT 1 FROM output o WHERE o.txid = f.funding_txid AND o.vout = f.funding_vout AND o.spent_height IS NOT NULL) AS unrolls, \
     EXISTS (SELECT 1 FROM handover h WHERE h.factory = l.factory AND h.position = l.position) AS handed_over \
     FROM (SELECT leaf_id, client, position, factory, NULL AS sale, 1 AS paid FROM member \
-    UNION ALL SELECT leaf_id, client, position, factory, sale, state = 'settled' FROM sale WHERE sold IS NOT NULL) l JOIN factory f USING (factory)";
+    UNION ALL SELECT leaf_id, client, position, factory, sale, paid FROM sold_channel) l JOIN factory f USING (factory)";
 
 /// The member of a leaf.
 ///

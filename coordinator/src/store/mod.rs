@@ -4,6 +4,7 @@
 //! domain. A write that fails leaves nothing behind.
 
 pub mod attempts;
+pub mod bonus;
 pub mod ceremonies;
 pub mod clients;
 mod codec;

@@ -83,6 +83,8 @@ pub struct Revenue {
     pub lsps1_msat: u64,
     /// Paid on the chain for these.
     pub onchain_sat: u64,
+    /// What the channels hold that others got for signing the sales that ended.
+    pub bonus_sat: u64,
 }
 
 /// One of its numbers.
@@ -94,7 +96,7 @@ type Field = fn(&mut Revenue) -> &mut u64;
 /// Those of the database.
 pub async fn revenue(conn: &mut Conn, since: u64) -> Result<BTreeMap<u64, Revenue>> {
     let mut days: BTreeMap<u64, Revenue> = BTreeMap::new();
-    let fields: [(&str, Field); 5] = [
+    let fields: [(&str, Field); 6] = [
         (
             "SELECT ended_at / ?1 * ?1, sum(taken_msat) FROM sale WHERE state = 'settled' AND ended_at >= ?2 GROUP BY 1",
             |day| &mut day.sales_msat,
@@ -114,6 +116,11 @@ pub async fn revenue(conn: &mut Conn, since: u64) -> Result<BTreeMap<u64, Revenu
         (
             "SELECT opened_at / ?1 * ?1, sum(onchain_sat) FROM lsps1_order WHERE funded_at IS NOT NULL AND opened_at >= ?2 GROUP BY 1",
             |day| &mut day.onchain_sat,
+        ),
+        (
+            "SELECT s.ended_at / ?1 * ?1, sum(b.capacity_sat) FROM bonus b JOIN sale s USING (sale) \
+             WHERE s.sold IS NOT NULL AND s.ended_at >= ?2 GROUP BY 1",
+            |day| &mut day.bonus_sat,
         ),
     ];
     for (query, field) in fields {

@@ -16,6 +16,21 @@ use sqlx::sqlite::SqliteRow;
 use super::{Conn, Result, StoreError, codec};
 use crate::keys::FreshSeed;
 
+/// A channel that a sale makes, as far as it is its client's to say, and ours to give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientChannel {
+    /// Whose.
+    pub client: ClientId,
+    /// The client's place in the factory.
+    pub position: u32,
+    /// The leaf.
+    pub leaf_id: LeafId,
+    /// The client's funding key.
+    pub channel_key: PublicKey,
+    /// What it holds.
+    pub capacity: Amount,
+}
+
 /// An order that is new.
 #[derive(Clone)]
 pub struct NewSale {
@@ -35,7 +50,7 @@ pub struct NewSale {
     pub leaf_id: LeafId,
     /// The buyer's funding key of it.
     pub channel_key: PublicKey,
-    /// What our funding key of it derives from.
+    /// What our funding keys of it, and of bonus channels, derive from, each with its own leaf id.
     pub fresh: FreshSeed,
     /// What the channel holds.
     pub capacity: Amount,
@@ -55,6 +70,20 @@ pub struct NewSale {
     pub ordered_at: u64,
 }
 
+impl NewSale {
+    /// The buyer's channel.
+    #[must_use]
+    pub const fn bought(&self) -> ClientChannel {
+        ClientChannel {
+            client: self.client,
+            position: self.position,
+            leaf_id: self.leaf_id,
+            channel_key: self.channel_key,
+            capacity: self.capacity,
+        }
+    }
+}
+
 impl fmt::Debug for NewSale {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NewSale")
@@ -70,6 +99,8 @@ impl fmt::Debug for NewSale {
 pub struct SaleRow {
     /// What was ordered.
     pub order: NewSale,
+    /// What it makes, or is to make, for those who sign with the buyer.
+    pub bonus: Amount,
     /// How far it is.
     pub state: PurchaseState,
     /// Height at which the payment expires, while it is held.
@@ -169,7 +200,8 @@ pub async fn insert(conn: &mut Conn, new: &NewSale) -> Result<()> {
 /// # Errors
 /// Those of the database.
 pub async fn has_place(conn: &mut Conn, leaf: LeafId, key: &PublicKey) -> Result<bool> {
-    let query = "SELECT EXISTS (SELECT 1 FROM sale WHERE leaf_id = ? OR channel_key = ?)";
+    let query = "SELECT EXISTS (SELECT 1 FROM sale WHERE leaf_id = ?1 OR channel_key = ?2) \
+         OR EXISTS (SELECT 1 FROM bonus WHERE leaf_id = ?1 OR channel_key = ?2)";
     Ok(sqlx::query_scalar(query)
         .bind(leaf.0.as_slice())
         .bind(key.serialize().as_slice())
@@ -185,6 +217,7 @@ pub async fn is_used(conn: &mut Conn, leaf: LeafId, key: &PublicKey) -> Result<b
     let found: Option<i64> = sqlx::query_scalar(
         "SELECT 1 FROM used WHERE leaf_id = ?1 OR channel_key = ?2 OR factory_key = ?2 \
          UNION ALL SELECT 1 FROM sale WHERE leaf_id = ?1 OR channel_key = ?2 \
+         UNION ALL SELECT 1 FROM bonus WHERE leaf_id = ?1 OR channel_key = ?2 \
          UNION ALL SELECT 1 FROM member WHERE leaf_id = ?1 LIMIT 1",
     )
     .bind(leaf.0.as_slice())
@@ -410,7 +443,7 @@ pub async fn note(conn: &mut Conn, sale: SaleId, note: &str) -> Result<()> {
 
 const COLUMNS: &str = "SELECT sale, client, factory, position, stock_txid, stock_vout, place, leaf_id, channel_key, fresh, capacity_sat, \
      fee_msat, quote, sign_until, hash, invoice, jit, state, held_until, attempts, bound, sold, delivered, taken_msat, ordered_at, \
-     ended_at, note FROM sale";
+     ended_at, note, (SELECT coalesce(sum(capacity_sat), 0) FROM bonus b WHERE b.sale = sale.sale) AS bonus_sat FROM sale";
 
 /// One order.
 ///
@@ -556,6 +589,7 @@ fn read(row: &SqliteRow) -> Result<SaleRow> {
     let sold = sold.map(|text| codec::from_json("sale", text.as_bytes()));
     Ok(SaleRow {
         order,
+        bonus: Amount::from_sat(codec::number("amount", row.try_get("bonus_sat")?)?),
         state: parse_state(row.try_get("state")?)?,
         held_until: codec::optional("height", row.try_get("held_until")?)?,
         attempts: codec::attempt(row.try_get("attempts")?)?,

@@ -21,18 +21,18 @@ pub struct SoldSale {
     pub client: ClientId,
 }
 
-/// A channel that a member bought.
+/// A channel that a member bought, or got for signing with who did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SoldLeaf {
     /// In which factory.
     pub factory: FactoryId,
-    /// The buyer's place there.
+    /// The member's place there.
     pub position: u32,
     /// Its leaf.
     pub leaf: LeafId,
     /// Its capacity.
     pub capacity: Amount,
-    /// The buyer's funding key.
+    /// The member's funding key.
     pub channel_key: PublicKey,
 }
 
@@ -62,15 +62,15 @@ pub async fn of_factory(conn: &mut Conn, factory: FactoryId) -> Result<Vec<SoldS
         .collect()
 }
 
-/// Every channel that was bought, or those of one client; each member's in the order of their places.
+/// Every channel that was sold, or those of one client; each member's in the order of their places.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn leaves(conn: &mut Conn, only: Option<ClientId>) -> Result<Vec<SoldLeaf>> {
     let only = only.map(|client| client.0.to_vec());
     let rows = sqlx::query(
-        "SELECT factory, position, leaf_id, capacity_sat, channel_key FROM sale WHERE sold IS NOT NULL \
-         AND (?1 IS NULL OR client = ?1) ORDER BY factory, position, place",
+        "SELECT factory, position, leaf_id, capacity_sat, channel_key FROM sold_channel \
+         WHERE (?1 IS NULL OR client = ?1) ORDER BY factory, position, place",
     )
     .bind(only)
     .fetch_all(conn)

@@ -22,12 +22,13 @@ use bitcoin::{Amount, OutPoint};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{LeafId, SaleId};
+use crate::tx::checked_sum;
 
 pub use build::SaleTxs;
 pub use cosigner::CoSigner;
 pub use coverage::Coverage;
 pub use seller::Seller;
-pub use stock::{Stock, StockError, least_channel};
+pub use stock::{LEAST_CHANNEL, Stock, StockError, least_channel};
 
 /// A channel that a sale makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -68,6 +69,13 @@ impl Sale {
     /// Every channel it makes, in the order of the outputs: the buyer's first.
     pub fn channels(&self) -> impl Iterator<Item = &SoldChannel> {
         core::iter::once(&self.bought).chain(&self.bonus)
+    }
+
+    /// What goes to those who sign with the buyer.
+    #[must_use]
+    pub fn bonuses(&self) -> Amount {
+        let capacities = self.bonus.iter().map(|channel| channel.capacity);
+        checked_sum(capacities).unwrap_or(Amount::MAX_MONEY)
     }
 
     /// The channel of the client at `position`.

@@ -118,6 +118,22 @@ pub struct Order {
     pub channel_key: PublicKey,
 }
 
+/// Where a client wants its next bonus channel: for signing with somebody else who buys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BonusPlace {
+    /// In which factory.
+    pub factory: FactoryId,
+    /// The leaf id of the channel, drawn by the client for it alone.
+    pub leaf_id: LeafId,
+    /// The client's funding key of it.
+    pub channel_key: PublicKey,
+}
+
+/// The answer to a [`BonusPlace`]: it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BonusPlaced {}
+
 /// Names a sale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -166,6 +182,8 @@ pub mod method {
     pub const PURCHASE: &str = "superscalar.get_purchase";
     /// [`super::PurchaseRequest`] to [`super::Purchase`]: takes an order back, while that is possible.
     pub const CANCEL: &str = "superscalar.cancel_purchase";
+    /// [`super::BonusPlace`] to [`super::BonusPlaced`]; a newer one takes the place of one that no sale has used.
+    pub const BONUS_PLACE: &str = "superscalar.bonus_place";
 }
 
 #[cfg(test)]

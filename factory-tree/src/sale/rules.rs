@@ -255,9 +255,7 @@ fn role(kit: &ExitKit, before: &Stock, txs: &SaleTxs, agreed: &Agreed) -> Result
 
 /// What was ordered, or everything where the rest would be no stock.
 fn capacity(before: &Stock, txs: &SaleTxs, ordered: Amount) -> Result<(), SaleRefusal> {
-    let bonus = txs.sale.bonus.iter().map(|channel| channel.capacity);
-    let bonus = crate::tx::checked_sum(bonus).unwrap_or(Amount::MAX_MONEY);
-    let due = before.capacity_for(ordered, bonus);
+    let due = before.capacity_for(ordered, txs.sale.bonuses());
     let found = txs.sale.bought.capacity;
     require(due == Ok(found), SaleRule::Capacity, || {
         format!("a channel of {found}, ordered was {ordered}")

@@ -18,7 +18,7 @@ use crate::tx::{RelayError, TxKind, checked_sum};
 use crate::units::Height;
 
 /// No channel is sold smaller: Lightning nodes refuse what their reserves take up.
-const LEAST_CHANNEL: Amount = Amount::from_sat(10_000);
+pub const LEAST_CHANNEL: Amount = Amount::from_sat(10_000);
 
 /// Why nothing, or not this, can be sold from a stock.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -995,6 +995,9 @@ pub struct StockState {
     /// Why nothing can be sold from it now; empty if something can.
     #[prost(string, tag = "11")]
     pub problem: ::prost::alloc::string::String,
+    /// What of it went to those who signed with buyers.
+    #[prost(uint64, tag = "12")]
+    pub bonus_sat: u64,
 }
 /// Which sales.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1061,6 +1064,9 @@ pub struct StockSale {
     /// The leaf id of its channel, 16 bytes.
     #[prost(bytes = "bytes", tag = "17")]
     pub leaf_id: ::prost::bytes::Bytes,
+    /// What the channels hold that it makes, or would, for those who sign with the buyer.
+    #[prost(uint64, tag = "18")]
+    pub bonus_sat: u64,
 }
 /// Nothing to say.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1090,6 +1096,9 @@ pub struct PriceList {
     /// At least.
     #[prost(uint64, optional, tag = "4")]
     pub min_fee_sat: ::core::option::Option<u64>,
+    /// What a client gets for signing with others who buy: a channel that holds so much; 0: none.
+    #[prost(uint64, optional, tag = "5")]
+    pub bonus_sat: ::core::option::Option<u64>,
 }
 /// A price that was set.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1153,6 +1162,9 @@ pub struct RevenueDay {
     /// Taken for channels ordered in advance.
     #[prost(uint64, tag = "5")]
     pub lsps1_msat: u64,
+    /// What the channels hold that others got for signing the sales that were settled.
+    #[prost(uint64, tag = "6")]
+    pub bonus_sat: u64,
 }
 /// One order.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -69,7 +69,11 @@ fn text(context: &Context, view: &LimitView) -> String {
     }
     let mut channels = Table::new(["factory", "channel", "capacity sat", "to receive sat"]);
     for channel in &view.channels {
-        let by = if channel.automatic { ", by itself" } else { "" };
+        let by = match (channel.automatic, channel.bonus) {
+            (true, _) => ", by itself",
+            (_, true) => ", a bonus for signing",
+            _ => "",
+        };
         let made = channel.sale.map_or_else(
             || "its own".to_owned(),
             |number| format!("of sale {number}{by}"),

@@ -345,7 +345,7 @@ pub(super) async fn remember(
         let mut nonce = [0; 16];
         OsRng.fill_bytes(&mut nonce);
         let leaf_id = LeafId::derive(&nonce, 0);
-        let channel_key = client.keys.leaf_keys().funding_pubkey(leaf_id.as_u128());
+        let channel_key = offers::place_at(client, leaf_id).channel_key;
         store
             .add_purchase(&PurchaseRow {
                 sale,

@@ -23,6 +23,7 @@ use serde_json::json;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::SaleError;
+use super::bonus::Told;
 use super::shop::Shop;
 use crate::client::{Inner, Shutdown, SignerClient};
 use crate::error::{Error, Result};
@@ -43,6 +44,7 @@ const ASK: Duration = Duration::from_secs(10);
 pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()> {
     let client = SignerClient { inner: client };
     let mut asked: HashMap<SaleId, Instant> = HashMap::new();
+    let mut told = Told::default();
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -55,7 +57,11 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
         if client.inner.lightning.node().is_none() {
             continue;
         }
-        match look_at_all(&client, &mut asked).await {
+        let looked = match look_at_all(&client, &mut asked).await {
+            Ok(()) => told.look(&client.inner, &client).await,
+            failed => failed,
+        };
+        match looked {
             Err(error) if Inner::is_fatal(&error) => return Err(error),
             Err(error) => tracing::debug!(%error, "purchases go on at the next look"),
             Ok(()) => {}
@@ -386,7 +392,7 @@ impl<'a> Desk<'a> {
 }
 
 /// Whether it was said no, and asking again says nothing else.
-const fn is_no(error: &Error) -> bool {
+pub(super) const fn is_no(error: &Error) -> bool {
     matches!(
         error,
         Error::Asked(AskError::Refused(_))

@@ -291,14 +291,16 @@ impl Driver {
         Ok(())
     }
 
-    /// What we buy is opened before anybody signs for it: the Lightning node is told of it before we join.
+    /// What we buy, or get for signing, is opened before the sale is complete: the Lightning node is told of it before we join.
     async fn expect_bought(&self, factory: FactoryId) -> Result<()> {
         let client = &self.client;
         let kit = client.kits.get(factory).await?;
         let txs = self.machines.get(&factory).and_then(CoSigner::txs);
         match txs.and_then(|txs| leaf_to_be(&kit, txs)) {
+            #[cfg(feature = "fault-points")]
+            Some(_) if crate::misbehave::refuses_sold_channel() => Ok(()),
             Some(leaf) => self.ground.expect(client, leaf).await,
-            // We sign with the buyer.
+            // We sign with the buyer, for nothing.
             None => Ok(()),
         }
     }
@@ -342,7 +344,7 @@ impl Driver {
             .find(|own| own.sale.is_some() && own.sale == number);
         match own.and_then(|own| leaf_at(&kit, own)) {
             Some(leaf) => self.ground.expect(client, leaf).await,
-            // We only signed with the buyer.
+            // We only signed with the buyer, for nothing.
             None => Ok(()),
         }
     }

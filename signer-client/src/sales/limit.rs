@@ -52,6 +52,8 @@ pub struct LimitChannel {
     pub sale: Option<u8>,
     /// Whether the wallet bought it by itself.
     pub automatic: bool,
+    /// Whether the wallet has it for signing with somebody else who bought.
+    pub bonus: bool,
     /// What it holds.
     pub capacity_sat: u64,
     /// What can be received over it now.
@@ -149,6 +151,11 @@ fn channel(kit: &ExitKit, view: &ChannelView, bought: &[PurchaseRow]) -> Option<
         automatic: bought
             .iter()
             .any(|row| row.automatic && row.leaf_id == own.leaf_id),
+        bonus: kit
+            .sales
+            .iter()
+            .filter(|sale| Some(sale.number) == own.sale)
+            .any(|sale| sale.bought.position != kit.position),
         capacity_sat: view.capacity_sat,
         receivable_msat: if view.usable { view.receivable_msat } else { 0 },
     })

@@ -8,6 +8,7 @@
 //! | `jit` | orders from a stock what a just-in-time order pays for |
 //! | `shop` | what a purchase needs of the coordinator and of the Lightning node |
 //! | `top_up` | buys by itself what the user agreed to once and for all |
+//! | `bonus` | where channels for signing with others are to be |
 //! | `desk` | brings purchases forward, through every crash and every lost connection |
 //! | `offers` | what an offer is judged by |
 //! | `driver` | signs: one machine for each stock |
@@ -17,6 +18,7 @@
 //! Whatever must survive is in the store before it has an effect.
 
 mod api;
+mod bonus;
 mod desk;
 mod driver;
 mod error;

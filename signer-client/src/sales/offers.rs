@@ -41,6 +41,12 @@ pub(super) async fn find(
     Ok(None)
 }
 
+/// Whether this wallet shares a stock in a factory.
+pub(super) async fn shares_stock(client: &Inner, factory: FactoryId) -> Result<bool> {
+    let kit = client.kits.sound(factory).await?;
+    Ok(kit.is_some_and(|kit| stock_of(&kit).is_some()))
+}
+
 /// Why nothing is signed in a factory now.
 pub(super) async fn unfit(client: &Inner, row: &FactoryRow) -> Result<Option<String>> {
     let factory = row.factory;
@@ -111,6 +117,31 @@ async fn is_used(client: &Inner, leaf: LeafId, sale: SaleId) -> Result<bool> {
     Ok(false)
 }
 
+/// Where the bonus channel of an offer is to be, if this wallet drew the place, and it is for this sale from now on. One that it did not draw is
+/// refused.
+async fn bonus_place(
+    client: &Inner,
+    factory: FactoryId,
+    kit: &ExitKit,
+    offer: &Offer,
+) -> Result<Option<Place>> {
+    let Some(bonus) = offer.sale.channel_of(kit.position) else {
+        return Ok(None);
+    };
+    let (leaf_id, sale) = (bonus.leaf_id, offer.round.sale);
+    let taken = client.store.take_bonus_place(factory, leaf_id, sale);
+    Ok(taken.await?.then(|| place_at(client, leaf_id)))
+}
+
+/// The place of a channel on a leaf of this wallet's.
+pub(super) fn place_at(client: &Inner, leaf_id: LeafId) -> Place {
+    let keys = client.keys.leaf_keys();
+    Place {
+        leaf_id,
+        channel_key: keys.funding_pubkey(leaf_id.as_u128()),
+    }
+}
+
 /// What this wallet agreed to.
 pub(super) async fn agreed(
     client: &Inner,
@@ -122,10 +153,10 @@ pub(super) async fn agreed(
     if offer.sale.bought.position != kit.position {
         return Ok(Ok(Agreed {
             role: Role::Mate {
-                least_bonus: Amount::ZERO,
+                least_bonus: Amount::from_sat(client.config.sales.least_bonus_sat),
             },
-            // A bonus that nobody drew a place for is none.
-            place: None,
+            place: bonus_place(client, factory, kit, offer).await?,
+            // No sale is offered the place of another.
             place_used: false,
             tip,
         }));

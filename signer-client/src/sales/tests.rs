@@ -1,5 +1,6 @@
 //! Purchases and sales on real stores, against the coordinator's machine: through refusals and crashes.
 
+mod bonus;
 mod shop;
 mod top_up;
 mod wallet;

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use factory_tree::guard::SignedRecord;
-use factory_tree::ids::FactoryId;
+use factory_tree::ids::{FactoryId, LeafId, SaleId};
 use factory_tree::sale::cosigner::PendingSale;
 use sqlx::sqlite::SqliteRow;
 
@@ -26,7 +26,24 @@ pub trait SaleStore {
 
     /// What was signed and is in no kit yet.
     async fn pending_sales(&self) -> Result<Vec<(FactoryId, PendingSale)>>;
+
+    /// The leaf of this wallet's next bonus channel in a factory, if one was drawn.
+    async fn bonus_place(&self, factory: FactoryId) -> Result<Option<LeafId>>;
+
+    /// Remembers one that was drawn; the oldest that were offered, and came to nothing or to a kit long ago, are forgotten, and serve no more.
+    async fn draw_bonus_place(&self, factory: FactoryId, leaf: LeafId) -> Result<()>;
+
+    /// A sale is to make a bonus channel on this leaf, and no other sale ever is; false: it was not drawn for this factory, or serves another.
+    async fn take_bonus_place(
+        &self,
+        factory: FactoryId,
+        leaf: LeafId,
+        sale: SaleId,
+    ) -> Result<bool>;
 }
+
+/// Places of a factory that are remembered after they were offered: as many as there can be sales, and some that came to nothing.
+const OFFERED: u32 = 16;
 
 #[async_trait]
 impl SaleStore for SqliteStore {
@@ -80,6 +97,60 @@ impl SaleStore for SqliteStore {
             .await
             .map_err(|error| self.error(error))?;
         rows.iter().map(read).collect()
+    }
+
+    async fn bonus_place(&self, factory: FactoryId) -> Result<Option<LeafId>> {
+        let row =
+            sqlx::query("SELECT leaf_id FROM bonus_places WHERE factory_id = ? AND sale IS NULL")
+                .bind(factory.0.as_slice())
+                .fetch_optional(self.pool())
+                .await
+                .map_err(|error| self.error(error))?;
+        row.map(|row| Ok(LeafId(Columns(&row).array("leaf_id")?)))
+            .transpose()
+    }
+
+    async fn draw_bonus_place(&self, factory: FactoryId, leaf: LeafId) -> Result<()> {
+        let mut tx = self.write().await?;
+        sqlx::query(
+            "DELETE FROM bonus_places WHERE factory_id = ?1 AND number NOT IN
+             (SELECT number FROM bonus_places WHERE factory_id = ?1 ORDER BY number DESC LIMIT ?2)",
+        )
+        .bind(factory.0.as_slice())
+        .bind(OFFERED)
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| self.error(error))?;
+        sqlx::query("INSERT INTO bonus_places (leaf_id, factory_id) VALUES (?, ?)")
+            .bind(leaf.0.as_slice())
+            .bind(factory.0.as_slice())
+            .execute(&mut *tx)
+            .await
+            .map_err(|error| self.error(error))?;
+        self.bump_epoch(&mut tx).await?;
+        self.commit(tx).await
+    }
+
+    async fn take_bonus_place(
+        &self,
+        factory: FactoryId,
+        leaf: LeafId,
+        sale: SaleId,
+    ) -> Result<bool> {
+        let mut tx = self.write().await?;
+        let done = sqlx::query(
+            "UPDATE bonus_places SET sale = ?1 WHERE factory_id = ?2 AND leaf_id = ?3 AND (sale IS NULL OR sale = ?1)",
+        )
+        .bind(sale.0.as_slice())
+        .bind(factory.0.as_slice())
+        .bind(leaf.0.as_slice())
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| self.error(error))?;
+        // A backup from before would give the place away a second time.
+        self.bump_epoch(&mut tx).await?;
+        self.commit(tx).await?;
+        Ok(done.rows_affected() > 0)
     }
 }
 

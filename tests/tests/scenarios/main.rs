@@ -26,6 +26,7 @@ mod pay;
 mod reclaim;
 mod reorg;
 mod sales;
+mod sales_bonus;
 mod sales_cheats;
 mod sales_top_up;
 mod silence;

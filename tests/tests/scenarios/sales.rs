@@ -227,9 +227,8 @@ fn a_mate_that_never_comes() -> Result<()> {
     world.lightning_becomes(0, (BALANCE - FEE) * 1_000)
 }
 
-/// A sale whose coordinator dies at `point`, and comes again.
-fn coordinator_dies(point: &str) -> Result<()> {
-    let (mut world, _) = town(&format!("sale_lsp_{point}"), 2)?;
+/// A sale in a town of two whose coordinator dies at `point`, and comes again.
+pub fn coordinator_dies_in(mut world: World, point: &str) -> Result<World> {
     world.coordinator.terminate()?;
     world
         .coordinator
@@ -241,9 +240,20 @@ fn coordinator_dies(point: &str) -> Result<()> {
     world.client(0)?.command(&BEGIN)?;
     world.coordinator.wait_until_ended()?;
     world.coordinator.start()?;
-    ends(&world, 0, "settled")?;
+    is_bought(&world)?;
+    Ok(world)
+}
+
+fn coordinator_dies(point: &str) -> Result<()> {
+    let (world, _) = town(&format!("sale_lsp_{point}"), 2)?;
+    coordinator_dies_in(world, point).map(drop)
+}
+
+/// The first client has what it bought, at the price.
+fn is_bought(world: &World) -> Result<()> {
+    ends(world, 0, "settled")?;
     world.lightning_becomes(0, (BALANCE - FEE) * 1_000)?;
-    ensure!(channels(&world, 0)?.len() == 2);
+    ensure!(channels(world, 0)?.len() == 2);
     Ok(())
 }
 
@@ -275,6 +285,7 @@ macro_rules! deaths {
         )*
     };
 }
+pub(crate) use deaths;
 
 deaths! {
     dies_when_it_was_ordered: coordinator_dies("sale_ordered");
@@ -293,9 +304,8 @@ deaths! {
     the_mate_dies_with_the_kit: client_dies(1, "sale_kit_stored");
 }
 
-/// A sale whose buyer, or its mate, dies at `point`, and comes again.
-fn client_dies(who: usize, point: &str) -> Result<()> {
-    let (mut world, _) = town(&format!("sale_client{who}_{point}"), 2)?;
+/// A sale in a town of two whose buyer, or its mate, dies at `point`, and comes again.
+pub fn client_dies_in(mut world: World, who: usize, point: &str) -> Result<World> {
     world.client_mut(who)?.terminate()?;
     world
         .client_mut(who)?
@@ -306,10 +316,13 @@ fn client_dies(who: usize, point: &str) -> Result<()> {
     world.client(0)?.command(&BEGIN)?;
     world.client_mut(who)?.wait_until_ended()?;
     world.client_mut(who)?.start()?;
-    ends(&world, 0, "settled")?;
-    world.lightning_becomes(0, (BALANCE - FEE) * 1_000)?;
-    ensure!(channels(&world, 0)?.len() == 2);
-    Ok(())
+    is_bought(&world)?;
+    Ok(world)
+}
+
+fn client_dies(who: usize, point: &str) -> Result<()> {
+    let (world, _) = town(&format!("sale_client{who}_{point}"), 2)?;
+    client_dies_in(world, who, point).map(drop)
 }
 
 /// The mate leaves and brings the leaf to the chain: the coordinator publishes what it sold from it by itself, the buyer is still paid over what it
@@ -437,14 +450,25 @@ pub fn has_come_out(ledger: &Ledger, index: usize, balance: u64) -> Result<()> {
 /// What was bought is left like everything else: its balance moves to the younger factory, its key is handed over, the coins come back.
 #[test]
 fn what_was_bought_moves_on() -> Result<()> {
-    let mut ladder = Ladder::prepare(&World::directory("sale_moves")?, SHORT)?;
+    moves_on("sale_moves", |_| Ok(()), |_| Ok(()))
+}
+
+/// `begun`: what there is to wait for before somebody buys.
+pub fn moves_on(
+    name: &str,
+    configure: impl FnOnce(&Service) -> Result<()>,
+    begun: impl FnOnce(&World) -> Result<()>,
+) -> Result<()> {
+    let mut ladder = Ladder::prepare(&World::directory(name)?, SHORT)?;
     sells(&ladder.world.coordinator)?;
+    configure(&ladder.world.coordinator)?;
     ladder
         .world
         .coordinator
         .configure("sales.hold_blocks", 24)?;
     ladder.begin(COORDINATOR_COINS)?;
     let (mut ladder, first) = town_in(ladder, 2, |_| Ok(()))?;
+    begun(&ladder.world)?;
     buy(&ladder.world, 0)?;
     let outside = Outside::start(&mut ladder.world)?;
     let much = room(&ladder.world, 0)? * 8 / 10;

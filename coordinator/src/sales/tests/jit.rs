@@ -226,16 +226,9 @@ async fn what_was_begun_for_an_order_is_not_had_for_nothing() {
     let sale = jit_ordered(&world).await;
     asks(&world, PAYMENT).await;
     let sold = row(&world, sale).await;
-    let terms = order::terms(
-        &Quote::parse(&sold.order.quote).unwrap(),
-        factory_tree::sale::SoldChannel {
-            position: sold.order.position,
-            leaf_id: sold.order.leaf_id,
-            channel_key: sold.order.channel_key,
-            lsp_channel_key: public(&channel_secret(9)),
-            capacity: sold.order.capacity,
-        },
-    );
+    let quoted = Quote::parse(&sold.order.quote).unwrap();
+    let (keys, fresh) = (&world.ctx.keys, sold.order.fresh);
+    let terms = order::terms(keys, &quoted, fresh, &sold.order.bought(), &[]);
     let bound = world
         .ctx
         .store

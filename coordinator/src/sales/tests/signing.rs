@@ -1,5 +1,7 @@
 //! Sales signed by the clients' own machines, over streams that come and go, and crashes.
 
+mod bonus;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use bitcoin::Script;
@@ -25,6 +27,8 @@ use crate::sessions::Outgoing;
 use crate::testing::{FRESH, ROUND};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The channel secret of the mate's bonus.
+const BONUS: u64 = 5;
 
 /// Signs with one key.
 #[derive(Debug)]
@@ -59,6 +63,8 @@ struct Wallet {
     client: TestClient,
     kit: ExitKit,
     order: Option<Order>,
+    /// Where it wants its bonus, and the least that it signs for.
+    bonus: (Option<Place>, Amount),
     signed: Vec<SignedRecord>,
     pending: Option<PendingSale>,
     machine: Option<CoSigner>,
@@ -72,7 +78,10 @@ impl Wallet {
     fn secrets(&self) -> Secrets {
         Secrets {
             factory_secret: self.client.factory,
-            channel_signer: Arc::new(Channel(channel_secret(1))),
+            channel_signer: Arc::new(Channel(channel_secret(match self.order {
+                Some(_) => 1,
+                None => BONUS,
+            }))),
         }
     }
 
@@ -89,17 +98,20 @@ impl Wallet {
                 return sent;
             }
             ToCoSigner::Offer(offer) => {
-                let place = self.order.as_ref().map(|order| Place {
-                    leaf_id: order.leaf_id,
-                    channel_key: order.channel_key,
-                });
+                let place = match &self.order {
+                    Some(order) => Some(Place {
+                        leaf_id: order.leaf_id,
+                        channel_key: order.channel_key,
+                    }),
+                    None => self.bonus.0,
+                };
                 let role = match &self.order {
                     Some(order) => Role::Buyer {
                         ordered: read(&order.quote).asked,
                         consent: true,
                     },
                     None => Role::Mate {
-                        least_bonus: Amount::ZERO,
+                        least_bonus: self.bonus.1,
                     },
                 };
                 let agreed = Agreed {
@@ -178,6 +190,7 @@ async fn wallets(world: &TestWorld, tree: &Tree) -> BTreeMap<ClientId, Wallet> {
         let wallet = Wallet {
             kit: signed.kit(position),
             order: None,
+            bonus: (None, Amount::ZERO),
             signed: Vec::new(),
             pending: None,
             machine: None,
@@ -201,7 +214,10 @@ struct Market {
 impl Market {
     /// Client 0 has ordered and paid; nobody is connected.
     async fn paid(change: impl FnOnce(&mut SalesConfig)) -> Self {
-        let (world, tree) = shop(change).await;
+        Self::paid_in(shop(change).await).await
+    }
+
+    async fn paid_in((world, tree): (TestWorld, Tree)) -> Self {
         let mut wallets = wallets(&world, &tree).await;
         let (order, sale) = ordered(&world).await;
         wallets.get_mut(&member(0).id()).unwrap().order = Some(order);

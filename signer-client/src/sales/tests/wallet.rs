@@ -57,10 +57,16 @@ pub(super) struct Wallet {
 }
 
 impl Wallet {
-    pub(super) async fn new(keys: ClientKeys, seed: tempfile::TempDir, kit: &ExitKit) -> Self {
+    pub(super) async fn new(
+        keys: ClientKeys,
+        seed: tempfile::TempDir,
+        kit: &ExitKit,
+        least_bonus_sat: u64,
+    ) -> Self {
         let store = SqliteStore::in_memory().await.unwrap();
         hold(&store, kit).await;
         let mut config = Config::new(Network::Regtest);
+        config.sales.least_bonus_sat = least_bonus_sat;
         let node = coordinator().node_id();
         config.coordinator = Some(format!("superscalar://{node}@127.0.0.1:1?plain=1"));
         let client = SignerClient::open(ClientParts {

@@ -44,7 +44,7 @@ struct Lsp {
 }
 
 /// The coordinator's channel id of what it sells.
-const LSP_CHANNEL: u128 = 99;
+pub(super) const LSP_CHANNEL: u128 = 99;
 
 impl LspSigner for Lsp {
     fn factory_secret(&self, _round: Round) -> SecretKey {
@@ -72,6 +72,8 @@ pub(super) struct World {
     pub(super) buyer: Wallet,
     pub(super) mate: Wallet,
     pub(super) shop: Arc<TestShop>,
+    /// What the mate gets.
+    pub(super) bonus: Vec<SoldChannel>,
     pub(super) seller: Option<Seller>,
     pub(super) sold: Option<SoldRecord>,
     pub(super) outcome: Option<SellerOutcome>,
@@ -97,6 +99,11 @@ fn test_client(keys: &ClientKeys, n: u8, capacity: Amount) -> TestClient {
 
 impl World {
     pub(super) async fn new() -> Self {
+        Self::with_mate(0).await
+    }
+
+    /// With a mate that signs for no smaller bonus.
+    pub(super) async fn with_mate(least_bonus_sat: u64) -> Self {
         let capacity = Amount::from_sat(200_000);
         let mut params = FactoryParams::profile(Profile::Lite, Network::Regtest);
         // Room for several sales.
@@ -110,8 +117,8 @@ impl World {
         ];
         let signed = TestFactory::of(1, params, clients).unwrap().sign();
         let kit = signed.kit(0);
-        let buyer = Wallet::new(first.1, first.0, &kit).await;
-        let mate = Wallet::new(second.1, second.0, &signed.kit(1)).await;
+        let buyer = Wallet::new(first.1, first.0, &kit, 0).await;
+        let mate = Wallet::new(second.1, second.0, &signed.kit(1), least_bonus_sat).await;
         let factory = signed.factory;
         let shop = Arc::new(TestShop::new(buyer.client.clone()));
         Self {
@@ -120,6 +127,7 @@ impl World {
             buyer,
             mate,
             shop,
+            bonus: Vec::new(),
             seller: None,
             sold: None,
             outcome: None,
@@ -218,7 +226,7 @@ impl World {
                 lsp_channel_key: coordinator().funding_pubkey(LSP_CHANNEL),
                 capacity: quote.capacity,
             },
-            bonus: Vec::new(),
+            bonus: self.bonus.clone(),
         }
     }
 
