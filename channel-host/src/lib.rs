@@ -56,7 +56,7 @@ pub use host::{Host, HostState};
 pub use ids::{is_leaf, lsp_channel_id};
 pub use jit::{
     JitAwaited, JitChannel, JitGates, JitGround, JitOpening, JitOrder, JitPromise, JitRefusal,
-    jit_capacity, opening_fee,
+    Promised, jit_capacity, opening_fee,
 };
 pub use leaf::{KnownSpend, Leaf, LeafId, LeafRefusal, LeafView, Side, SpendKind, Stage};
 pub use leaf_keys::{LeafKeys, is_signed_by, notification_text};

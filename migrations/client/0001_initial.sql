@@ -228,6 +228,24 @@ CREATE TABLE purchases (
     ended_time INTEGER
 ) STRICT;
 
+-- Channels that were ordered and agreed to (LSPS1), from a stock, with the next factory, or from the chain.
+CREATE TABLE orders (
+    order_id TEXT PRIMARY KEY,
+    capacity_sat INTEGER NOT NULL,
+    fee_msat INTEGER NOT NULL,
+    hash BLOB NOT NULL UNIQUE CHECK (length(hash) = 32),
+    invoice TEXT NOT NULL,
+    -- Whether it is to come with the next factory.
+    at_birth INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'from_stock', 'from_birth', 'onchain', 'failed')),
+    -- The channel's funding, as the coordinator says it.
+    funding TEXT,
+    -- What it waits for, or why nothing came of it.
+    note TEXT NOT NULL,
+    created_time INTEGER NOT NULL,
+    ended_time INTEGER
+) STRICT;
+
 -- Sales that were signed, as buyer or as mate, and are not in the exit kit yet (JSON).
 CREATE TABLE pending_sales (
     sale BLOB PRIMARY KEY CHECK (length(sale) = 16),

@@ -278,17 +278,19 @@ CREATE TABLE lsps1_order (
     confirm_within INTEGER NOT NULL,
     expiry_blocks INTEGER NOT NULL,
     announce INTEGER NOT NULL,
+    at_birth INTEGER NOT NULL, -- whether it comes with the next factory
     fee_sat INTEGER NOT NULL, -- the price, promised
     hash BLOB NOT NULL UNIQUE, -- of the payment
     invoice TEXT NOT NULL,
     created_at INTEGER NOT NULL,
     valid_until INTEGER NOT NULL, -- when it must be paid
     state TEXT NOT NULL CHECK (state IN ('ordered', 'held', 'open', 'paid', 'failed')),
-    held_at INTEGER,
+    held_at INTEGER, -- since when the client is waited for
     held_until INTEGER, -- height at which the held payment expires
     opens INTEGER NOT NULL DEFAULT 0,
     opened_at INTEGER, -- the last time
     channel INTEGER, -- of the last try
+    ceremony BLOB, -- in which its client has a place for it
     onchain_sat INTEGER NOT NULL DEFAULT 0, -- what the funding costs; an estimate until it is known
     funding_txid BLOB,
     funding_vout INTEGER,
@@ -320,8 +322,9 @@ CREATE TABLE sale (
     quote TEXT NOT NULL, -- as it was signed
     sign_until INTEGER NOT NULL, -- height
     hash BLOB NOT NULL UNIQUE, -- of the payment
-    invoice TEXT NOT NULL, -- empty where a just-in-time order pays
-    jit INTEGER, -- that order's scid
+    invoice TEXT NOT NULL, -- empty where another order pays
+    jit INTEGER, -- the scid of the just-in-time order, if that is one
+    lsps1 TEXT, -- the id of the order of a channel, if that is one
     state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'sold', 'settled', 'cancelled')),
     held_until INTEGER, -- height at which the held payment expires
     attempts INTEGER NOT NULL DEFAULT 0,
@@ -338,6 +341,7 @@ CREATE INDEX sale_factory ON sale (factory);
 CREATE INDEX sale_client ON sale (client);
 CREATE INDEX sale_state ON sale (state);
 CREATE INDEX sale_jit ON sale (jit);
+CREATE INDEX sale_lsps1 ON sale (lsps1);
 
 -- Where clients want channels for signing with others who buy: the next of each (no sale yet), and those that sales make.
 CREATE TABLE bonus (

@@ -179,7 +179,7 @@ CREATE TABLE lsps1_order (
     created_at INTEGER NOT NULL,
     valid_until INTEGER NOT NULL, -- when it must be paid
     state TEXT NOT NULL CHECK (state IN ('ordered', 'held', 'open', 'paid', 'failed')),
-    held_at INTEGER,
+    held_at INTEGER, -- since when the client is waited for
     held_until INTEGER, -- height at which the held payment expires
     opens INTEGER NOT NULL DEFAULT 0,
     opened_at INTEGER, -- the last time
@@ -284,8 +284,9 @@ CREATE TABLE sale (
     quote TEXT NOT NULL, -- as it was signed
     sign_until INTEGER NOT NULL, -- height
     hash BLOB NOT NULL UNIQUE, -- of the payment
-    invoice TEXT NOT NULL, -- empty where a just-in-time order pays
-    jit INTEGER, -- that order's scid
+    invoice TEXT NOT NULL, -- empty where another order pays
+    jit INTEGER, -- the scid of the just-in-time order, if that is one
+    lsps1 TEXT, -- the id of the order of a channel, if that is one
     state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'sold', 'settled', 'cancelled')),
     held_until INTEGER, -- height at which the held payment expires
     attempts INTEGER NOT NULL DEFAULT 0,
@@ -304,6 +305,8 @@ CREATE INDEX sale_client ON sale (client);
 CREATE INDEX sale_factory ON sale (factory);
 
 CREATE INDEX sale_jit ON sale (jit);
+
+CREATE INDEX sale_lsps1 ON sale (lsps1);
 
 CREATE INDEX sale_state ON sale (state);
 

@@ -11,6 +11,7 @@ use proto::session::ServiceError;
 use crate::config::ConfigError;
 use crate::jit::JitError;
 use crate::lock::LockError;
+use crate::lsps1::OrderError;
 use crate::sales::SaleError;
 use crate::store::StoreError;
 
@@ -54,9 +55,12 @@ pub enum Error {
     /// Nothing was paid, or no invoice made.
     #[error("{0}")]
     PaymentRefused(String),
-    /// No channel is ordered.
+    /// No channel is ordered for a payment.
     #[error(transparent)]
     Jit(#[from] JitError),
+    /// No channel is ordered.
+    #[error(transparent)]
+    Order(#[from] OrderError),
     /// Nothing is bought.
     #[error(transparent)]
     Sale(#[from] SaleError),
@@ -136,6 +140,7 @@ impl Error {
             | Self::Asked(AskError::Refused(_))
             | Self::PaymentRefused(_)
             | Self::Jit(_)
+            | Self::Order(_)
             | Self::Lightning(NodeError::Refused(_) | NodeError::NotNow(_))
             | Self::NothingToLeave { .. }
             | Self::NothingToSweep

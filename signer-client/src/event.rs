@@ -397,6 +397,36 @@ pub enum Event {
         /// Why.
         why: String,
     },
+    /// A channel was ordered (LSPS1), from a stock or from the chain; it is paid from now on.
+    ChannelOrdered {
+        /// The order.
+        order: String,
+        /// What the channel is to hold.
+        capacity_sat: u64,
+        /// What it costs.
+        fee_msat: u64,
+    },
+    /// Its payment is on its way; the coordinator holds it until there is a channel.
+    ChannelOrderPaid {
+        /// The order.
+        order: String,
+    },
+    /// It is paid, and its channel is there.
+    ChannelOrderDone {
+        /// The order.
+        order: String,
+        /// Whether the channel came from the stock of a factory.
+        from_stock: bool,
+        /// Its funding, of the leaf if it is on one.
+        funding: OutPoint,
+    },
+    /// Nothing came of an order; what was paid came back.
+    ChannelOrderFailed {
+        /// The order.
+        order: String,
+        /// Why.
+        why: String,
+    },
     /// A sale from a factory's stock is to be signed, as buyer or as mate.
     SaleOffered {
         /// `sale/attempt`.
@@ -512,6 +542,7 @@ fn log(stamped: &Stamped) {
         | Event::ChainTrouble { .. }
         | Event::LightningDown { .. }
         | Event::PurchaseCancelled { .. }
+        | Event::ChannelOrderFailed { .. }
         | Event::TopUpHeld { .. }
         | Event::ChannelRefused { .. }
         | Event::PaymentRefused { .. } => {

@@ -20,6 +20,7 @@ mod jit;
 pub mod keys;
 mod lightning;
 pub mod lock;
+mod lsps1;
 mod migration;
 #[cfg(feature = "fault-points")]
 mod misbehave;
@@ -40,6 +41,7 @@ pub use jit::{JitError, JitInvoice, JitOptions, JitQuote};
 pub use lightning::{
     ChannelState, ChannelView, Invoice, InvoiceOptions, LightningBalance, SpentView,
 };
+pub use lsps1::{ChannelQuote, OrderError, OrderView};
 pub use sales::{
     CoverageView, LimitChannel, LimitQuote, LimitView, PurchaseView, QuoteRefusal, SaleError,
     StockView, TopUpState, TopUpView, UpgradeOptions,

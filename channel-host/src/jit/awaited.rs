@@ -1,4 +1,5 @@
-//! The client's side: what was promised to us, from the invoice for it to the end of its channel.
+//! The client's side: what was promised to us, from the invoice for it to the end of its channel. A channel that we ordered and pay for (LSPS1) is
+//! awaited like one that is opened just in time for a payment to us.
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint};
@@ -29,6 +30,36 @@ pub struct JitPromise {
     pub valid_until: u64,
 }
 
+/// What was promised to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Promised {
+    /// A channel just in time for a payment to us.
+    Jit(JitPromise),
+    /// A channel that we pay for (LSPS1): of this size, and nothing is kept of what comes over it.
+    Order {
+        /// By whom.
+        lsp: PublicKey,
+        /// What it holds.
+        capacity: Amount,
+    },
+}
+
+impl Promised {
+    /// What may be kept of a payment, once.
+    const fn fee_msat(&self) -> u64 {
+        match self {
+            Self::Jit(promise) => promise.fee_msat,
+            Self::Order { .. } => 0,
+        }
+    }
+
+    /// Whether it is a channel that we pay for.
+    #[must_use]
+    pub const fn is_order(&self) -> bool {
+        matches!(self, Self::Order { .. })
+    }
+}
+
 /// A channel that was opened for an order of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JitChannel {
@@ -45,10 +76,10 @@ pub struct JitChannel {
 /// An order of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JitAwaited {
-    /// The hash of its invoice.
+    /// The hash of its invoice, which we pay if it is a channel that was ordered.
     pub hash: PaymentHash,
     /// What was promised.
-    pub promise: JitPromise,
+    pub promise: Promised,
     /// Its channel, once both sides have signed for it; it may be closed by now.
     pub channel: Option<JitChannel>,
     /// What was kept of its payment, once that is ours.
@@ -59,7 +90,7 @@ pub struct JitAwaited {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Awaited {
     pub hash: [u8; 32],
-    pub promise: JitPromise,
+    pub promise: Promised,
     /// The number of the channel that was accepted for it last, fresh for each try; 0 before the first.
     pub number: u64,
     /// What that channel is to hold.
@@ -73,7 +104,7 @@ pub(crate) struct Awaited {
 }
 
 impl Awaited {
-    pub(crate) const fn new(hash: [u8; 32], promise: JitPromise) -> Self {
+    pub(crate) const fn new(hash: [u8; 32], promise: Promised) -> Self {
         Self {
             hash,
             promise,
@@ -87,17 +118,31 @@ impl Awaited {
 
     /// Whether this peer may open a channel of this size for it now, if the one it may have opened before is gone.
     pub(crate) fn lets_open(&self, peer: &PublicKey, capacity: Amount, now: u64) -> bool {
-        let promise = &self.promise;
-        let arrives = promise.payment_msat.saturating_sub(promise.fee_msat);
-        promise.lsp == *peer
-            && self.taken_msat.is_none()
-            && now <= promise.valid_until.saturating_add(GRACE)
-            && capacity.to_sat().saturating_mul(1000) >= arrives
+        let lets = match &self.promise {
+            Promised::Jit(promise) => {
+                let arrives = promise.payment_msat.saturating_sub(promise.fee_msat);
+                promise.lsp == *peer
+                    && now <= promise.valid_until.saturating_add(GRACE)
+                    && capacity.to_sat().saturating_mul(1000) >= arrives
+            }
+            Promised::Order { lsp, capacity: due } => lsp == peer && *due == capacity,
+        };
+        lets && self.taken_msat.is_none()
     }
 
-    /// Whether nobody paid it, and nobody will.
+    /// Whether something may be kept of what comes over its channel.
+    pub(crate) const fn lets_keep(&self) -> bool {
+        self.taken_msat.is_none() && !self.promise.is_order()
+    }
+
+    /// Whether nobody paid it, and nobody will. What we pay for ourselves is over when we say so.
     pub(crate) const fn is_stale(&self, now: u64) -> bool {
-        self.channel.is_none() && now > self.promise.valid_until.saturating_add(MEMORY)
+        match &self.promise {
+            Promised::Jit(promise) => {
+                self.channel.is_none() && now > promise.valid_until.saturating_add(MEMORY)
+            }
+            Promised::Order { .. } => false,
+        }
     }
 
     pub(crate) fn view(&self) -> JitAwaited {
@@ -116,7 +161,7 @@ impl Awaited {
 /// [`ClaimRefusal::FeeTooHigh`]: it has to be sent back.
 pub(crate) fn may_keep(order: Option<&Awaited>, kept: u64) -> Result<(), ClaimRefusal> {
     let unpaid = order.filter(|order| order.taken_msat.is_none());
-    let promised = unpaid.map_or(0, |order| order.promise.fee_msat);
+    let promised = unpaid.map_or(0, |order| order.promise.fee_msat());
     if kept > promised {
         return Err(ClaimRefusal::FeeTooHigh { kept, promised });
     }
@@ -143,7 +188,7 @@ mod tests {
             fee_msat: 2_000_000,
             valid_until: 1_000,
         };
-        Awaited::new([9; 32], promise)
+        Awaited::new([9; 32], Promised::Jit(promise))
     }
 
     #[test]
@@ -159,6 +204,27 @@ mod tests {
             ..order
         };
         assert!(!paid.lets_open(&peer(1), size, 1_000));
+    }
+
+    #[test]
+    fn a_channel_that_is_paid_for_is_exactly_the_one_that_was_ordered() {
+        let size = Amount::from_sat(98_000);
+        let (lsp, one) = (peer(1), Amount::ONE_SAT);
+        let promise = Promised::Order {
+            lsp,
+            capacity: size,
+        };
+        let order = Awaited::new([9; 32], promise);
+        assert!(order.lets_open(&lsp, size, u64::MAX) && !order.is_stale(u64::MAX));
+        for (who, what) in [(2, size), (1, size - one), (1, size + one)] {
+            assert!(!order.lets_open(&peer(who), what, 0), "{who} {what}");
+        }
+        assert!(!order.lets_keep() && may_keep(Some(&order), 1).is_err());
+        let over = Awaited {
+            taken_msat: Some(0),
+            ..order
+        };
+        assert!(!over.lets_open(&lsp, size, 0));
     }
 
     #[test]

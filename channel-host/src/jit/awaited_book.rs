@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bitcoin::Amount;
 use bitcoin::secp256k1::PublicKey;
 
-use super::{Awaited, JitPromise};
+use super::{Awaited, Promised};
 use crate::error::NodeError;
 use crate::event::PaymentHash;
 use crate::store::{Change, EntryKey, Store};
@@ -66,12 +66,7 @@ impl AwaitedBook {
     }
 
     /// Adds an order; those that nobody paid in time are forgotten with it.
-    pub(crate) fn add(
-        &self,
-        hash: [u8; 32],
-        promise: JitPromise,
-        now: u64,
-    ) -> Result<(), NodeError> {
+    pub(crate) fn add(&self, hash: [u8; 32], promise: Promised, now: u64) -> Result<(), NodeError> {
         let mut orders = self.lock();
         let stale = orders.values().filter(|record| record.is_stale(now));
         let stale: Vec<[u8; 32]> = stale.map(|record| record.hash).collect();
@@ -87,24 +82,43 @@ impl AwaitedBook {
     }
 
     /// Takes the order that a peer may open such a channel for, and notes the channel's number with it; `live`: the numbers of channels that are there.
+    /// What was ordered in this size comes first.
     pub(crate) fn take_open(
         &self,
         (peer, capacity, now): (&PublicKey, Amount, u64),
         live: &[u128],
         number: u64,
-    ) -> Result<bool, NodeError> {
+    ) -> Result<Option<Awaited>, NodeError> {
         let mut orders = self.lock();
-        let mut due = orders.values().filter(|record| {
+        let due = orders.values().filter(|record| {
             !live.contains(&record.number.into()) && record.lets_open(peer, capacity, now)
         });
-        let Some(mut record) = due.next().cloned() else {
-            return Ok(false);
+        let due = due.max_by_key(|record| record.promise.is_order());
+        let Some(mut record) = due.cloned() else {
+            return Ok(None);
         };
         record.number = number;
         record.capacity_sat = capacity.to_sat();
         self.store.write(vec![put(&record)?])?;
-        orders.insert(record.hash, record);
-        Ok(true)
+        orders.insert(record.hash, record.clone());
+        Ok(Some(record))
+    }
+
+    /// What was ordered gives no right to a channel any more; one that it has got stays known.
+    pub(crate) fn over(&self, hash: &[u8; 32]) -> Result<(), NodeError> {
+        let has_channel = |order: &Awaited| order.channel.is_some();
+        match self.get(hash) {
+            Some(order) if has_channel(&order) => self.update(hash, |order| {
+                order.taken_msat.get_or_insert(0);
+            }),
+            Some(_) => {
+                let mut orders = self.lock();
+                self.store.write(vec![Change::Remove(key(hash))])?;
+                orders.remove(hash);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn get(&self, hash: &[u8; 32]) -> Option<Awaited> {

@@ -10,7 +10,7 @@ mod book;
 mod order;
 mod shares;
 
-pub use awaited::{JitAwaited, JitChannel, JitPromise};
+pub use awaited::{JitAwaited, JitChannel, JitPromise, Promised};
 pub use order::{JitGates, JitGround, JitOpening, JitOrder, JitRefusal, jit_capacity, opening_fee};
 
 pub(crate) use awaited::{Awaited, may_keep};

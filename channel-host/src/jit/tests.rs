@@ -25,6 +25,16 @@ fn order() -> JitOrder {
     }
 }
 
+fn htlc(inbound_msat: u64, outbound_msat: u64) -> Intercepted {
+    Intercepted {
+        hash: PaymentHash([5; 32]),
+        scid: 1,
+        inbound_msat,
+        outbound_msat,
+        outgoing_expiry: 900,
+    }
+}
+
 #[test]
 fn the_fee_is_the_specifications() {
     // Rounded up, and never less than the least.
@@ -105,13 +115,6 @@ fn a_part_is_counted_once() {
 
 #[test]
 fn what_can_never_be_served_is_sent_back_at_once() {
-    let htlc = |inbound_msat, outbound_msat| Intercepted {
-        hash: PaymentHash([5; 32]),
-        scid: 1,
-        inbound_msat,
-        outbound_msat,
-        outgoing_expiry: 900,
-    };
     let good = htlc(50_000_000, 50_000_000);
     let mut record = Record::new(1, order());
     assert_eq!(record.refusal(&good, true, 1_000), None, "a part");
@@ -177,13 +180,7 @@ fn what_was_sent_out_is_owed_whatever_becomes_of_the_channel() {
 
 #[test]
 fn a_channel_that_nobody_pays_for_is_not_held_open() {
-    let htlc = Intercepted {
-        hash: PaymentHash([5; 32]),
-        scid: 1,
-        inbound_msat: 50_000_000,
-        outbound_msat: 50_000_000,
-        outgoing_expiry: 900,
-    };
+    let htlc = htlc(50_000_000, 50_000_000);
     let mut record = Record::new(1, order());
     for stage in [Stage::Opening, Stage::Open] {
         record.stage = stage;
@@ -203,13 +200,7 @@ fn a_channel_that_nobody_pays_for_is_not_held_open() {
 
 #[test]
 fn a_leafs_channel_waits_for_its_payment() {
-    let htlc = Intercepted {
-        hash: PaymentHash([5; 32]),
-        scid: 1,
-        inbound_msat: 50_000_000,
-        outbound_msat: 50_000_000,
-        outgoing_expiry: 900,
-    };
+    let htlc = htlc(50_000_000, 50_000_000);
     let trusting = JitOrder {
         client_trusts_lsp: true,
         ..order()

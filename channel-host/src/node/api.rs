@@ -72,6 +72,28 @@ impl Node {
         self.core.jit_on_leaf(hash, leaf)
     }
 
+    /// The client's side: a channel of this size is accepted from this peer, as we are about to pay the invoice with this hash for it. Stored when this
+    /// returns; the same again changes nothing.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn await_order(
+        &self,
+        hash: PaymentHash,
+        lsp: PublicKey,
+        capacity: Amount,
+    ) -> Result<(), NodeError> {
+        self.core.await_order(hash, lsp, capacity)
+    }
+
+    /// The client's side: what was ordered so has come, or never will; no other channel is accepted for it.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn order_over(&self, hash: PaymentHash) -> Result<(), NodeError> {
+        self.core.order_over(hash)
+    }
+
     /// Whether enough of a payment waits here for the channel of the order with this number.
     pub fn jit_waits(&self, scid: u64) -> bool {
         self.core.jit_waits(scid)

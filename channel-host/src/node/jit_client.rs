@@ -1,4 +1,5 @@
-//! The client's side of channels just in time: invoices for them, the channels, and that no more is kept of a payment than was promised.
+//! The client's side of channels just in time, and of those it ordered: invoices for them, the channels, and that no more is kept of a payment than
+//! was promised.
 
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint};
@@ -14,7 +15,7 @@ use crate::clock::since_epoch;
 use crate::config::ldk_jit_update;
 use crate::error::NodeError;
 use crate::event::{Msat, PaymentHash};
-use crate::jit::{JitAwaited, JitChannel, JitPromise, may_keep};
+use crate::jit::{JitAwaited, JitChannel, JitPromise, Promised, may_keep};
 use crate::pay::{ClaimRefusal, InterceptHint, InvoiceRequest, Way};
 
 fn unix_time() -> u64 {
@@ -54,9 +55,29 @@ impl Core {
             proportional_millionths: 0,
         });
         let invoice = self.invoice_over(&request, (None, WAIT), &[way])?;
+        let promise = Promised::Jit(promise);
         self.awaited
             .add(invoice.payment_hash().0, promise, unix_time())?;
         Ok(invoice)
+    }
+
+    /// We are about to pay for a channel, which is accepted from now on. The same again changes nothing.
+    pub(super) fn await_order(
+        &self,
+        hash: PaymentHash,
+        lsp: PublicKey,
+        capacity: Amount,
+    ) -> Result<(), NodeError> {
+        if self.awaited.get(&hash.0).is_some() {
+            return Ok(());
+        }
+        let promise = Promised::Order { lsp, capacity };
+        self.awaited.add(hash.0, promise, unix_time())
+    }
+
+    /// What was ordered has come, or never will.
+    pub(super) fn order_over(&self, hash: PaymentHash) -> Result<(), NodeError> {
+        self.awaited.over(&hash.0)
     }
 
     /// A peer opens a channel: accepted, and used before it confirms, if it promised us one; `false` if it did not.
@@ -70,19 +91,23 @@ impl Core {
         // Stored first: a channel is found again by its number. Never 0, which is nobody's.
         let number = rand::random::<u64>().max(1);
         let wanted = (&peer, capacity, unix_time());
-        if !self.awaited.take_open(wanted, &live, number)? {
+        let Some(order) = self.awaited.take_open(wanted, &live, number)? else {
             return Ok(false);
-        }
+        };
+        let overrides = match order.lets_keep() {
+            true => self.config.ldk_jit_overrides(),
+            false => self.config.ldk_leaf_overrides(),
+        };
         let accepted = self.manager.accept_inbound_channel_from_trusted_peer(
             &channel,
             &peer,
             number.into(),
             TrustedChannelFeatures::ZeroConf,
-            Some(self.config.ldk_jit_overrides()),
+            Some(overrides),
         );
         if let Err(error) = accepted {
             // The peer has gone; it may try again.
-            tracing::info!(?error, "a just-in-time channel is not accepted");
+            tracing::info!(?error, "an awaited channel is not accepted");
         }
         Ok(true)
     }
@@ -90,7 +115,7 @@ impl Core {
     /// Whether the peer may keep something of what comes over this channel.
     pub(super) fn jit_may_keep(&self, user_channel_id: u128) -> bool {
         let order = self.awaited.by_channel(user_channel_id);
-        order.is_some_and(|order| order.taken_msat.is_none())
+        order.is_some_and(|order| order.lets_keep())
     }
 
     /// What was promised for the invoice with this hash may come to stand on this leaf, by our channel id of it.

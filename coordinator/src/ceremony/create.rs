@@ -13,7 +13,7 @@ use super::{Mail, driver, gather};
 use crate::context::{ChainState, Context};
 use crate::keys::random;
 use crate::store::ceremonies::{self, CeremonyState, Wish};
-use crate::store::{Store, StoreError, ladder};
+use crate::store::{Store, StoreError, ladder, lsps1};
 use crate::{fault, funding};
 
 /// Why a ceremony is not begun, or not given up.
@@ -125,17 +125,26 @@ pub async fn create(
     wish: Wish,
     shutdown: watch::Receiver<bool>,
 ) -> Result<CeremonyId, CreateError> {
-    create_for(ctx, wish, &[], shutdown).await
+    create_for(ctx, wish, Called::default(), shutdown).await
 }
 
-/// Begins the ceremony of a rung; these members of dying factories have had this invitation then, and only then.
+/// What is noted of a rung's birth together with it, and not without it.
+#[derive(Clone, Debug, Default)]
+pub struct Called {
+    /// Members of dying factories, and which invitation this is to them.
+    pub leaving: Vec<(ClientId, FactoryId, u8)>,
+    /// Orders (LSPS1) for which there is a place.
+    pub orders: Vec<String>,
+}
+
+/// Begins the ceremony of a rung.
 ///
 /// # Errors
 /// [`CreateError`]; then nothing was begun.
 pub async fn create_for(
     ctx: &Arc<Context>,
     wish: Wish,
-    leaving: &[(ClientId, FactoryId, u8)],
+    called: Called,
     shutdown: watch::Receiver<bool>,
 ) -> Result<CeremonyId, CreateError> {
     check(ctx, &wish).await?;
@@ -144,10 +153,11 @@ pub async fn create_for(
     ctx.store
         .write(async |tx| {
             ceremonies::insert(tx, id, height, &wish).await?;
-            match wish.rung {
-                Some(rung) => ladder::invited(tx, rung, leaving).await,
-                None => Ok(()),
-            }
+            let Some(rung) = wish.rung else {
+                return Ok(());
+            };
+            ladder::invited(tx, rung, &called.leaving).await?;
+            lsps1::seated(tx, &called.orders, id).await
         })
         .await?;
     fault::point("ladder_invited");

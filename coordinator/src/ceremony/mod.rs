@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::context::Context;
 use crate::store::{self, ceremonies::Wish};
 
-pub use create::{CreateError, cancel, create, create_for, resume_all};
+pub use create::{Called, CreateError, cancel, create, create_for, resume_all};
 
 /// Messages that may wait for one ceremony; whoever sends more waits.
 const MAILBOX: usize = 4096;

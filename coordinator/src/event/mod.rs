@@ -314,6 +314,13 @@ pub enum Event {
         amount_msat: u64,
         held_until: u32,
     },
+    /// Its channel is being sold from a stock.
+    Lsps1FromStock {
+        order: String,
+        factory: FactoryId,
+        sale: SaleId,
+        capacity_sat: u64,
+    },
     /// Its channel is being opened.
     Lsps1Opening { order: String, channel: String },
     /// Its channel stands, and the funding is out.

@@ -12,16 +12,18 @@ use factory_tree::ladder::{
 };
 use factory_tree::params::FactoryParams;
 use factory_tree::shape::Shape;
+use factory_tree::tx::checked_sum;
 use factory_tree::units::{Blocks, Height};
 use tokio::sync::watch;
 
 use super::LadderError;
 use super::view::Seen;
-use crate::ceremony;
+use crate::ceremony::{self, Called};
 use crate::context::Context;
 use crate::event::Event;
 use crate::store::ceremonies::{self, Wish};
 use crate::store::clients::{self, ClientRow};
+use crate::store::lsps1::{self, Order};
 use crate::webhooks::Why;
 
 /// A level of a path and the child that pays for it, on the large side.
@@ -48,14 +50,22 @@ pub(super) struct Plan {
     /// What may be locked in it.
     pub(super) available: Amount,
     leaving: Vec<Leaving>,
+    /// Orders that are paid for and wait for a factory.
+    orders: Vec<Order>,
     params: FactoryParams,
 }
 
 impl Plan {
-    /// Clients that must leave, and are away.
+    /// Clients that must leave, or have paid for a place, and are away.
     pub(super) fn away(&self, ctx: &Context) -> impl Iterator<Item = ClientId> {
-        let away = self.leaving.iter().filter(|one| !is_there(ctx, one));
-        away.map(|one| one.client)
+        let leaving = self.leaving.iter().map(|one| one.client);
+        let all = leaving.chain(self.orders.iter().map(|order| order.client));
+        all.filter(|client| !ctx.sessions.is_connected(client))
+    }
+
+    /// Whether a birth is due for somebody.
+    fn is_called(&self) -> bool {
+        !self.leaving.is_empty() || !self.orders.is_empty()
     }
 }
 
@@ -123,7 +133,7 @@ async fn begin(
         // Somebody waits, or must leave: the operator should know why nothing comes of it.
         let waits = !matches!(problem, ChooseError::TooFew { found: 0, .. });
         let problem = problem.to_string();
-        if (waits || !plan.leaving.is_empty()) && ctx.ladder.is_news(format!("{rung} {problem}")) {
+        if (waits || plan.is_called()) && ctx.ladder.is_news(format!("{rung} {problem}")) {
             ctx.events.emit(Event::LadderWaiting { rung, problem });
         }
         return Ok(false);
@@ -139,12 +149,19 @@ async fn begin(
         .collect();
     // Who is away has missed this one, too; for whom there was no seat, has not.
     let has_seat = |client| plan.preview.seats.iter().any(|seat| seat.client == client);
-    let tries: Vec<_> = plan
-        .leaving
-        .iter()
-        .filter(|leaving| has_seat(leaving.client) || !is_there(ctx, leaving))
-        .map(|leaving| (leaving.client, leaving.from, leaving.attempt))
-        .collect();
+    let is_there = |client| ctx.sessions.is_connected(client);
+    let leaving = plan.leaving.iter();
+    let leaving = leaving.filter(|one| has_seat(one.client) || !is_there(&one.client));
+    let orders = plan.orders.iter();
+    let called = Called {
+        leaving: leaving
+            .map(|one| (one.client, one.from, one.attempt))
+            .collect(),
+        orders: orders
+            .filter(|order| has_seat(order.client))
+            .map(|order| order.id.clone())
+            .collect(),
+    };
     let count = u32::try_from(invited.len()).unwrap_or(u32::MAX);
     let wish = Wish {
         params: plan.params,
@@ -155,17 +172,13 @@ async fn begin(
         rung: Some(rung),
         invited: Some(invited),
     };
-    let id = ceremony::create_for(ctx, wish, &tries, shutdown.clone()).await?;
+    let id = ceremony::create_for(ctx, wish, called, shutdown.clone()).await?;
     ctx.events.emit(Event::LadderBirth {
         rung,
         ceremony: id,
         invited: count,
     });
     Ok(true)
-}
-
-fn is_there(ctx: &Context, leaving: &Leaving) -> bool {
-    ctx.sessions.is_connected(&leaving.client)
 }
 
 /// Who would be invited now: of the clients that must leave and those who asked, those that are connected and in no other ceremony.
@@ -214,13 +227,33 @@ pub(super) async fn plan(
         ));
     }
     let policy = &ctx.config.policy;
+    let most = Amount::from_sat(policy.capacity_max_sat);
+    let orders = ctx
+        .store
+        .read(async |tx| lsps1::for_birth(tx).await)
+        .await?;
+    let mut orders: Vec<Order> = orders.into_iter().map(|row| row.order).collect();
+    // All of what is bought comes on top; what would be more than is sold to anybody waits for the next birth.
+    orders.retain(|order| {
+        let bought = Amount::from_sat(order.lsp_balance_sat);
+        let has = candidates.iter().filter(|one| one.client == order.client);
+        let has = has.filter_map(|one| one.wanted);
+        let sum = checked_sum(has.chain([bought]));
+        let fits = sum.is_some_and(|sum| sum <= most);
+        if fits && free(&order.client) {
+            let account = accounts.get(&order.client);
+            let one = (order.client, Kind::StockBuyer);
+            candidates.push(candidate(ctx, one, Some(bought), account, height));
+        }
+        fits
+    });
     candidates.extend(outside(ctx, &candidates, &accounts, height));
     let available = spendable(ctx, seen, height).await?;
     let choosing = ChooseParams {
         min_clients: ctx.config.ceremony.min_clients,
         min_capacity: Amount::from_sat(policy.capacity_min_sat),
         default_capacity: Amount::from_sat(policy.capacity_default_sat),
-        max_capacity: Amount::from_sat(policy.capacity_max_sat),
+        max_capacity: most,
         skip_above: thousandths(policy.score_skip_above),
         capital: Some(available),
         ..ChooseParams::new(params.clone(), Height(height))
@@ -229,6 +262,7 @@ pub(super) async fn plan(
         preview: choose(&choosing, &candidates, ctx.config.ceremony.max_clients),
         available,
         leaving,
+        orders,
         params,
     })
 }

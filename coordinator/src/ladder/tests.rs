@@ -388,3 +388,71 @@ async fn a_notice_is_sent_once_and_waits_for_who_is_away() {
     world.follow().await;
     assert_eq!(notices(&world).await, [proto::v1::NoticeLevel::LastDay]);
 }
+
+#[tokio::test]
+async fn a_place_that_was_paid_for_is_in_the_next_birth_on_top_of_what_there_was() {
+    use crate::store::ceremonies;
+    use crate::store::lsps1::{self, Order};
+    let (mut world, _tree) = dying().await;
+    let all = clients();
+    let _there = all
+        .iter()
+        .map(|client| comes(&world, client))
+        .collect::<Vec<_>>();
+    // One of them must leave, too; the other is new.
+    let stranger = TestClient::new(77, 0, bitcoin::Amount::from_sat(200_000));
+    let order = |number: u8, client| Order {
+        id: format!("order {number}"),
+        client,
+        lsp_balance_sat: 300_000,
+        confirmations: 0,
+        confirm_within: 400,
+        expiry_blocks: 1_000,
+        announce: false,
+        at_birth: true,
+        fee_sat: 500,
+        hash: channel_host::PaymentHash([number; 32]),
+        invoice: format!("invoice {number}"),
+        created_at: 0,
+        valid_until: u64::MAX / 4,
+    };
+    let orders = [order(1, all[0].id()), order(2, stranger.id())];
+    let write = world.ctx.store.write(async |tx| {
+        for order in &orders {
+            lsps1::insert(tx, order, 0).await?;
+            lsps1::held(tx, &order.id, 100_000, 1).await?;
+        }
+        Ok(())
+    });
+    write.await.unwrap();
+    look(&world).await;
+    assert!(
+        births(&world.happened()).is_empty(),
+        "one has paid and is away"
+    );
+    let _stranger = comes(&world, &stranger);
+    look(&world).await;
+    assert_eq!(births(&world.happened()), [5]);
+    let read = world.ctx.store.read(async |tx| {
+        let open = ceremonies::open(tx).await?;
+        let mut seated = Vec::new();
+        for order in &orders {
+            seated.push(
+                lsps1::get(tx, &order.id)
+                    .await?
+                    .and_then(|row| row.ceremony),
+            );
+        }
+        Ok((open, seated, lsps1::for_birth(tx).await?))
+    });
+    let (open, seated, left) = read.await.unwrap();
+    assert_eq!(seated, [Some(open[0].id); 2]);
+    assert_eq!(left, []);
+    let invited = open[0].wish.invited.clone().unwrap();
+    let capacity = |client: factory_tree::ids::ClientId| {
+        let seat = invited.iter().find(|seat| seat.client == client);
+        seat.unwrap().capacity.to_sat()
+    };
+    assert_eq!(capacity(all[0].id()), 200_000 + 300_000);
+    assert_eq!(capacity(stranger.id()), 300_000);
+}

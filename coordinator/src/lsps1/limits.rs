@@ -17,6 +17,14 @@ pub(super) async fn means(ctx: &Context, confirm_within: u16) -> Means {
     Means::now(ctx, confirm_within.clamp(1, SLOWEST)).await
 }
 
+/// The same for a channel that takes no funding of its own.
+pub(super) async fn without_funding(ctx: &Context) -> Means {
+    Means {
+        fee: Amount::ZERO,
+        ..Means::now(ctx, SLOWEST).await
+    }
+}
+
 /// Why no channel is opened now, if so; what was set aside for this order before is its own.
 async fn closed(
     ctx: &Context,
@@ -39,7 +47,11 @@ pub(super) async fn obstacle(
     now: u64,
 ) -> Result<Option<String>> {
     let read = ctx.store.read(async |tx| {
-        let closed = closed(ctx, tx, None, (means.fee, now)).await?;
+        let closed = match means.fee {
+            // Neither the hour's channels nor the day's fees.
+            Amount::ZERO => None,
+            fee => closed(ctx, tx, None, (fee, now)).await?,
+        };
         Ok((closed, rows::owed_sat(tx).await?))
     });
     let (closed, owed_sat) = read.await?;

@@ -1,10 +1,11 @@
 //! Channels ordered in advance (LSPS1, bLIP-51): an order has a price that is promised, its payment is held until the channel's funding is out, and
-//! goes back if nothing comes of it.
+//! goes back if nothing comes of it. What its client has ordered from a stock for it (`sales::others`) is tried first.
 //!
 //! One record per order, in our database, and one step (`step`) that looks at it, at the time, and at what the node says of its channel, and does
 //! what is due. It may be taken at any time, and again after a crash. The node withholds the funding until it is told to let it out: that is stored
 //! there, and the point of no return. Nothing costs us anything before a payment is held.
 
+mod birth;
 mod config;
 mod limits;
 mod params;
@@ -40,6 +41,8 @@ pub use step::{channel, held, received, run};
 const NOT_FOUND: i32 = 101;
 /// A block takes ten minutes on average: by this, so many are over in almost every case, and the client's channel lives longer rather than shorter.
 const SECONDS_PER_BLOCK: u64 = 660;
+/// Seconds that a block takes on average.
+const AVERAGE_BLOCK: u64 = 600;
 
 /// Orders under way.
 #[derive(Debug)]
@@ -48,6 +51,14 @@ pub struct Lsps1 {
     stepping: Mutex<()>,
     /// Counts what may ask for a look at all orders.
     work: watch::Sender<u64>,
+}
+
+impl Lsps1 {
+    /// Something changed that an order may wait for.
+    pub(crate) fn look_again(&self) {
+        self.work
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
 }
 
 impl Default for Lsps1 {
@@ -89,7 +100,12 @@ pub async fn create_order(
     let config = &ctx.config.lsps1;
     let asked = params::read(&params, config, ctx.config.network)?;
     let now = now();
-    let means = limits::means(ctx, asked.confirm_within).await;
+    // What can come with the next factory does: it takes no funding of its own.
+    let at_birth = birth::hold_blocks(ctx, client, &asked).await?;
+    let means = match at_birth {
+        Some(_) => limits::without_funding(ctx).await,
+        None => limits::means(ctx, asked.confirm_within).await,
+    };
     if let Some(why) = limits::obstacle(ctx, &asked, means, now).await? {
         return Err(rejected(why));
     }
@@ -106,7 +122,7 @@ pub async fn create_order(
     };
     let invoice = ctx
         .lightning
-        .hold_invoice(request, hash, config.hold_blocks);
+        .hold_invoice(request, hash, at_birth.unwrap_or(config.hold_blocks));
     let invoice = invoice.await.map_err(|error| {
         tracing::warn!(%error, "an order has no invoice");
         rejected("no invoice can be written now; try later")
@@ -119,6 +135,7 @@ pub async fn create_order(
         confirm_within: asked.confirm_within,
         expiry_blocks: asked.expiry_blocks,
         announce: asked.announce,
+        at_birth: at_birth.is_some(),
         fee_sat,
         hash,
         invoice,
@@ -232,6 +249,17 @@ fn answer(row: &OrderRow) -> Value {
             "expires_at": datetime(expires_at(order, funded_at)),
         })),
     })
+}
+
+/// Blocks that are enough for the time an order's channel is kept open, whenever they come on average.
+#[must_use]
+pub fn lasts(order: &Order) -> u32 {
+    on_average(order.expiry_blocks)
+}
+
+fn on_average(promised: u32) -> u32 {
+    let seconds = u64::from(promised).saturating_mul(SECONDS_PER_BLOCK);
+    u32::try_from(seconds.div_ceil(AVERAGE_BLOCK)).unwrap_or(u32::MAX)
 }
 
 /// Until when a channel is promised to stay open, if it is.

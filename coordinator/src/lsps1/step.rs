@@ -8,13 +8,14 @@ use bitcoin::{Amount, OutPoint};
 use channel_host::{BoughtChannel, BoughtView, PaymentHash};
 use tokio::sync::watch;
 
+use super::birth::{self, Place};
 use super::limits::{self, Obstacle};
 use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
 use crate::keys::random;
-use crate::sales::MARGIN;
+use crate::sales::{self, MARGIN};
 use crate::store::Result;
 use crate::store::lsps1::{self as rows, OrderRow, State};
 use crate::webhooks::Why;
@@ -114,9 +115,7 @@ pub async fn held(ctx: &Context, hash: PaymentHash, amount_msat: u64, until: u32
     }
     step(ctx, id).await?;
     // What comes next is looked at soon.
-    ctx.lsps1
-        .work
-        .send_modify(|count| *count = count.wrapping_add(1));
+    ctx.lsps1.look_again();
     Ok(true)
 }
 
@@ -197,8 +196,15 @@ fn client(row: &OrderRow) -> Option<PublicKey> {
     PublicKey::from_slice(&row.order.client.0).ok()
 }
 
-/// Its payment is held: opens the channel, and lets its funding out when it stands.
+/// Its payment is held: waits for the channel from a stock, or opens one, and lets its funding out when it stands.
 async fn deliver(ctx: &Context, row: &OrderRow) -> Result<()> {
+    // What is due then, the sale does; once it is cancelled nothing comes from a stock any more.
+    if sales::brings(ctx, row).await? {
+        return Ok(());
+    }
+    if row.order.at_birth {
+        return wait_for_birth(ctx, row).await;
+    }
     // Without a node nothing can be said; a channel that is not there now may be after its start.
     let Some(views) = ctx.lightning.bought() else {
         return Ok(());
@@ -216,6 +222,37 @@ async fn deliver(ctx: &Context, row: &OrderRow) -> Result<()> {
             None => note(ctx, row, "the client has not accepted its channel").await,
         },
     }
+}
+
+/// Its payment is held: takes it when the client's channel in the new factory stands, and sends it back if there is none in time.
+async fn wait_for_birth(ctx: &Context, row: &OrderRow) -> Result<()> {
+    let (text, place) = match birth::place(ctx, row).await? {
+        Place::Usable(outpoint) => {
+            let (id, now) = (&row.order.id, now());
+            let is_new = ctx
+                .store
+                .write(async |tx| rows::funded(tx, id, outpoint, None, now).await)
+                .await?;
+            fault::point("lsps1_born");
+            if is_new {
+                ctx.events.emit(Event::Lsps1Funded {
+                    order: id.clone(),
+                    funding: outpoint,
+                    onchain_sat: 0,
+                });
+            }
+            return take(ctx, row).await;
+        }
+        Place::Born => ("its factory is not usable yet", true),
+        Place::None => ("it waits for the next factory", false),
+    };
+    if ctx.height() >= release_at(ctx, row) {
+        if place {
+            tracing::warn!(order = %row.order.id, "a place in a factory that nobody has paid for");
+        }
+        return fail(ctx, row, "no factory with its channel was usable in time").await;
+    }
+    note(ctx, row, text).await
 }
 
 /// Why it waits no longer, if so.
@@ -297,7 +334,7 @@ async fn release(ctx: &Context, row: &OrderRow, view: BoughtView, funding: OutPo
     take(ctx, row).await
 }
 
-/// The funding is out: takes the payment. That it was taken is told by the node, and stored then.
+/// The funding is out, or the channel stands on a leaf: takes the payment. That it was taken is told by the node, and stored then.
 async fn take(ctx: &Context, row: &OrderRow) -> Result<()> {
     let preimage = ctx.keys.lsps1_preimage(&row.order.id);
     let Err(error) = ctx.lightning.claim(preimage).await else {

@@ -1,3 +1,5 @@
+mod birth;
+
 use std::sync::Arc;
 
 use bitcoin::hashes::Hash;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bitcoin::OutPoint;
 use bitcoin::secp256k1::PublicKey;
 use channel_host::Leaf;
 use factory_tree::sale::order::PurchaseState;
@@ -127,22 +128,34 @@ impl Driver {
             }
         }
         if !is_held {
-            let note = match self.row.order.jit {
+            let note = match self.row.order.paid_by.jit() {
                 Some(_) => "paid for by a just-in-time order",
                 None => "its payment had been sent back before the channel stood",
             };
-            loop {
-                match payment::settle(&self.ctx, &self.row, 0, note).await {
-                    Ok(()) => return Ok(None),
-                    Err(error) => self.pause(error).await?,
-                }
-            }
+            return self.settle(note).await;
         }
         self.take(due).await
     }
 
+    /// Nothing is taken for this sale itself.
+    async fn settle(&mut self, note: &str) -> Result<Option<Duration>, Stop> {
+        let leaf = self.leaves()?.into_iter().next();
+        let (leaf, _) = leaf.ok_or_else(|| self.damaged(&NO_CHANNEL))?;
+        let outpoint = OutPoint::new(leaf.transaction.compute_txid(), leaf.vout);
+        loop {
+            match payment::settle(&self.ctx, &self.row, (0, note), Some(outpoint)).await {
+                Ok(()) => return Ok(None),
+                Err(error) => self.pause(error).await?,
+            }
+        }
+    }
+
     /// Takes the payment. What cannot be taken when it is due never can.
     async fn take(&mut self, due: bool) -> Result<Option<Duration>, Stop> {
+        // Its own order takes that, which has its channel now.
+        if self.row.order.paid_by.lsps1().is_some() {
+            return self.settle("paid for by the order of a channel").await;
+        }
         if self.claimed.is_some_and(|at| at.elapsed() < CALM_PAUSE) {
             return Ok(Some(CALM_PAUSE));
         }

@@ -187,7 +187,7 @@ impl Driver {
 
     /// Attempts until one is complete; or the payment goes back.
     async fn sell(&mut self) -> Result<Seller, Stop> {
-        let patience = Duration::from_secs(match self.row.order.jit {
+        let patience = Duration::from_secs(match self.row.order.paid_by.jit() {
             // A payer waits.
             Some(_) => self.ctx.config.jit.stock_patience(),
             None => self.ctx.config.sales.wake_seconds,
@@ -201,7 +201,8 @@ impl Driver {
             match self.attempt().await? {
                 Attempted::Sold(machine) => return Ok(*machine),
                 Attempted::Failed { again, reason }
-                    if !again || (self.row.order.jit.is_some() && Instant::now() >= until) =>
+                    if !again
+                        || (self.row.order.paid_by.jit().is_some() && Instant::now() >= until) =>
                 {
                     return Err(self.give_up(&reason).await?);
                 }
@@ -229,7 +230,7 @@ impl Driver {
             let mut away = away.filter(|client| !self.ctx.sessions.is_connected(client));
             let first = away.next();
             // After a start Lightning tells of it anew.
-            let is_paid = !self.row.order.jit.is_some_and(|_| self.is_due(0));
+            let is_paid = !self.row.order.paid_by.jit().is_some_and(|_| self.is_due(0));
             if first.is_none() && is_paid {
                 return Ok(Ok(()));
             }
@@ -297,14 +298,14 @@ impl Driver {
         if leaves.any(|leaf| channel::is_over(&self.ctx, LeafId(leaf.0))) {
             return Ok(Some(channel::OVER.to_owned()));
         }
-        let due = self.row.order.jit.is_none() && self.is_due(height);
+        let due = self.row.order.paid_by.jit().is_none() && self.is_due(height);
         Ok(due.then(|| TOO_LONG.to_owned()))
     }
 
     /// Whether the payment has to go back now; that of a just-in-time order, whether it has.
     pub(super) fn is_due(&self, height: u32) -> bool {
-        if let Some(scid) = self.row.order.jit {
-            return !self.ctx.lightning.jit_waits(scid);
+        if let Some(scid) = self.row.order.paid_by.jit() {
+            return !self.ctx.lightning.jit_waits(scid.0);
         }
         let until = self.row.held_until.unwrap_or(0);
         height >= payment::release_at(&self.ctx, until, &self.known)
@@ -339,7 +340,7 @@ impl Driver {
     /// How long each answer may take: with a payer who waits, all of them no longer than what is left of its patience.
     fn step_seconds(&self) -> u32 {
         let usual = self.ctx.config.sales.step_seconds;
-        match self.row.order.jit {
+        match self.row.order.paid_by.jit() {
             Some(_) => usual
                 .min(u32::try_from(self.ctx.config.jit.stock_patience() / 2).unwrap_or(usual))
                 .max(1),
@@ -557,8 +558,9 @@ impl Driver {
                 Err(error) => self.pause(error).await?,
             }
         }
-        // Another channel is found for a just-in-time order.
-        if self.row.order.jit.is_none() {
+        fault::point("sale_cancelled");
+        // Another channel is found for another order.
+        if self.row.order.paid_by.is_invoice() {
             self.ctx.lightning.send_back(self.row.order.hash);
         }
         Ok(Stop::Over)

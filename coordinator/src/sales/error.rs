@@ -87,6 +87,20 @@ pub enum NoSale {
     /// Not one of this client's that waits for its payment.
     #[error("you have no such just-in-time order for a payment that is still to come")]
     NoJitOrder,
+    /// Not one of this client's that waits for its payment.
+    #[error("you have no such order of a channel (LSPS1) that is still to be paid")]
+    NoLsps1Order,
+    /// Nobody may know of a factory's channels.
+    #[error("a channel from a stock is never announced; order one that is not")]
+    Announced,
+    /// The factory is over sooner.
+    #[error(
+        "the factory is over at height {ends}, before the channel may end; order it for fewer blocks"
+    )]
+    Ends {
+        /// Its timeout.
+        ends: u32,
+    },
     /// An earlier one was not paid.
     #[error(
         "the payment of an earlier just-in-time order has not come over the channel that was opened for it; take that first"
@@ -121,6 +135,9 @@ impl NoSale {
             Self::Taken => "taken",
             Self::Unknown => "unknown",
             Self::NoJitOrder => "no_jit_order",
+            Self::NoLsps1Order => "no_lsps1_order",
+            Self::Announced => "announced",
+            Self::Ends { .. } => "ends",
             Self::JitUnpaid => "jit_unpaid",
             Self::Unfit(_) => "unfit",
         }

@@ -10,7 +10,7 @@ use factory_tree::sale::{Sale, SoldChannel};
 use serde_json::{Map, Value};
 
 use super::error::{NoSale, SalesError};
-use super::{Mail, jit, payment, quote, stocks, to_json};
+use super::{Mail, others, payment, quote, stocks, to_json};
 use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
@@ -154,9 +154,7 @@ async fn prepare(
         .checked_sub(now())
         .filter(|left| *left > 0);
     let seconds = seconds.ok_or(NoSale::Expired)?;
-    if let Some(scid) = quote.jit {
-        jit::wanted(ctx, quote.client, scid).await?;
-    }
+    others::wanted(ctx, quote.client, &quote.paid_by).await?;
     let (known, position) = fitting(ctx, quote).await?;
     let fresh = begun.map_or_else(random, |row| row.order.fresh);
     let bought = ClientChannel {
@@ -178,9 +176,9 @@ async fn prepare(
     let drafted = known.stock.draft(&terms);
     drafted.map_err(|error| NoSale::Unfit(error.to_string()))?;
     let hash = ctx.keys.sale_hash(quote.sale);
-    let invoice = match quote.jit {
-        Some(_) => String::new(),
-        None => {
+    let invoice = match quote.paid_by.is_invoice() {
+        false => String::new(),
+        true => {
             let request = InvoiceRequest {
                 amount: Some(Msat(quote.fee_msat)),
                 description: Description::Hash(order.quote.hash()),
@@ -211,7 +209,7 @@ async fn prepare(
         sign_until: quote.sign_until,
         hash,
         invoice,
-        jit: quote.jit.map(|scid| scid.0),
+        paid_by: quote.paid_by.clone(),
         ordered_at: now(),
     })
 }
@@ -306,12 +304,8 @@ async fn refusal(
         return Ok(Some(NoSale::TooManyFailed(failed)));
     }
     // Asked at once, orders for one payment meet here; and the payment may have come meanwhile.
-    if let Some(scid) = new.jit {
-        let order = crate::store::jit::get(tx, scid).await?;
-        let waits = order.is_some_and(|order| order.state == crate::store::jit::State::Sold);
-        if !waits || rows::has_other_for_jit(tx, scid, new.sale).await? {
-            return Ok(Some(NoSale::NoJitOrder));
-        }
+    if let Some(why) = others::taken(tx, new).await? {
+        return Ok(Some(why));
     }
     // Asked at once, two orders of one quote meet here.
     match rows::get(tx, new.sale).await? {

@@ -1,5 +1,6 @@
 //! The payment of an order: held until the channel stands, then taken, or sent back.
 
+use bitcoin::OutPoint;
 use channel_host::{CLAIM_BUFFER, JitOpening, PaymentHash};
 use factory_tree::sale::order::{PurchaseState, Quote};
 
@@ -13,6 +14,7 @@ use crate::fault;
 use crate::jit::scid_text;
 use crate::store::bonus as given;
 use crate::store::jit as orders;
+use crate::store::lsps1 as lsps1_orders;
 use crate::store::sales::{self as rows, SaleRow};
 use crate::store::{self, StoreError, ladder};
 
@@ -30,8 +32,8 @@ pub async fn held(
         .store
         .read(async |tx| rows::by_hash(tx, hash).await)
         .await?;
-    // A just-in-time order is paid for elsewhere.
-    let Some(row) = row.filter(|row| row.order.jit.is_none()) else {
+    // Another order is paid for elsewhere.
+    let Some(row) = row.filter(|row| row.order.paid_by.is_invoice()) else {
         ctx.lightning.send_back(hash);
         return Ok(());
     };
@@ -75,7 +77,7 @@ async fn take_in(ctx: &Context, row: &SaleRow, amount_msat: u64, until: u32) -> 
 /// What pays for a sale.
 #[derive(Debug)]
 pub(super) enum Paying<'a> {
-    /// A hold invoice's payment, which can be held up to this height.
+    /// A hold invoice's payment, its own or that of an order of a channel, which can be held up to this height.
     Held(u32),
     /// The fee of a just-in-time order's.
     Jit(&'a JitOpening),
@@ -160,11 +162,13 @@ pub(super) async fn cancel(
             if is_new {
                 orders::not_from_stock(tx, sale).await?;
                 given::take_back(tx, sale).await?;
+                lsps1_orders::not_from_stock(tx, sale, now()).await?;
             }
             Ok(is_new)
         })
         .await?;
     if is_new {
+        ctx.lsps1.look_again();
         ctx.events.emit(Event::SaleCancelled {
             client: row.order.client,
             factory: row.order.factory,
@@ -185,25 +189,41 @@ pub async fn received(ctx: &Context, hash: PaymentHash, amount_msat: u64) -> sto
         .read(async |tx| rows::by_hash(tx, hash).await)
         .await?;
     if let Some(row) = row {
-        settle(ctx, &row, amount_msat, "").await?;
+        settle(ctx, &row, (amount_msat, ""), None).await?;
         ctx.sales.deliver(row.order.sale, Mail::Look).await;
     }
     Ok(())
 }
 
-/// The channel stands, and this is what was taken for it.
+/// The channel stands, and this is what was taken for it; `leaf`: its outpoint, which an order of a channel is told that pays for it.
 pub(super) async fn settle(
     ctx: &Context,
     row: &SaleRow,
-    taken_msat: u64,
-    note: &str,
+    (taken_msat, note): (u64, &str),
+    leaf: Option<OutPoint>,
 ) -> store::Result<()> {
     let sale = row.order.sale;
+    let channel = row.order.paid_by.lsps1().zip(leaf);
     let written = ctx.store.write(async |tx| {
         let is_new = rows::settled(tx, sale, (taken_msat, note), now()).await?;
-        Ok((is_new, orders::stands_by_sale(tx, sale).await?))
+        let served = match channel {
+            Some((id, leaf)) => lsps1_orders::funded(tx, id, leaf, None, now()).await?,
+            None => false,
+        };
+        Ok((is_new, orders::stands_by_sale(tx, sale).await?, served))
     });
-    let (is_new, order) = written.await?;
+    let (is_new, order, served) = written.await?;
+    if let Some((id, funding)) = channel.filter(|_| served) {
+        fault::point("lsps1_served");
+        let order = id.to_owned();
+        ctx.events.emit(Event::Lsps1Funded {
+            order,
+            funding,
+            onchain_sat: 0,
+        });
+        // Its payment is taken now.
+        ctx.lsps1.look_again();
+    }
     if let Some(scid) = order {
         let scid = scid_text(scid);
         ctx.events.emit(Event::JitOpened { scid });

@@ -9,7 +9,7 @@ use factory_tree::units::Height;
 use serde_json::{Map, Value};
 
 use super::error::{NoSale, SalesError};
-use super::jit::{self, Wanted};
+use super::others::{self, Wanted};
 use super::price::Price;
 use super::stocks::{self, KnownStock};
 use super::to_json;
@@ -28,12 +28,9 @@ pub async fn get_quote(
     client: ClientId,
     params: Map<String, Value>,
 ) -> Result<Value, Refusal> {
-    let asked: QuoteRequest = read_params(params, &["factory", "amount_sat", "jit"])?;
-    let jit = match asked.jit {
-        Some(scid) => Some(jit::wanted(ctx, client, scid).await?),
-        None => None,
-    };
-    let quote = choose(ctx, client, &asked, jit).await?;
+    let asked: QuoteRequest = read_params(params, &["factory", "amount_sat", "paid_by"])?;
+    let other = others::wanted(ctx, client, &asked.paid_by).await?;
+    let quote = choose(ctx, client, &asked, other).await?;
     let text = quote.text();
     let signature = ctx.keys.leaf_keys().sign(&SignedQuote::message(&text));
     to_json(&SignedQuote { text, signature })
@@ -44,7 +41,7 @@ async fn choose(
     ctx: &Context,
     client: ClientId,
     asked: &QuoteRequest,
-    jit: Option<Wanted>,
+    other: Option<Wanted>,
 ) -> Result<Quote, SalesError> {
     if !ctx.config.sales.enabled {
         return Err(NoSale::Off.into());
@@ -60,7 +57,7 @@ async fn choose(
         if member.factory.forgotten || asked.factory.is_some_and(|wanted| wanted != id) {
             continue;
         }
-        match of_factory(ctx, client, &member.factory, (asked, jit)).await {
+        match of_factory(ctx, client, &member.factory, (asked, other)).await {
             Ok((left, quote)) => {
                 if best.as_ref().is_none_or(|(most, _)| left > *most) {
                     best = Some((left, quote));
@@ -84,7 +81,7 @@ async fn of_factory(
     ctx: &Context,
     client: ClientId,
     factory: &factories::FactoryRow,
-    (asked, jit): (&QuoteRequest, Option<Wanted>),
+    (asked, other): (&QuoteRequest, Option<Wanted>),
 ) -> Result<(Amount, Quote), SalesError> {
     // Cheap first: no tree is built for what cannot be sold from.
     if !factory.usable || factory.spent {
@@ -105,20 +102,23 @@ async fn of_factory(
     if known.under_way().is_some() {
         return Err(NoSale::Busy.into());
     }
+    if let Some(other) = other {
+        others::outlives(&known, other.lives_until)?;
+    }
     let left = known.stock.amount();
-    let valid_until = match jit {
-        Some(jit) => jit.valid_until,
+    let valid_until = match other {
+        Some(other) => other.valid_until,
         None => now().saturating_add(ctx.config.sales.quote_seconds),
     };
-    let amount = jit.map_or(Amount::from_sat(asked.amount_sat), |jit| jit.capacity);
+    let amount = other.map_or(Amount::from_sat(asked.amount_sat), |other| other.capacity);
     let blocks_left = known
         .stock
         .schedule()
         .dying_from
         .0
         .saturating_sub(ctx.height());
-    // The opening fee is all that is paid for a just-in-time channel.
-    let fee_msat = async |capacity| match jit {
+    // What another order costs is all that is paid.
+    let fee_msat = async |capacity| match other {
         Some(_) => Ok::<_, SalesError>(0),
         None => {
             let price = price_for(ctx, client, ctx.config.sales.price()).await?;
@@ -129,17 +129,17 @@ async fn of_factory(
         // Exactly what was begun, at the price of then: it can be completed, and nothing else.
         let begun = Quote::parse(&row.order.quote);
         let begun = begun.map_err(|error| store::StoreError::value("quote", error))?;
-        // The opening fee is for a channel of this size.
-        let is_another = jit.is_some() && begun.asked != amount;
+        // What is paid is for a channel of this size.
+        let is_another = other.is_some() && begun.asked != amount;
         if row.order.client != client || is_another {
             return Err(NoSale::Reserved.into());
         }
-        let fee_msat = match (jit, begun.jit) {
-            (None, None) => begun.fee_msat,
-            _ => fee_msat(begun.capacity).await?,
+        let fee_msat = match other.is_none() && begun.paid_by.is_invoice() {
+            true => begun.fee_msat,
+            false => fee_msat(begun.capacity).await?,
         };
         let quote = Quote {
-            jit: jit.map(|jit| jit.scid),
+            paid_by: asked.paid_by.clone(),
             fee_msat,
             // Another quote than the one that came to nothing: that is not taken up again by a repeated order.
             valid_until: valid_until.max(begun.valid_until.saturating_add(1)),
@@ -160,7 +160,7 @@ async fn of_factory(
         fee_msat: fee_msat(capacity).await?,
         valid_until,
         sign_until: Height(known.sign_until()),
-        jit: jit.map(|jit| jit.scid),
+        paid_by: asked.paid_by.clone(),
     };
     Ok((left, quote))
 }

@@ -1,4 +1,5 @@
 mod jit;
+mod lsps1;
 mod signing;
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use bitcoin::OutPoint;
 use channel_host::PaymentHash;
-use factory_tree::ids::ClientId;
+use factory_tree::ids::{CeremonyId, ClientId, SaleId};
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
@@ -65,6 +65,8 @@ pub struct Order {
     pub expiry_blocks: u32,
     /// Whether the world is told of it.
     pub announce: bool,
+    /// Whether it comes with the next factory, and not from the chain.
+    pub at_birth: bool,
     /// The price.
     pub fee_sat: u64,
     /// Of the payment.
@@ -93,7 +95,7 @@ pub struct OrderRow {
     pub order: Order,
     /// How far it is.
     pub state: State,
-    /// Since when its payment is held.
+    /// Since when its payment is held and its client waited for: not while a sale from a stock is under way for it.
     pub held_at: Option<u64>,
     /// Height at which that expires.
     pub held_until: Option<u32>,
@@ -101,6 +103,8 @@ pub struct OrderRow {
     pub opens: u32,
     /// The number of the last one.
     pub channel: Option<u64>,
+    /// In which its client has a place for it.
+    pub ceremony: Option<CeremonyId>,
     /// What the funding costs; an estimate until it is known.
     pub onchain_sat: u64,
     /// The channel's funding, once it is out.
@@ -129,8 +133,8 @@ pub async fn insert(conn: &mut Conn, order: &Order, before: u64) -> Result<()> {
     .execute(&mut *conn)
     .await?;
     sqlx::query(
-        "INSERT INTO lsps1_order (order_id, client, lsp_balance_sat, confirmations, confirm_within, expiry_blocks, announce, fee_sat, \
-         hash, invoice, created_at, valid_until, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'ordered')",
+        "INSERT INTO lsps1_order (order_id, client, lsp_balance_sat, confirmations, confirm_within, expiry_blocks, announce, at_birth, \
+         fee_sat, hash, invoice, created_at, valid_until, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'ordered')",
     )
     .bind(&order.id)
     .bind(order.client.0.as_slice())
@@ -139,6 +143,7 @@ pub async fn insert(conn: &mut Conn, order: &Order, before: u64) -> Result<()> {
     .bind(order.confirm_within)
     .bind(order.expiry_blocks)
     .bind(order.announce)
+    .bind(order.at_birth)
     .bind(codec::int("fee", order.fee_sat)?)
     .bind(order.hash.0.as_slice())
     .bind(&order.invoice)
@@ -217,6 +222,45 @@ pub async fn opening(
     Ok(())
 }
 
+/// Their clients have a place for them in this ceremony.
+///
+/// # Errors
+/// Those of the database.
+pub async fn seated(conn: &mut Conn, ids: &[String], ceremony: CeremonyId) -> Result<()> {
+    for id in ids {
+        sqlx::query("UPDATE lsps1_order SET ceremony = ? WHERE order_id = ? AND state = 'held'")
+            .bind(ceremony.0.as_slice())
+            .bind(id)
+            .execute(&mut *conn)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Nothing came of that ceremony for this order: it waits for the next one.
+///
+/// # Errors
+/// Those of the database.
+pub async fn unseated(conn: &mut Conn, id: &str) -> Result<()> {
+    sqlx::query("UPDATE lsps1_order SET ceremony = NULL WHERE order_id = ? AND state = 'held'")
+        .bind(id)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Orders that are paid for, and wait for a factory.
+///
+/// # Errors
+/// Those of the database.
+pub async fn for_birth(conn: &mut Conn) -> Result<Vec<OrderRow>> {
+    let query = sqlx::AssertSqlSafe(format!(
+        "{COLUMNS} WHERE state = 'held' AND at_birth AND ceremony IS NULL ORDER BY number"
+    ));
+    let rows = sqlx::query(query).fetch_all(conn).await?;
+    rows.iter().map(read).collect()
+}
+
 /// What it waits for.
 ///
 /// # Errors
@@ -230,7 +274,7 @@ pub async fn note(conn: &mut Conn, id: &str, note: &str) -> Result<()> {
     Ok(())
 }
 
-/// Its channel's funding is out; whether that is news.
+/// Its channel's funding is out, or its channel stands on a leaf, which costs nothing; whether that is news.
 ///
 /// # Errors
 /// Those of the database.
@@ -254,6 +298,21 @@ pub async fn funded(
     .execute(conn)
     .await?;
     Ok(done.rows_affected() > 0)
+}
+
+/// Nothing comes of a sale: an ordinary channel is opened for the same payment, and its client has all the time for that.
+///
+/// # Errors
+/// Those of the database.
+pub async fn not_from_stock(conn: &mut Conn, sale: SaleId, now: u64) -> Result<()> {
+    sqlx::query(
+        "UPDATE lsps1_order SET held_at = ? WHERE state = 'held' AND order_id = (SELECT lsps1 FROM sale WHERE sale = ?)",
+    )
+    .bind(codec::int("time", now)?)
+    .bind(sale.0.as_slice())
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// Its payment is ours, or, with nothing, never will be; whether that is news.
@@ -340,8 +399,8 @@ pub async fn taken_since(conn: &mut Conn, since: u64) -> Result<u64> {
 
 // ---- reading -------------------------------------------------------------------------------------------------------
 
-const COLUMNS: &str = "SELECT order_id, client, lsp_balance_sat, confirmations, confirm_within, expiry_blocks, announce, fee_sat, hash, \
-     invoice, created_at, valid_until, state, held_at, held_until, opens, channel, onchain_sat, funding_txid, funding_vout, funded_at, \
+const COLUMNS: &str = "SELECT order_id, client, lsp_balance_sat, confirmations, confirm_within, expiry_blocks, announce, at_birth, fee_sat, hash, \
+     invoice, created_at, valid_until, state, held_at, held_until, opens, channel, ceremony, onchain_sat, funding_txid, funding_vout, funded_at, \
      taken_msat, ended_at, note FROM lsps1_order";
 
 /// One order.
@@ -440,6 +499,7 @@ fn read(row: &SqliteRow) -> Result<OrderRow> {
         .map(|(txid, vout)| codec::outpoint(txid, vout))
         .transpose()?;
     let channel: Option<i64> = row.try_get("channel")?;
+    let ceremony: Option<&[u8]> = row.try_get("ceremony")?;
     Ok(OrderRow {
         order: Order {
             id: row.try_get("order_id")?,
@@ -449,6 +509,7 @@ fn read(row: &SqliteRow) -> Result<OrderRow> {
             confirm_within: codec::number("blocks", row.try_get("confirm_within")?)?,
             expiry_blocks: codec::number("blocks", row.try_get("expiry_blocks")?)?,
             announce: row.try_get("announce")?,
+            at_birth: row.try_get("at_birth")?,
             fee_sat: codec::number("fee", row.try_get("fee_sat")?)?,
             hash: PaymentHash(hash),
             invoice: row.try_get("invoice")?,
@@ -460,6 +521,10 @@ fn read(row: &SqliteRow) -> Result<OrderRow> {
         held_until: codec::optional("height", row.try_get("held_until")?)?,
         opens: codec::number("opens", row.try_get("opens")?)?,
         channel: channel.map(untwin),
+        ceremony: ceremony
+            .map(|id| id.try_into().map(CeremonyId))
+            .transpose()
+            .map_err(|error| StoreError::value("ceremony", error))?,
         onchain_sat: codec::number("fee", row.try_get("onchain_sat")?)?,
         funding,
         funded_at: codec::optional("time", row.try_get("funded_at")?)?,

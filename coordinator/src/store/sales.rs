@@ -5,9 +5,9 @@ use std::fmt;
 use bitcoin::secp256k1::{PublicKey, schnorr};
 use bitcoin::{Amount, OutPoint};
 use channel_host::PaymentHash;
-use factory_tree::ids::{Attempt, ClientId, FactoryId, LeafId, SaleId};
+use factory_tree::ids::{Attempt, ClientId, FactoryId, LeafId, SaleId, ShortChannelId};
 use factory_tree::sale::Sale;
-use factory_tree::sale::order::PurchaseState;
+use factory_tree::sale::order::{PaidBy, PurchaseState};
 use factory_tree::sale::seller::SoldRecord;
 use factory_tree::units::Height;
 use sqlx::Row;
@@ -62,10 +62,10 @@ pub struct NewSale {
     pub sign_until: Height,
     /// Of the payment.
     pub hash: PaymentHash,
-    /// Has the payment's secret: not for logs. Empty where a just-in-time order pays.
+    /// Has the payment's secret: not for logs. Empty where another order pays.
     pub invoice: String,
-    /// That order's number.
-    pub jit: Option<u64>,
+    /// What pays.
+    pub paid_by: PaidBy,
     /// When.
     pub ordered_at: u64,
 }
@@ -159,6 +159,10 @@ fn parse_state(name: &str) -> Result<PurchaseState> {
     found.ok_or_else(|| StoreError::value("state of a sale", name))
 }
 
+fn scid(paid_by: &PaidBy) -> Option<i64> {
+    paid_by.jit().map(|scid| codec::twin(scid.0))
+}
+
 /// Writes an order down. One of the same sale that was cancelled is taken up again: its terms are bound, and these are the same.
 ///
 /// # Errors
@@ -166,11 +170,11 @@ fn parse_state(name: &str) -> Result<PurchaseState> {
 pub async fn insert(conn: &mut Conn, new: &NewSale) -> Result<()> {
     sqlx::query(
         "INSERT INTO sale (sale, client, factory, position, stock_txid, stock_vout, place, leaf_id, channel_key, fresh, \
-         capacity_sat, fee_msat, quote, sign_until, hash, invoice, jit, state, ordered_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'ordered', ?) \
+         capacity_sat, fee_msat, quote, sign_until, hash, invoice, jit, lsps1, state, ordered_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'ordered', ?) \
          ON CONFLICT (sale) DO UPDATE SET fee_msat = excluded.fee_msat, quote = excluded.quote, \
-         sign_until = excluded.sign_until, invoice = excluded.invoice, jit = excluded.jit, state = 'ordered', ordered_at = excluded.ordered_at, \
-         held_until = NULL, ended_at = NULL, note = '' WHERE state = 'cancelled'",
+         sign_until = excluded.sign_until, invoice = excluded.invoice, jit = excluded.jit, lsps1 = excluded.lsps1, \
+         state = 'ordered', ordered_at = excluded.ordered_at, held_until = NULL, ended_at = NULL, note = '' WHERE state = 'cancelled'",
     )
     .bind(new.sale.0.as_slice())
     .bind(new.client.0.as_slice())
@@ -188,7 +192,8 @@ pub async fn insert(conn: &mut Conn, new: &NewSale) -> Result<()> {
     .bind(new.sign_until.0)
     .bind(new.hash.0.as_slice())
     .bind(&new.invoice)
-    .bind(new.jit.map(codec::twin))
+    .bind(scid(&new.paid_by))
+    .bind(new.paid_by.lsps1())
     .bind(codec::int("time", new.ordered_at)?)
     .execute(conn)
     .await?;
@@ -442,7 +447,7 @@ pub async fn note(conn: &mut Conn, sale: SaleId, note: &str) -> Result<()> {
 // ---- questions -----------------------------------------------------------------------------------------------------
 
 const COLUMNS: &str = "SELECT sale, client, factory, position, stock_txid, stock_vout, place, leaf_id, channel_key, fresh, capacity_sat, \
-     fee_msat, quote, sign_until, hash, invoice, jit, state, held_until, attempts, bound, sold, delivered, taken_msat, ordered_at, \
+     fee_msat, quote, sign_until, hash, invoice, jit, lsps1, state, held_until, attempts, bound, sold, delivered, taken_msat, ordered_at, \
      ended_at, note, (SELECT coalesce(sum(capacity_sat), 0) FROM bonus b WHERE b.sale = sale.sale) AS bonus_sat FROM sale";
 
 /// One order.
@@ -461,30 +466,31 @@ pub async fn by_hash(conn: &mut Conn, hash: PaymentHash) -> Result<Option<SaleRo
     one(conn, "hash = ?", hash.0.as_slice()).await
 }
 
-/// The newest order that this just-in-time order is to pay.
+/// The newest order that this other order is to pay.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn for_jit(conn: &mut Conn, scid: u64) -> Result<Option<SaleRow>> {
+pub async fn paid_by(conn: &mut Conn, other: &PaidBy) -> Result<Option<SaleRow>> {
     let query = sqlx::AssertSqlSafe(format!(
-        "{COLUMNS} WHERE jit = ? ORDER BY ordered_at DESC, number DESC LIMIT 1"
+        "{COLUMNS} WHERE jit IS ? AND lsps1 IS ? ORDER BY ordered_at DESC, number DESC LIMIT 1"
     ));
     let row = sqlx::query(query)
-        .bind(codec::twin(scid))
+        .bind(scid(other))
+        .bind(other.lsps1())
         .fetch_optional(conn)
         .await?;
     row.as_ref().map(read).transpose()
 }
 
-/// Whether another sale is to be paid for, or was, by this just-in-time order.
+/// Whether another sale is to be paid for, or was, by this other order.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn has_other_for_jit(conn: &mut Conn, scid: u64, sale: SaleId) -> Result<bool> {
-    let query =
-        "SELECT EXISTS (SELECT 1 FROM sale WHERE jit = ? AND sale <> ? AND state <> 'cancelled')";
+pub async fn pays_another(conn: &mut Conn, other: &PaidBy, sale: SaleId) -> Result<bool> {
+    let query = "SELECT EXISTS (SELECT 1 FROM sale WHERE jit IS ? AND lsps1 IS ? AND sale <> ? AND state <> 'cancelled')";
     Ok(sqlx::query_scalar(query)
-        .bind(codec::twin(scid))
+        .bind(scid(other))
+        .bind(other.lsps1())
         .bind(sale.0.as_slice())
         .fetch_one(conn)
         .await?)
@@ -582,7 +588,11 @@ fn read(row: &SqliteRow) -> Result<SaleRow> {
         sign_until: Height(codec::number("height", row.try_get("sign_until")?)?),
         hash: PaymentHash(hash.try_into().map_err(|error| fixed("hash", &error))?),
         invoice: row.try_get("invoice")?,
-        jit: row.try_get::<Option<i64>, _>("jit")?.map(codec::untwin),
+        paid_by: match (row.try_get("jit")?, row.try_get("lsps1")?) {
+            (None, None) => PaidBy::Invoice,
+            (Some(scid), _) => PaidBy::Jit(ShortChannelId(codec::untwin(scid))),
+            (None, Some(id)) => PaidBy::Lsps1(id),
+        },
         ordered_at: codec::number("time", row.try_get("ordered_at")?)?,
     };
     let bound = bound.map(|text| codec::from_json("terms", text.as_bytes()));

@@ -11,6 +11,45 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClientId, FactoryId, LeafId, SaleId, ShortChannelId};
 use crate::units::Height;
 
+/// What pays for a channel from a stock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaidBy {
+    /// A hold invoice of its own.
+    #[default]
+    Invoice,
+    /// The just-in-time order (LSPS2) whose payment the channel is for: its opening fee is the price.
+    Jit(ShortChannelId),
+    /// The order of a channel (LSPS1) with this id: its price is the price.
+    Lsps1(String),
+}
+
+impl PaidBy {
+    /// Whether it has an invoice of its own.
+    #[must_use]
+    pub const fn is_invoice(&self) -> bool {
+        matches!(self, Self::Invoice)
+    }
+
+    /// The just-in-time order, if that pays.
+    #[must_use]
+    pub const fn jit(&self) -> Option<ShortChannelId> {
+        match self {
+            Self::Jit(scid) => Some(*scid),
+            Self::Invoice | Self::Lsps1(_) => None,
+        }
+    }
+
+    /// The order of a channel, if that pays.
+    #[must_use]
+    pub fn lsps1(&self) -> Option<&str> {
+        match self {
+            Self::Lsps1(id) => Some(id),
+            Self::Invoice | Self::Jit(_) => None,
+        }
+    }
+}
+
 /// The terms the LSP offers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,9 +76,9 @@ pub struct Quote {
     pub valid_until: u64,
     /// The last height at which the sale may be signed.
     pub sign_until: Height,
-    /// The just-in-time order (LSPS2) whose payment the channel is for: its opening fee is all that is paid, and there is no invoice.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub jit: Option<ShortChannelId>,
+    /// What pays for it. Where that is not its own invoice, there is none, and it costs nothing itself.
+    #[serde(default, skip_serializing_if = "PaidBy::is_invoice")]
+    pub paid_by: PaidBy,
 }
 
 /// Why a text is no quote.
@@ -99,11 +138,12 @@ pub struct QuoteRequest {
     /// In which factory; the LSP chooses where it is missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub factory: Option<FactoryId>,
-    /// How much; for a just-in-time order what it is to be paid, and the LSP adds what the channel holds beyond that.
+    /// How much; for a just-in-time order what it is to be paid, and the LSP adds what the channel holds beyond that; for an order of a channel what
+    /// that says.
     pub amount_sat: u64,
-    /// The just-in-time order that the channel is for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub jit: Option<ShortChannelId>,
+    /// What is to pay for it.
+    #[serde(default, skip_serializing_if = "PaidBy::is_invoice")]
+    pub paid_by: PaidBy,
 }
 
 /// A client takes a quote.
@@ -166,7 +206,7 @@ pub struct Purchase {
     pub sale: SaleId,
     /// How far it is.
     pub state: PurchaseState,
-    /// The hold invoice (BOLT 11); empty where a just-in-time order pays.
+    /// The hold invoice (BOLT 11); empty where another order pays.
     pub invoice: String,
     /// What it waits for, or why nothing came of it; for people.
     pub note: String,
@@ -202,7 +242,7 @@ mod tests {
             fee_msat: 1_234_000,
             valid_until: 1_800_000_000,
             sign_until: Height(900_000),
-            jit: None,
+            paid_by: PaidBy::Invoice,
         }
     }
 
@@ -217,13 +257,24 @@ mod tests {
 
     #[test]
     fn a_quote_names_the_order_that_pays_for_it() {
-        let paid = Quote {
-            jit: Some("29451x4815x1".parse().unwrap()),
-            ..quote()
-        };
-        assert!(!quote().text().contains("jit"));
-        assert!(paid.text().contains("\"jit\":\"29451x4815x1\""));
-        assert_eq!(Quote::parse(&paid.text()), Ok(paid));
+        assert!(!quote().text().contains("paid_by"));
+        let number = "29451x4815x1".parse().unwrap();
+        for (paid_by, text) in [
+            (PaidBy::Jit(number), r#""paid_by":{"jit":"29451x4815x1"}"#),
+            (
+                PaidBy::Lsps1("ab-1".into()),
+                r#""paid_by":{"lsps1":"ab-1"}"#,
+            ),
+        ] {
+            let paid = Quote { paid_by, ..quote() };
+            assert!(paid.text().contains(text), "{}", paid.text());
+            assert_eq!(Quote::parse(&paid.text()), Ok(paid.clone()));
+            let other = paid.text().replace("paid_by", "paid_for_by");
+            assert!(Quote::parse(&other).is_err());
+        }
+        // One quote has one text.
+        let wordy = quote().text().replace('}', r#","paid_by":"invoice"}"#);
+        assert!(Quote::parse(&wordy).is_err());
     }
 
     #[test]

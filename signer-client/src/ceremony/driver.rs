@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::exit::{RELAXED_TARGET, path_is_paid, would_be_late};
 use crate::fault;
+use crate::lsps1::bought_at_birth;
 use crate::migration::{affordable, wanted};
 use crate::store::{FactoryRow, JoinRow, StoreError};
 
@@ -340,6 +341,10 @@ impl Driver {
         let Err(declined) = wanted(&self.client, invitation).await? else {
             return Ok(None);
         };
+        let bought = bought_at_birth(&self.client.store).await?;
+        if !declined.is_news() && bought > Amount::ZERO && invitation.capacity >= bought {
+            return Ok(None);
+        }
         let text = match asked {
             Some(asked) if !declined.is_news() => format!(
                 "capacity {} sat, asked for {} sat",

@@ -119,7 +119,7 @@ pub(super) enum Limit {
     Quote(LimitAmount),
     /// Buy such a channel, paid over Lightning, and wait for it.
     Upgrade(Upgrade),
-    /// List purchases, oldest first.
+    /// List purchases, oldest first, and orders from a stock or else from the chain.
     Purchases,
     /// Take a purchase back, while that is possible.
     Cancel {
@@ -145,6 +145,13 @@ pub(super) struct Upgrade {
     /// The most that it may cost.
     #[arg(long, value_name = "SAT", value_parser = clap::value_parser!(u64).range(1..=MOST_SAT))]
     pub(super) max_fee: Option<u64>,
+    /// Have an ordinary channel, from the chain and for the same price, if those who share the stock do not come to sign; without this the payment comes
+    /// back then. The price is that of such a channel.
+    #[arg(long, conflicts_with = "factory")]
+    pub(super) or_onchain: bool,
+    /// Have it with the next factory, which is cheaper: the payment is held for the day or two until that is born, and comes back if this wallet is not there then.
+    #[arg(long, conflicts_with_all = ["factory", "or_onchain", "accept_uncovered"])]
+    pub(super) next_factory: bool,
     /// Accept to hold more than is covered if the coordinator breaks off.
     #[arg(long)]
     pub(super) accept_uncovered: bool,

@@ -13,7 +13,7 @@ use crate::jit::{JitInvoice, JitQuote};
 use crate::lightning::ChannelView;
 use crate::store::Request;
 
-fn parsed<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, CliError> {
+pub(super) fn parsed<T: serde::de::DeserializeOwned>(answer: Value) -> Result<T, CliError> {
     Ok(serde_json::from_value(answer).map_err(std::io::Error::other)?)
 }
 
@@ -58,7 +58,12 @@ fn explain(quote: &JitQuote) -> String {
 }
 
 /// Asks, unless that was done.
-fn confirm(context: &Context, yes: bool, question: &str, otherwise: &str) -> Result<(), CliError> {
+pub(super) fn confirm(
+    context: &Context,
+    yes: bool,
+    question: &str,
+    otherwise: &str,
+) -> Result<(), CliError> {
     if yes {
         return Ok(());
     }

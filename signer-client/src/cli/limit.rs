@@ -6,17 +6,19 @@ use std::time::Duration;
 use bitcoin::Amount;
 use factory_tree::ids::{FactoryId, SaleId};
 use factory_tree::sale::order::PurchaseState;
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::CliError;
 use super::args::{Limit, LimitAmount, Upgrade};
 use super::context::Context;
 use super::follow::{self, Progress};
+use super::jit::parsed;
 use super::lightning::ask;
+use super::order;
 use super::table::{Table, grouped, short, time, with_msat};
 use crate::client::KitCache;
 use crate::lightning::stored;
+use crate::lsps1::orders;
 use crate::sales::{
     LimitQuote, LimitView, PurchaseView, SaleError, TopUpView, limit as limit_of, purchases as all,
     top_up_at_rest,
@@ -33,14 +35,13 @@ pub(super) async fn run(context: &Context, command: Limit) -> Result<(), CliErro
             let quote = quote(context, &wanted).await?;
             context.print(&quote, &explain(&quote))
         }
+        Limit::Upgrade(options) if options.or_onchain || options.next_factory => {
+            order::upgrade(context, &options).await
+        }
         Limit::Upgrade(options) => upgrade(context, &options).await,
         Limit::Purchases => purchases(context).await,
         Limit::Cancel { sale } => cancel(context, sale).await,
     }
-}
-
-fn parsed<T: DeserializeOwned>(answer: Value) -> Result<T, CliError> {
-    Ok(serde_json::from_value(answer).map_err(std::io::Error::other)?)
 }
 
 async fn show(context: &Context) -> Result<(), CliError> {
@@ -278,7 +279,8 @@ fn report(context: &Context, purchase: &PurchaseView) -> Result<(), CliError> {
 
 async fn purchases(context: &Context) -> Result<(), CliError> {
     context.config()?;
-    let purchases = all(&context.store().await?).await?;
+    let store = context.store().await?;
+    let (purchases, orders) = (all(&store).await?, orders(&store).await?);
     let mut table = Table::new([
         "purchase", "factory", "sat", "fee sat", "by", "state", "note",
     ]);
@@ -293,12 +295,15 @@ async fn purchases(context: &Context) -> Result<(), CliError> {
             purchase.note.clone(),
         ]);
     }
-    let text = if purchases.is_empty() {
+    for order in &orders {
+        table.row(order::row(order));
+    }
+    let text = if purchases.is_empty() && orders.is_empty() {
         "No purchases.".to_owned()
     } else {
         table.render()
     };
-    context.print(&json!({ "purchases": purchases }), &text)
+    context.print(&json!({ "purchases": purchases, "orders": orders }), &text)
 }
 
 async fn cancel(context: &Context, sale: SaleId) -> Result<(), CliError> {

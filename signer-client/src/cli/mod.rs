@@ -10,6 +10,7 @@ mod jit;
 mod join;
 mod lightning;
 mod limit;
+mod order;
 mod run;
 mod show;
 mod table;

@@ -149,6 +149,24 @@ async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::V
             };
             json!(client.upgrade_limit(&quote, options).await?)
         }
+        Request::QuoteChannel {
+            amount_sat,
+            at_birth,
+        } => {
+            let amount = Amount::from_sat(amount_sat);
+            json!(client.quote_channel(amount, at_birth).await?)
+        }
+        Request::OrderChannel {
+            quote,
+            consent,
+            max_fee_msat,
+        } => {
+            let options = UpgradeOptions {
+                consent,
+                max_fee: max_fee_msat.map(Msat),
+            };
+            json!(client.order_channel(&quote, options).await?)
+        }
         Request::CancelPurchase { sale } => json!(client.cancel_purchase(sale).await?),
         Request::SetWebhook { app_name, url } => {
             json!(client.set_webhook(&app_name, &url).await?)

@@ -71,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) lightning: Lightning,
     pub(crate) migration: Migration,
     pub(crate) sales: Sales,
+    pub(crate) orders: crate::lsps1::Turn,
     pub(crate) events: Events,
     pub(crate) kits: KitCache,
     /// Look at the chain, the exits and the factories again.
@@ -181,6 +182,7 @@ impl SignerClient {
                 lightning,
                 migration: Migration::new(),
                 sales: Sales::default(),
+                orders: crate::lsps1::Turn::default(),
                 events: Events::default(),
                 wake_chain: Notify::new(),
                 wake_connection: Notify::new(),
@@ -260,6 +262,7 @@ impl SignerClient {
         if tasks.lightning && tasks.connection {
             running.spawn(crate::sales::run(Arc::clone(&self.inner), shutdown.clone()));
             running.spawn(crate::jit::run(Arc::clone(&self.inner), shutdown.clone()));
+            running.spawn(crate::lsps1::run(Arc::clone(&self.inner), shutdown.clone()));
         }
         if tasks.lightning && tasks.connection && inner.config.top_up.enabled {
             running.spawn(crate::sales::run_top_up(

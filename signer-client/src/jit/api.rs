@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use bitcoin::Amount;
 use channel_host::{AskError, InvoiceRequest, JitPromise, Msat, PaymentHash, read_invoice};
 use factory_tree::ids::ShortChannelId;
+use factory_tree::sale::order::PaidBy;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -14,7 +16,7 @@ use crate::client::SignerClient;
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::lightning::{Invoice, coordinator_of, on_node, words};
-use crate::sales::{JitPurchase, buy_for_jit};
+use crate::sales::{OtherOrder, buy_for, quote_for};
 
 /// What JSON-RPC says of a method that nobody serves (JSON-RPC 2.0, section 5.1).
 const UNKNOWN_METHOD: i32 = -32_601;
@@ -162,14 +164,14 @@ impl SignerClient {
         (scid, hash): (ShortChannelId, PaymentHash),
         consent: bool,
     ) -> Result<()> {
-        let wanted = JitPurchase {
-            scid,
+        let order = OtherOrder {
+            paid_by: PaidBy::Jit(scid),
             hash,
-            payment: Msat(quote.payment_msat),
-            arrives: Msat(quote.receive_msat),
-            consent,
+            amount: Amount::from_sat(quote.payment_msat.div_ceil(1000)),
+            least: Amount::from_sat(quote.receive_msat.div_ceil(1000)),
         };
-        buy_for_jit(self, &wanted).await
+        let quoted = quote_for(self, &order).await?;
+        buy_for(self, &quoted.signed, &order, consent).await
     }
 
     fn ground(&self) -> Ground {

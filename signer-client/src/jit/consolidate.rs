@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bitcoin::OutPoint;
 use channel_host::Msat;
 use factory_tree::ids::FactoryId;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -39,8 +40,12 @@ enum Step {
     Close { channel: String },
 }
 
-/// What is due, if anything is. `homes`: factories that take something in.
-fn next(channels: &[ChannelView], homes: &HashSet<FactoryId>) -> Option<Step> {
+/// What is due, if anything is. `homes`: factories that take something in; `ordered`: channels that were paid for, and stay where they are.
+fn next(
+    channels: &[ChannelView],
+    homes: &HashSet<FactoryId>,
+    ordered: &HashSet<OutPoint>,
+) -> Option<Step> {
     let usable = |view: &&ChannelView| view.usable && view.state == ChannelState::Open;
     let rooms: Vec<(u64, bool)> = channels
         .iter()
@@ -58,7 +63,8 @@ fn next(channels: &[ChannelView], homes: &HashSet<FactoryId>) -> Option<Step> {
     let room = inside.clone().fold(0, u64::saturating_add);
     let largest = inside.max()?;
     let outside = channels.iter().filter(usable);
-    let mut outside = outside.filter(|view| view.is_outside() && view.pending == 0);
+    let mut outside = outside
+        .filter(|view| view.is_outside() && view.pending == 0 && !ordered.contains(&view.outpoint));
     outside.find_map(|view| {
         let channel = view.channel.clone()?;
         let all = view.spendable_msat / (FEE_PART + 1) * FEE_PART;
@@ -126,7 +132,7 @@ impl SignerClient {
         if !channels.iter().any(ChannelView::is_outside) {
             return Ok(false);
         }
-        match next(&channels, &self.homes().await?) {
+        match next(&channels, &self.homes().await?, &self.ordered()?) {
             None => Ok(false),
             Some(Step::Bring { channel, amount }) => {
                 let most = Msat(amount.0 / FEE_PART);
@@ -160,6 +166,15 @@ impl SignerClient {
         }))
     }
 
+    /// Channels that were ordered, and paid for.
+    fn ordered(&self) -> Result<HashSet<OutPoint>> {
+        let orders = self.inner.lightning.running()?.jit_awaited().into_iter();
+        let ordered = orders.filter(|order| order.promise.is_order());
+        Ok(ordered
+            .filter_map(|order| order.channel.map(|channel| channel.outpoint))
+            .collect())
+    }
+
     /// Factories that are in use, and neither left nor near their end.
     async fn homes(&self) -> Result<HashSet<FactoryId>> {
         let inner = &self.inner;
@@ -175,8 +190,6 @@ impl SignerClient {
 
 #[cfg(test)]
 mod tests {
-    use bitcoin::hashes::Hash;
-    use bitcoin::{OutPoint, Txid};
 
     use super::*;
 
@@ -186,25 +199,12 @@ mod tests {
     fn channel(factory: Option<FactoryId>, spendable: u64, receivable: u64) -> ChannelView {
         ChannelView {
             factory,
-            leaf: String::new(),
-            channel: Some("ab".to_owned()),
-            state: ChannelState::Open,
-            outpoint: OutPoint::new(Txid::all_zeros(), 0),
-            capacity_sat: 1,
-            ours_msat: spendable,
-            spendable_msat: spendable,
-            receivable_msat: receivable,
-            pending: 0,
-            usable: true,
-            factory_confirmed: true,
-            leaf_height: None,
-            spent: None,
-            closing_sat: 0,
+            ..ChannelView::sample(HOME, spendable, receivable)
         }
     }
 
     fn of(channels: &[ChannelView]) -> Option<Step> {
-        next(channels, &HashSet::from([HOME]))
+        next(channels, &HashSet::from([HOME]), &HashSet::new())
     }
 
     fn bring(amount: u64) -> Option<Step> {
@@ -234,6 +234,18 @@ mod tests {
             ..outside(1_000_000)
         };
         assert_eq!(of(&[young, home]), None, "its funding is in no block");
+    }
+
+    #[test]
+    fn what_was_ordered_stays_where_it_is() {
+        let home = channel(Some(HOME), 0, 200_000_000);
+        for spendable in [101_000_000, 1_000_000] {
+            let outside = channel(None, spendable, 5_000_000);
+            let ordered = HashSet::from([outside.outpoint]);
+            let all = [outside, home.clone()];
+            assert!(of(&all).is_some());
+            assert_eq!(next(&all, &HashSet::from([HOME]), &ordered), None);
+        }
     }
 
     #[test]

@@ -14,3 +14,4 @@ pub(crate) use consolidate::run;
 pub use api::{JitInvoice, JitOptions};
 pub use error::JitError;
 pub use terms::JitQuote;
+pub(crate) use terms::Text;

@@ -8,7 +8,7 @@ use super::JitError;
 
 /// An amount, which bLIP-52 wants written as a string.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Text(pub(super) u64);
+pub(crate) struct Text(pub(crate) u64);
 
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

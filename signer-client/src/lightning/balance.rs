@@ -47,27 +47,14 @@ impl LightningBalance {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bitcoin::hashes::Hash;
-    use bitcoin::{OutPoint, Txid};
     use factory_tree::ids::FactoryId;
 
     fn channel(state: ChannelState, usable: bool) -> ChannelView {
         ChannelView {
-            factory: Some(FactoryId([1; 32])),
-            leaf: String::new(),
-            channel: None,
             state,
-            outpoint: OutPoint::new(Txid::all_zeros(), 0),
-            capacity_sat: 100,
-            ours_msat: 7_500,
-            spendable_msat: 7_500,
-            receivable_msat: 92_500,
-            pending: 0,
             usable,
-            factory_confirmed: true,
-            leaf_height: None,
-            spent: None,
             closing_sat: 4,
+            ..ChannelView::sample(FactoryId([1; 32]), 7_500, 92_500)
         }
     }
 

@@ -104,6 +104,31 @@ impl ChannelView {
     }
 }
 
+#[cfg(test)]
+impl ChannelView {
+    /// An open channel that carries payments, for tests to change.
+    pub(crate) fn sample(factory: FactoryId, ours_msat: u64, receivable_msat: u64) -> Self {
+        use bitcoin::hashes::Hash as _;
+        Self {
+            factory: Some(factory),
+            leaf: String::new(),
+            channel: Some("ab".to_owned()),
+            state: ChannelState::Open,
+            outpoint: OutPoint::new(bitcoin::Txid::all_zeros(), 0),
+            capacity_sat: (ours_msat + receivable_msat).div_ceil(1000),
+            ours_msat,
+            spendable_msat: ours_msat,
+            receivable_msat,
+            pending: 0,
+            usable: true,
+            factory_confirmed: true,
+            leaf_height: None,
+            spent: None,
+            closing_sat: 0,
+        }
+    }
+}
+
 fn state_of(view: &LeafView) -> Option<ChannelState> {
     Some(match view.stage {
         _ if view.side != Side::Client => return None,

@@ -21,7 +21,7 @@ use super::invited::Declined;
 use super::mover::part_over;
 use super::{Answer, calendar, wanted};
 use crate::event::Event;
-use crate::lightning::{ChannelState, ChannelView as StoredView, factory_of, leaf_id};
+use crate::lightning::{ChannelView as StoredView, factory_of, leaf_id};
 use crate::store::{Agreed, Handover, PartEnd, PartProgress, SharedStore, Token};
 use world::{BALANCE, FEE, World, kit};
 
@@ -424,21 +424,9 @@ async fn without_a_session_nothing_begins() {
 
 fn view(factory: FactoryId, ours_msat: u64, receivable_msat: u64) -> StoredView {
     StoredView {
-        factory: Some(factory),
-        leaf: String::new(),
         channel: None,
-        state: ChannelState::Open,
-        outpoint: bitcoin::OutPoint::null(),
         capacity_sat: 200_000,
-        ours_msat,
-        spendable_msat: ours_msat,
-        receivable_msat,
-        pending: 0,
-        usable: true,
-        factory_confirmed: true,
-        leaf_height: None,
-        spent: None,
-        closing_sat: 0,
+        ..StoredView::sample(factory, ours_msat, receivable_msat)
     }
 }
 

@@ -4,7 +4,7 @@ use bitcoin::Amount;
 use channel_host::Msat;
 use factory_tree::ids::{FactoryId, LeafId, SaleId};
 use factory_tree::kit::ExitKit;
-use factory_tree::sale::order::{PurchaseState, Quote, QuoteRequest, SignedQuote, method};
+use factory_tree::sale::order::{PaidBy, PurchaseState, Quote, QuoteRequest, SignedQuote, method};
 use factory_tree::units::Height;
 use rand::RngCore;
 use rand::rngs::OsRng;
@@ -75,7 +75,7 @@ impl PurchaseView {
         let quote = quote.map_err(SaleError::from)?;
         // Stored before the payment begins.
         let begun = match row.hash {
-            Some(_) if row.is_for_jit() => false,
+            Some(_) if row.paid_by().jit().is_some() => false,
             Some(hash) => store.payment(hash, Direction::Out).await?.is_some(),
             None => false,
         };
@@ -199,7 +199,7 @@ pub(super) async fn quote_from(
     let request = json!(QuoteRequest {
         factory,
         amount_sat: amount.to_sat(),
-        jit: None,
+        paid_by: PaidBy::Invoice,
     });
     let answer = shop.ask(method::QUOTE, &request).await?;
     let signed: SignedQuote = serde_json::from_value(answer)
@@ -282,7 +282,7 @@ pub(super) async fn buy_in_turn(
         let terms = PurchaseTerms {
             consent: options.consent,
             automatic,
-            jit: None,
+            other: None,
         };
         remember(client, &judged, terms).await?;
     }
@@ -297,7 +297,7 @@ pub(super) async fn buy_in_turn(
 }
 
 /// Whether what went wrong may go right later.
-const fn is_for_now(error: &Error) -> bool {
+pub(crate) const fn is_for_now(error: &Error) -> bool {
     matches!(
         error,
         Error::Asked(channel_host::AskError::Away(_) | channel_host::AskError::Silent(_))
@@ -356,7 +356,7 @@ pub(super) async fn remember(
                 quote: judged.signed.clone(),
                 consent: terms.consent,
                 automatic: terms.automatic,
-                hash: terms.jit,
+                hash: terms.other,
                 invoice: None,
                 state: PurchaseState::Ordered,
                 note: "being ordered".to_owned(),

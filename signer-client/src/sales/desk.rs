@@ -9,8 +9,8 @@
 //! | sold | arrived | settled |
 //! | sold | came back | settled when the channel stands, as it is opened all the same, or the factory is over |
 //!
-//! The payment of what a just-in-time order pays for is one to us: it is waited for, until the coordinator says that the channel comes from somewhere
-//! else.
+//! What another order pays for is ordered, and waits for that order's payment, until the coordinator says that the channel comes from somewhere else.
+//! A just-in-time order's payment is one to us.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -155,7 +155,10 @@ impl<'a> Desk<'a> {
         if answer.state != PurchaseState::Cancelled {
             return Err(late(&answer.note).into());
         }
-        let note = "taken back; the payment is on its way back";
+        let note = match row.paid_by().lsps1() {
+            Some(_) => "taken back; the channel comes from the chain",
+            None => "taken back; the payment is on its way back",
+        };
         self.note(&row, row.state, note).await
     }
 
@@ -168,7 +171,7 @@ impl<'a> Desk<'a> {
         let Some(hash) = row.hash.filter(|_| row.state != PurchaseState::Ordered) else {
             return Ok(Paid::Never);
         };
-        if row.is_for_jit() {
+        if row.paid_by().jit().is_some() {
             let payment = self.client.store.payment(hash, Direction::In).await?;
             let arrived = payment.is_some_and(|paid| paid.state == PaymentState::Succeeded);
             return Ok(if arrived {
@@ -217,8 +220,8 @@ impl<'a> Desk<'a> {
 
     /// Orders, looks at the invoice, and pays. What the coordinator refuses is over; what it does not answer is asked again.
     async fn order(&self, row: PurchaseRow) -> Result<()> {
-        if row.is_for_jit() {
-            return self.order_for_jit(&row).await;
+        if !row.paid_by().is_invoice() {
+            return self.order_for_other(&row).await;
         }
         let invoice = match row.invoice.clone() {
             Some(invoice) => invoice,
@@ -255,8 +258,8 @@ impl<'a> Desk<'a> {
         }
     }
 
-    /// Orders what is paid for with the fee of a payment that is to come.
-    async fn order_for_jit(&self, row: &PurchaseRow) -> Result<()> {
+    /// Orders what another order pays for, whose payment is to come.
+    async fn order_for_other(&self, row: &PurchaseRow) -> Result<()> {
         match self.ordered(row).await {
             Ok(_) => {
                 let note = "waits for the payment that it is for";
@@ -302,11 +305,13 @@ impl<'a> Desk<'a> {
     async fn hear(&self, row: &PurchaseRow) -> Result<()> {
         let request = json!(PurchaseRequest { sale: row.sale });
         let answer = match self.asked(row.sale, method::PURCHASE, &request).await {
-            // No payment of ours is under way that would have to come back first.
-            Ok(answer) if row.is_for_jit() && answer.state == PurchaseState::Cancelled => {
+            // No payment for this alone is under way that would have to come back first.
+            Ok(answer)
+                if !row.paid_by().is_invoice() && answer.state == PurchaseState::Cancelled =>
+            {
                 return self.end(row, answer.state, &answer.note).await;
             }
-            Err(error) if row.is_for_jit() && is_no(&error) => {
+            Err(error) if !row.paid_by().is_invoice() && is_no(&error) => {
                 return self
                     .end(row, PurchaseState::Cancelled, &error.to_string())
                     .await;
@@ -344,7 +349,7 @@ impl<'a> Desk<'a> {
         let note = match paid {
             Paid::Arrived => "",
             // What was paid for with a payment to us is there before that.
-            Paid::UnderWay if !row.is_for_jit() => return Ok(()),
+            Paid::UnderWay if row.paid_by().jit().is_none() => return Ok(()),
             Paid::UnderWay if self.shop.stands(LeafId(row.leaf_id.0)) => "",
             Paid::UnderWay => {
                 let factory = self.client.store.factory(row.factory).await?;

@@ -32,8 +32,8 @@ pub enum QuoteRefusal {
     /// It is from another stock than the one this wallet shares there.
     #[error("it is not from the stock that this wallet shares")]
     Stock,
-    /// It is for another just-in-time order.
-    #[error("it is not for the just-in-time order that it was asked for")]
+    /// Something else is to pay for it.
+    #[error("it is not for the order that it was asked for")]
     Order,
     /// It is for a sale that is not the next.
     #[error("it is for sale number {asked}, the next is {next}")]

@@ -5,7 +5,7 @@
 //! | `quote` | whether a quote is what was asked for, and what holding it would mean |
 //! | `limit` | what can be received, and what of it is covered |
 //! | `api` | what whoever embeds the wallet calls |
-//! | `jit` | orders from a stock what a just-in-time order pays for |
+//! | `others` | orders from a stock what another order pays for |
 //! | `shop` | what a purchase needs of the coordinator and of the Lightning node |
 //! | `top_up` | buys by itself what the user agreed to once and for all |
 //! | `bonus` | where channels for signing with others are to be |
@@ -23,9 +23,9 @@ mod desk;
 mod driver;
 mod error;
 mod ground;
-mod jit;
 mod limit;
 mod offers;
+mod others;
 mod quote;
 mod resumed;
 mod shop;
@@ -37,15 +37,15 @@ use std::sync::Mutex as PlainMutex;
 
 use tokio::sync::{Mutex, Notify};
 
-pub(crate) use api::purchases;
 pub use api::{PurchaseView, UpgradeOptions};
+pub(crate) use api::{is_for_now, purchases};
 pub(crate) use desk::run;
 pub(crate) use driver::Driver;
 pub use error::{QuoteRefusal, SaleError};
-pub(crate) use jit::{JitPurchase, buy_for_jit};
 pub(crate) use limit::limit;
 pub use limit::{CoverageView, LimitChannel, LimitView, StockView};
 pub(crate) use offers::is_in_use;
+pub(crate) use others::{OtherOrder, buy_for, ordered_for, quote_for};
 pub use quote::LimitQuote;
 pub use top_up::{TopUpState, TopUpView};
 pub(crate) use top_up::{at_rest as top_up_at_rest, run as run_top_up};

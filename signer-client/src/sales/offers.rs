@@ -83,7 +83,7 @@ pub(crate) async fn is_in_use(client: &Inner, row: &FactoryRow) -> Result<bool> 
 
 /// Whether a purchase is one that we pay for; what a just-in-time order pays for is the coordinator's to say.
 async fn is_paid(client: &Inner, row: &PurchaseRow) -> Result<bool> {
-    if row.is_for_jit() {
+    if row.paid_by().jit().is_some() {
         return Ok(!row.is_over());
     }
     let (true, Some(hash)) = (

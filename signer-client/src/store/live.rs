@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::codec::unreadable;
 use super::{Result, SqliteStore};
 use crate::jit::JitQuote;
+use crate::lsps1::ChannelQuote;
 
 /// The wish to be in the next factory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +107,22 @@ pub enum Request {
     Channels,
     /// What can be received.
     Limit,
+    /// What a channel costs, from a stock or from the chain, or with the next factory.
+    QuoteChannel {
+        /// What it is to hold.
+        amount_sat: u64,
+        /// Whether it is to come with the next factory.
+        at_birth: bool,
+    },
+    /// Order and pay such a channel.
+    OrderChannel {
+        /// What was quoted.
+        quote: Box<ChannelQuote>,
+        /// Whether the user accepts to hold more in a factory than is covered.
+        consent: bool,
+        /// The most that may be paid.
+        max_fee_msat: Option<u64>,
+    },
     /// What more would cost.
     QuoteLimit {
         /// In this factory, if it is to be this one.

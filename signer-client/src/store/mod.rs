@@ -13,6 +13,7 @@ mod identity;
 mod joins;
 mod live;
 mod moves;
+mod orders;
 mod payments;
 mod purchases;
 mod sales;
@@ -37,6 +38,7 @@ pub use live::{Answer, Interest, Live, LiveStore, Request};
 pub use moves::{
     Agreed, DeclineRow, MoveRow, MoveStore, NoticeRow, PartEnd, PartProgress, PartRow, Token,
 };
+pub use orders::{OrderRow, OrderState, OrderStore};
 pub use payments::{Direction, Moment, Payment, PaymentEnd, PaymentState, PaymentStore};
 pub(crate) use purchases::state_name;
 pub use purchases::{PurchaseRow, PurchaseStore, PurchaseTerms};
@@ -62,6 +64,7 @@ pub trait ClientStore:
     + ChannelStore
     + MoveStore
     + PurchaseStore
+    + OrderStore
     + SaleStore
     + Debug
     + Send
@@ -83,6 +86,7 @@ impl<S> ClientStore for S where
         + ChannelStore
         + MoveStore
         + PurchaseStore
+        + OrderStore
         + SaleStore
         + Debug
         + Send

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bitcoin::secp256k1::PublicKey;
 use channel_host::PaymentHash;
 use factory_tree::ids::{FactoryId, LeafId, SaleId};
-use factory_tree::sale::order::{PurchaseState, Quote, SignedQuote};
+use factory_tree::sale::order::{PaidBy, PurchaseState, Quote, SignedQuote};
 use sqlx::sqlite::SqliteRow;
 
 use super::codec::{Columns, unreadable};
@@ -30,8 +30,7 @@ pub struct PurchaseRow {
     pub consent: bool,
     /// Whether the wallet bought it by itself.
     pub automatic: bool,
-    /// The hash of the payment, once there is an invoice that was found good; of the payment to us that it is for, if that is one by a just-in-time
-    /// order.
+    /// The hash of the payment, once there is an invoice that was found good; of the payment of the other order, if one is to pay for it.
     pub hash: Option<PaymentHash>,
     /// That invoice.
     pub invoice: Option<String>,
@@ -52,15 +51,15 @@ pub struct PurchaseTerms {
     pub consent: bool,
     /// Whether the wallet buys it by itself.
     pub automatic: bool,
-    /// The hash of the just-in-time order's payment that it is for, if it is for one.
-    pub jit: Option<PaymentHash>,
+    /// The hash of the payment of the other order that is to pay for it, if one is.
+    pub other: Option<PaymentHash>,
 }
 
 impl PurchaseRow {
-    /// Whether a just-in-time order pays for it: then its payment is one to us.
+    /// What pays for it. A just-in-time order's payment is one to us.
     #[must_use]
-    pub fn is_for_jit(&self) -> bool {
-        Quote::parse(&self.quote.text).is_ok_and(|quote| quote.jit.is_some())
+    pub fn paid_by(&self) -> PaidBy {
+        Quote::parse(&self.quote.text).map_or(PaidBy::Invoice, |quote| quote.paid_by)
     }
 
     /// Whether it has come to an end.
@@ -176,7 +175,7 @@ impl PurchaseStore for SqliteStore {
         .bind(&quote.signature)
         .bind(i64::from(terms.consent))
         .bind(i64::from(terms.automatic))
-        .bind(terms.jit.map(|hash| hash.0.to_vec()))
+        .bind(terms.other.map(|hash| hash.0.to_vec()))
         .bind(sale.0.as_slice())
         .execute(&mut *tx)
         .await

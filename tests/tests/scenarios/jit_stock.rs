@@ -178,17 +178,6 @@ fn client_dies(who: usize, point: &str) -> Result<()> {
     has_arrived(&world)
 }
 
-macro_rules! deaths {
-    ($($name:ident: $dies:ident($($at:expr),+);)*) => {
-        $(
-            #[test]
-            fn $name() -> Result<()> {
-                $dies($($at),+)
-            }
-        )*
-    };
-}
-
 deaths! {
     dies_when_it_is_bound: coordinator_dies("sale_bound");
     dies_when_the_chain_is_stored: coordinator_dies("sale_chain_stored");

@@ -1,5 +1,17 @@
 //! Scenario tests: real processes, a real Bitcoin node, and events instead of sleeping.
 
+/// A scenario per point of death.
+macro_rules! deaths {
+    ($($name:ident: $dies:ident($($at:expr),+);)*) => {
+        $(
+            #[test]
+            fn $name() -> Result<()> {
+                $dies($($at),+)
+            }
+        )*
+    };
+}
+
 mod bad_input;
 mod chain;
 mod channels;
@@ -20,6 +32,8 @@ mod ladder_weather;
 mod layers;
 mod lightning;
 mod lsps1;
+mod lsps1_birth;
+mod lsps1_stock;
 mod misbehaviour;
 mod money;
 mod pay;

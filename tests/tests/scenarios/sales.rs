@@ -275,18 +275,6 @@ pub fn back(world: &World, index: usize) -> Result<()> {
     }
 }
 
-macro_rules! deaths {
-    ($($name:ident: $dies:ident($($at:expr),+);)*) => {
-        $(
-            #[test]
-            fn $name() -> Result<()> {
-                $dies($($at),+)
-            }
-        )*
-    };
-}
-pub(crate) use deaths;
-
 deaths! {
     dies_when_it_was_ordered: coordinator_dies("sale_ordered");
     dies_when_it_is_paid: coordinator_dies("sale_held");

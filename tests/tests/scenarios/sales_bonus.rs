@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::money;
 use crate::sales::{
     self, BALANCE, BOUGHT, FEE, back, begin, buy, channels, client_dies_in, coordinator_dies_in,
-    deaths, ends, has_come_out, ledger, moves_on, room,
+    ends, has_come_out, ledger, moves_on, room,
 };
 
 /// What a mate gets, in satoshi.

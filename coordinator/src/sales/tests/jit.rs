@@ -2,6 +2,7 @@
 
 use channel_host::{JitGround, JitOpening, Msat, jit_capacity, lsp_channel_id};
 use factory_tree::ids::ShortChannelId;
+use factory_tree::sale::order::PaidBy;
 
 use super::*;
 use crate::clock::unix_time;
@@ -46,7 +47,8 @@ async fn jit_order(world: &TestWorld, scid: u64) -> orders::OrderRow {
 }
 
 async fn jit_quote(world: &TestWorld, client: ClientId, scid: u64) -> Result<SignedQuote, String> {
-    let params = json!({ "amount_sat": PAYMENT / 1_000, "jit": ShortChannelId(scid) });
+    let params =
+        json!({ "amount_sat": PAYMENT / 1_000, "paid_by": PaidBy::Jit(ShortChannelId(scid)) });
     let answer = ask(world, client, method::QUOTE, params).await;
     let answer = answer.map_err(|error| why(&error))?;
     Ok(serde_json::from_value(answer).unwrap())
@@ -82,7 +84,7 @@ async fn the_opening_fee_is_the_price() {
     let client = member(0).id();
     let signed = jit_quote(&world, client, SCID).await.unwrap();
     let found = read(&signed);
-    assert_eq!(found.jit, Some(ShortChannelId(SCID)));
+    assert_eq!(found.paid_by, PaidBy::Jit(ShortChannelId(SCID)));
     assert_eq!(found.fee_msat, 0);
     assert_eq!(found.capacity, Amount::from_sat(40_000));
     assert_eq!(found.valid_until, jit_order(&world, SCID).await.valid_until);
@@ -91,11 +93,12 @@ async fn the_opening_fee_is_the_price() {
     // Nothing that is paid to us is for it.
     pay(&world, bought.sale).await;
     let row = row(&world, bought.sale).await;
+    let hash = row.order.hash;
     assert_eq!(
-        (row.state, row.order.jit),
-        (PurchaseState::Ordered, Some(SCID))
+        (row.state, row.order.paid_by),
+        (PurchaseState::Ordered, PaidBy::Jit(ShortChannelId(SCID)))
     );
-    assert_eq!(asked(&world), [Asked::SendBack(row.order.hash)]);
+    assert_eq!(asked(&world), [Asked::SendBack(hash)]);
 }
 
 #[tokio::test]
@@ -158,7 +161,9 @@ async fn the_sale_begins_with_the_payment_and_its_channel_is_the_orders() {
     });
     done.await.unwrap();
     sold.state = PurchaseState::Sold;
-    payment::settle(&world.ctx, &sold, 0, "").await.unwrap();
+    payment::settle(&world.ctx, &sold, (0, ""), None)
+        .await
+        .unwrap();
     assert_eq!(jit_order(&world, SCID).await.state, State::Open);
     assert_eq!(asks(&world, PAYMENT).await, here);
     // Until it is paid for, this client has no other from a stock.
@@ -240,7 +245,7 @@ async fn what_was_begun_for_an_order_is_not_had_for_nothing() {
     // The same terms without the order: at the usual price.
     let client = member(0).id();
     let plain = read(&quote(&world, client, 30_000).await.unwrap());
-    assert_eq!((plain.sale, plain.jit), (sale, None));
+    assert_eq!((plain.sale, plain.paid_by), (sale, PaidBy::Invoice));
     assert!(plain.fee_msat > 0);
     let again = read(&jit_quote(&world, client, SCID).await.unwrap());
     assert_eq!((again.sale, again.fee_msat), (sale, 0));

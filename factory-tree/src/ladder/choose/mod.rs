@@ -132,7 +132,7 @@ pub enum Kind {
     },
     /// It is new.
     SignUp,
-    /// It wants to buy, and its stock has no more.
+    /// It bought a channel of the factory to be born.
     StockBuyer,
     /// It has a channel of its own on the chain.
     OnChain,
@@ -308,8 +308,12 @@ fn merge(candidates: &[Candidate]) -> Vec<Candidate> {
             by_client.insert(candidate.client, candidate.clone());
             continue;
         };
+        held.wanted = match (held.kind, candidate.kind) {
+            // What is bought comes on top of what there is anyway.
+            (Kind::StockBuyer, _) | (_, Kind::StockBuyer) => sum(held.wanted, candidate.wanted),
+            _ => held.wanted.max(candidate.wanted),
+        };
         held.kind = held.kind.min(candidate.kind);
-        held.wanted = held.wanted.max(candidate.wanted);
         let balance = held.balance.checked_add(candidate.balance);
         held.balance = balance.unwrap_or(Amount::MAX_MONEY);
         held.hours = Hours(held.hours.0 | candidate.hours.0);
@@ -326,6 +330,13 @@ fn merge(candidates: &[Candidate]) -> Vec<Candidate> {
     };
     merged.sort_by_key(|c| (urgency(c.kind), c.faults, c.since, c.client));
     merged
+}
+
+fn sum(one: Option<Amount>, other: Option<Amount>) -> Option<Amount> {
+    let both = one
+        .unwrap_or_default()
+        .checked_add(other.unwrap_or_default());
+    (one.is_some() || other.is_some()).then(|| both.unwrap_or(Amount::MAX_MONEY))
 }
 
 /// Who gets a seat, in order.

@@ -235,3 +235,33 @@ proptest! {
         prop_assert_eq!(choose(&params(), &shuffled, seats), preview);
     }
 }
+
+#[test]
+fn what_is_bought_comes_on_top() {
+    let sat = Amount::from_sat;
+    let bought = |n| {
+        let mut one = candidate(n, Kind::StockBuyer);
+        one.wanted = Some(sat(300_000));
+        one
+    };
+    let mut leaving = dying(1, 10);
+    leaving.wanted = Some(sat(200_000));
+    let mut asks = candidate(2, Kind::SignUp);
+    asks.wanted = Some(sat(100_000));
+    let all = [
+        leaving,
+        bought(1),
+        bought(1),
+        bought(2),
+        asks,
+        bought(3),
+        candidate(4, Kind::OnChain),
+        bought(4),
+    ];
+    let preview = choose(&params(), &all, 8);
+    for (client, due) in [(1, 800_000), (2, 400_000), (3, 300_000), (4, 300_000)] {
+        let mut seats = preview.seats.iter();
+        let seat = seats.find(|seat| seat.client == id(client)).unwrap();
+        assert_eq!(seat.capacity, sat(due), "{client}");
+    }
+}

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bitcoin::hashes::Hash;
-use bitcoin::{Amount, OutPoint, Txid};
+use bitcoin::Amount;
 use channel_host::{InvoiceView, LeafId, Msat};
 use factory_tree::sale::Stock;
 use factory_tree::sale::order::{PurchaseState, Quote, SignedQuote, method};
@@ -21,7 +20,7 @@ use crate::client::SignerClient;
 use crate::config::TopUpConfig;
 use crate::error::Result;
 use crate::event::Event;
-use crate::lightning::{ChannelState, ChannelView};
+use crate::lightning::ChannelView;
 use crate::migration::calendar;
 use crate::store::PaymentEnd;
 
@@ -50,21 +49,9 @@ fn quote(world: &World, amount: u64) -> Quote {
 /// The channel that the buyer was born with, almost full.
 fn channels(world: &World) -> Vec<ChannelView> {
     vec![ChannelView {
-        factory: Some(world.kit.factory_id),
         leaf: world.kit.leaf_id.to_string(),
-        channel: None,
-        state: ChannelState::Open,
-        outpoint: OutPoint::new(Txid::all_zeros(), 0),
         capacity_sat: 200_000,
-        ours_msat: 190_000_000,
-        spendable_msat: 190_000_000,
-        receivable_msat: 8_000_000,
-        pending: 0,
-        usable: true,
-        factory_confirmed: true,
-        leaf_height: None,
-        spent: None,
-        closing_sat: 0,
+        ..ChannelView::sample(world.kit.factory_id, 190_000_000, 8_000_000)
     }]
 }
 

@@ -13,7 +13,7 @@ use factory_tree::ids::{Attempt, ClientId, LeafId};
 use factory_tree::kit::ExitKit;
 use factory_tree::params::{FactoryParams, Profile};
 use factory_tree::sale::message::{SaleRound, ToCoSigner, ToSeller};
-use factory_tree::sale::order::{Quote, SignedQuote};
+use factory_tree::sale::order::{PaidBy, Quote, SignedQuote};
 use factory_tree::sale::seller::{
     SaleRecord, SaleTerms, Seller, SellerEffect, SellerEvent, SellerInput, SellerOutcome,
     SellerStep, Setup, SoldRecord,
@@ -151,7 +151,7 @@ impl World {
             fee_msat: FEE,
             valid_until: FAR,
             sign_until: BIRTH.plus(Blocks(100)),
-            jit: None,
+            paid_by: PaidBy::Invoice,
         }
     }
 

@@ -71,6 +71,8 @@ pub(super) struct Facts {
     pub(super) now: u64,
     /// What can be received; nothing if that is not known.
     pub(super) receivable: Option<Msat>,
+    /// The order of a channel (LSPS1) that is under way.
+    pub(super) order: Option<String>,
     /// All purchases.
     pub(super) purchases: Vec<PurchaseView>,
     /// Factories that are not over, youngest last; needed only if too little can be received.
@@ -163,6 +165,11 @@ impl Memory {
         if let Some(open) = facts.purchases.iter().find(|one| !one.is_over()) {
             (self.low_since, self.refusal) = (None, None);
             let note = format!("purchase {} is under way", open.sale);
+            return Err(Hold::new(TopUpState::UnderWay, note));
+        }
+        if let Some(open) = &facts.order {
+            (self.low_since, self.refusal) = (None, None);
+            let note = format!("order {open} is under way");
             return Err(Hold::new(TopUpState::UnderWay, note));
         }
         let Some(receivable) = facts.receivable else {

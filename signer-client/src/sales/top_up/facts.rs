@@ -33,6 +33,7 @@ pub(super) async fn facts(
     Ok(Facts {
         now,
         receivable,
+        order: crate::lsps1::has_open(&client.store).await?,
         purchases: purchases(&client.store).await?,
         places,
     })

@@ -31,6 +31,7 @@ fn place() -> Place {
 /// 49,999.999 sat can be received, and nothing was bought yet.
 fn facts(now: u64) -> Facts {
     Facts {
+        order: None,
         now,
         receivable: Some(Msat(50_000 * SAT - 1)),
         purchases: Vec::new(),
@@ -132,6 +133,8 @@ fn it_buys_nothing_while_a_purchase_is_under_way() {
             assert_eq!(held, TopUpState::UnderWay);
         }
     }
+    let held = state(|facts| facts.order = Some("b7a1".to_owned()));
+    assert_eq!(held, TopUpState::UnderWay);
 }
 
 #[test]
@@ -388,6 +391,7 @@ impl Year {
         }
         let facts = Facts {
             now,
+            order: None,
             receivable: moment.receivable.map(|sat| Msat(sat * SAT)),
             purchases: self.purchases.clone(),
             places: vec![place()],

@@ -1,0 +1,45 @@
+//! Why no channel is ordered.
+
+/// Why no channel is ordered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OrderError {
+    /// The coordinator has no such service.
+    #[error(
+        "this coordinator takes no orders of channels (LSPS1); leave --or-onchain and --next-factory out"
+    )]
+    NotOffered,
+    /// Smaller or larger than what it sells.
+    #[error("the coordinator sells channels of {least_sat} to {most_sat} sat, and this is {sat}")]
+    Size {
+        /// What was asked for.
+        sat: u64,
+        /// The least.
+        least_sat: u64,
+        /// The most.
+        most_sat: u64,
+    },
+    /// More than was agreed to.
+    #[error(
+        "the channel costs {fee_msat} msat, more than the {max_msat} msat that are allowed; raise --max-fee, or order less"
+    )]
+    Fee {
+        /// The price.
+        fee_msat: u64,
+        /// The most.
+        max_msat: u64,
+    },
+    /// Nothing to pay with.
+    #[error(
+        "the channel costs {fee_msat} msat, and only {spendable_msat} msat can be sent now; receive some first"
+    )]
+    Balance {
+        /// The price.
+        fee_msat: u64,
+        /// What can be sent.
+        spendable_msat: u64,
+    },
+    /// The answer is not what was asked for.
+    #[error("the coordinator's answer to the order is refused: {0}; nothing was paid")]
+    Answer(String),
+}
