@@ -411,7 +411,7 @@ fn the_buyer_publishes_what_is_withheld() -> Result<()> {
 }
 
 /// Mines until nothing is left in the factory or on the way out of a channel, and all have what is theirs.
-fn all_is_out(world: &World, created: &Created, export: &Export) -> Result<()> {
+pub fn all_is_out(world: &World, created: &Created, export: &Export) -> Result<()> {
     world.mine_until(export, |world| {
         if !world.all_done(created, &[0, 1])? || world.left_in(export)? > 0 {
             return Ok(false);
@@ -438,14 +438,15 @@ pub fn has_come_out(ledger: &Ledger, index: usize, balance: u64) -> Result<()> {
 /// What was bought is left like everything else: its balance moves to the younger factory, its key is handed over, the coins come back.
 #[test]
 fn what_was_bought_moves_on() -> Result<()> {
-    moves_on("sale_moves", |_| Ok(()), |_| Ok(()))
+    moves_on("sale_moves", |_| Ok(()), |_| Ok(()), |_| Ok(()))
 }
 
-/// `begun`: what there is to wait for before somebody buys.
+/// `begun` waits for what has to be there before somebody buys, `bought` looks at what there is then.
 pub fn moves_on(
     name: &str,
     configure: impl FnOnce(&Service) -> Result<()>,
     begun: impl FnOnce(&World) -> Result<()>,
+    bought: impl FnOnce(&World) -> Result<()>,
 ) -> Result<()> {
     let mut ladder = Ladder::prepare(&World::directory(name)?, SHORT)?;
     sells(&ladder.world.coordinator)?;
@@ -458,6 +459,7 @@ pub fn moves_on(
     let (mut ladder, first) = town_in(ladder, 2, |_| Ok(()))?;
     begun(&ladder.world)?;
     buy(&ladder.world, 0)?;
+    bought(&ladder.world)?;
     let outside = Outside::start(&mut ladder.world)?;
     let much = room(&ladder.world, 0)? * 8 / 10;
     outside.pay(&ladder.world.invoice(0, much)?)?;
