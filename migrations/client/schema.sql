@@ -151,6 +151,21 @@ CREATE TABLE notices (
     told_height INTEGER NOT NULL
 ) STRICT;
 
+CREATE TABLE orders (
+    order_id TEXT PRIMARY KEY,
+    capacity_sat INTEGER NOT NULL,
+    fee_msat INTEGER NOT NULL,
+    hash BLOB NOT NULL UNIQUE CHECK (length(hash) = 32),
+    invoice TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'from_stock', 'onchain', 'failed')),
+    -- The channel's funding, as the coordinator says it.
+    funding TEXT,
+    -- What it waits for, or why nothing came of it.
+    note TEXT NOT NULL,
+    created_time INTEGER NOT NULL,
+    ended_time INTEGER
+) STRICT;
+
 CREATE TABLE parts (
     hash BLOB PRIMARY KEY CHECK (length(hash) = 32),
     from_factory BLOB NOT NULL REFERENCES moves (from_factory),

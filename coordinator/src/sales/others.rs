@@ -30,8 +30,8 @@ pub(super) struct Wanted {
     pub capacity: Amount,
     /// Until when it can be paid, in Unix time.
     pub valid_until: u64,
-    /// The height up to which it is to be kept open.
-    pub lives_until: u32,
+    /// For so many blocks it is to be kept open.
+    pub lasts: u32,
 }
 
 /// What the order that is to pay wants, if it is this client's, waits for its payment, and may be served from a stock; `None`: there is no other.
@@ -80,7 +80,7 @@ async fn by_jit(
     Ok(Wanted {
         capacity: jit_capacity(payment, config.margin_sat),
         valid_until: order.valid_until,
-        lives_until: 0,
+        lasts: 0,
     })
 }
 
@@ -95,16 +95,10 @@ async fn by_lsps1(ctx: &Context, client: ClientId, id: &str) -> Result<Wanted, S
     if order.announce {
         return Err(NoSale::Announced.into());
     }
-    // It may be served as late as its payment can be held.
-    let held = ctx
-        .lightning
-        .claim_time()
-        .saturating_add(ctx.config.lsps1.hold_blocks);
-    let served = ctx.height().saturating_add(held);
     Ok(Wanted {
         capacity: Amount::from_sat(order.lsp_balance_sat),
         valid_until: order.valid_until,
-        lives_until: served.saturating_add(lasts(&order)),
+        lasts: lasts(&order),
     })
 }
 
@@ -130,13 +124,19 @@ pub(super) async fn taken(conn: &mut Conn, new: &rows::NewSale) -> store::Result
     Ok((!free).then_some(why))
 }
 
-/// Whether a factory lets a channel live up to a height.
+/// Up to which height the payment of an order is held for a sale that begins now, whenever it expires.
+fn latest(ctx: &Context, known: &KnownStock) -> u32 {
+    let held = payment::needed(ctx, known).saturating_add(ctx.config.lsps1.hold_blocks);
+    ctx.height().saturating_add(held)
+}
+
+/// Whether a factory lets a channel of a sale that begins now live for so many blocks.
 ///
 /// # Errors
 /// [`NoSale::Ends`].
-pub(super) fn outlives(known: &KnownStock, until: u32) -> Result<(), NoSale> {
+pub(super) fn outlives(ctx: &Context, known: &KnownStock, lasts: u32) -> Result<(), NoSale> {
     let ends = known.stock.expiry().0;
-    match until <= ends {
+    match lasts == 0 || latest(ctx, known).saturating_add(lasts) <= ends {
         true => Ok(()),
         false => Err(NoSale::Ends { ends }),
     }
@@ -162,20 +162,21 @@ pub(crate) async fn brings(ctx: &Context, order: &OrderRow) -> store::Result<boo
 
 /// The stock is this order's from now on, if its payment leaves time for that and for an ordinary channel afterwards.
 async fn begin_for(ctx: &Context, row: &SaleRow, order: &OrderRow) -> store::Result<bool> {
-    let held_until = order.held_until.unwrap_or(0);
-    let until = held_until.saturating_sub(SPARE);
     let known = match stocks::known(ctx, row.order.factory, row.order.position).await {
         Ok(known) => known,
         Err(SalesError::Store(error)) => return Err(error),
         Err(_) => None,
     };
+    // Payers let their payments expire later than they have to, and who knows by how much.
+    let spared = order.held_until.unwrap_or(0).saturating_sub(SPARE);
+    let until = known.as_ref().map(|known| latest(ctx, known).min(spared));
+    let until = until.unwrap_or(spared);
     let refused = match known {
         None => Some("the stock is gone".to_owned()),
         Some(known) if ctx.height() >= payment::release_at(ctx, until, &known) => {
             Some("the payment leaves no time for another channel afterwards".to_owned())
         }
-        // It stands before the payment cannot be held any longer.
-        Some(known) => outlives(&known, held_until.saturating_add(lasts(&order.order)))
+        Some(known) => outlives(ctx, &known, lasts(&order.order))
             .err()
             .map(|why| why.to_string()),
     };

@@ -138,10 +138,14 @@ async fn fits(ctx: &Context, row: &SaleRow) -> Result<KnownStock, SalesError> {
 /// chain would begin. It may have come over another factory of the buyer's than that of the stock, and a slower one.
 #[must_use]
 pub(super) fn release_at(ctx: &Context, held_until: u32, known: &KnownStock) -> u32 {
+    held_until.saturating_sub(needed(ctx, known))
+}
+
+/// How many blocks before it expires that is.
+pub(super) fn needed(ctx: &Context, known: &KnownStock) -> u32 {
     let exit_delay = known.stock.schedule().exit_delay.0;
     let own = exit_delay.saturating_add(CLAIM_BUFFER);
-    let needed = own.max(ctx.lightning.claim_time()).saturating_add(MARGIN);
-    held_until.saturating_sub(needed)
+    own.max(ctx.lightning.claim_time()).saturating_add(MARGIN)
 }
 
 /// Nothing comes of an order; whether that is news. A payment that is held goes back after this.

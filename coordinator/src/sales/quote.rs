@@ -103,7 +103,7 @@ async fn of_factory(
         return Err(NoSale::Busy.into());
     }
     if let Some(other) = other {
-        others::outlives(&known, other.lives_until)?;
+        others::outlives(ctx, &known, other.lasts)?;
     }
     let left = known.stock.amount();
     let valid_until = match other {

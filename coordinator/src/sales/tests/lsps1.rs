@@ -91,6 +91,12 @@ async fn pays(world: &TestWorld, until: u32) {
     assert!(paid.unwrap());
 }
 
+/// Blocks before a payment expires at which it goes back.
+fn needed(tree: &Tree) -> u32 {
+    let stock = factory_tree::sale::Stock::of_tree(tree, 0).unwrap();
+    stock.schedule().exit_delay.0 + channel_host::CLAIM_BUFFER + MARGIN
+}
+
 /// Its payment is here, or told again.
 async fn look(world: &TestWorld) {
     pays(world, UNTIL).await;
@@ -157,7 +163,7 @@ async fn only_what_a_stock_can_be_is_quoted() {
     let expiry = factory_tree::sale::Stock::of_tree(&tree, 0)
         .unwrap()
         .expiry();
-    let held = channel_host::CLAIM_BUFFER + world.ctx.config.lsps1.hold_blocks;
+    let held = needed(&tree) + world.ctx.config.lsps1.hold_blocks;
     let lives = expiry.0 - 10 - held;
     let with = |number: u8, change: fn(&mut orders::Order)| {
         let mut order = new_order(&format!("b7a{number}"));
@@ -264,22 +270,18 @@ async fn what_comes_to_nothing_leaves_the_order_to_the_chain() {
 async fn what_leaves_no_time_for_the_chain_is_not_begun() {
     let (world, tree) = lsps1_shop().await;
     let sale = ordered_for(&world).await;
-    let stock = factory_tree::sale::Stock::of_tree(&tree, 0).unwrap();
-    let needed = stock.schedule().exit_delay.0 + channel_host::CLAIM_BUFFER + MARGIN;
-    pays(&world, 10 + needed + 6).await;
+    pays(&world, 10 + needed(&tree) + 6).await;
     assert_eq!(row(&world, sale).await.state, PurchaseState::Cancelled);
     assert_eq!(opens(&world), 1, "an ordinary one");
 }
 
 #[tokio::test]
 async fn what_would_end_before_the_order_allows_is_not_begun() {
-    let (world, tree) = lsps1_shop().await;
+    let (world, _) = lsps1_shop().await;
     let sale = ordered_for(&world).await;
-    let expiry = factory_tree::sale::Stock::of_tree(&tree, 0)
-        .unwrap()
-        .expiry();
-    // It may be served at the last moment, and must live for 159 blocks then.
-    pays(&world, expiry.0 - 158).await;
+    // As if many blocks had come since it was quoted.
+    set(&world, "UPDATE lsps1_order SET expiry_blocks = 100000").await;
+    look(&world).await;
     assert_eq!(row(&world, sale).await.state, PurchaseState::Cancelled);
     assert_eq!(opens(&world), 1);
 }
