@@ -97,6 +97,7 @@ fn a_mate_is_paid_for_being_there() -> Result<()> {
     let day = &revenue["days"][0];
     ensure!(number(day, "bonus_sat")? == 2 * BONUS, "{revenue}");
 
+    outside.close(&world)?;
     let export = world.export(&created)?;
     for index in [0, 1] {
         let words = ["exit", &created.factory, "--yes", "--background"];
