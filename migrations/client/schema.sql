@@ -157,7 +157,9 @@ CREATE TABLE orders (
     fee_msat INTEGER NOT NULL,
     hash BLOB NOT NULL UNIQUE CHECK (length(hash) = 32),
     invoice TEXT NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'from_stock', 'onchain', 'failed')),
+    -- Whether it is to come with the next factory.
+    at_birth INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'from_stock', 'from_birth', 'onchain', 'failed')),
     -- The channel's funding, as the coordinator says it.
     funding TEXT,
     -- What it waits for, or why nothing came of it.

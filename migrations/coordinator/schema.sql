@@ -173,6 +173,7 @@ CREATE TABLE lsps1_order (
     confirm_within INTEGER NOT NULL,
     expiry_blocks INTEGER NOT NULL,
     announce INTEGER NOT NULL,
+    at_birth INTEGER NOT NULL, -- whether it comes with the next factory
     fee_sat INTEGER NOT NULL, -- the price, promised
     hash BLOB NOT NULL UNIQUE, -- of the payment
     invoice TEXT NOT NULL,
@@ -184,6 +185,7 @@ CREATE TABLE lsps1_order (
     opens INTEGER NOT NULL DEFAULT 0,
     opened_at INTEGER, -- the last time
     channel INTEGER, -- of the last try
+    ceremony BLOB, -- in which its client has a place for it
     onchain_sat INTEGER NOT NULL DEFAULT 0, -- what the funding costs; an estimate until it is known
     funding_txid BLOB,
     funding_vout INTEGER,
