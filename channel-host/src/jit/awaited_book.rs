@@ -104,21 +104,22 @@ impl AwaitedBook {
         Ok(Some(record))
     }
 
-    /// What was ordered gives no right to a channel any more; one that it has got stays known.
+    /// What was ordered gives no right to a channel any more. One that a peer has begun to open for it stays known: its funding is not believed either.
     pub(crate) fn over(&self, hash: &[u8; 32]) -> Result<(), NodeError> {
-        let has_channel = |order: &Awaited| order.channel.is_some();
-        match self.get(hash) {
-            Some(order) if has_channel(&order) => self.update(hash, |order| {
-                order.taken_msat.get_or_insert(0);
-            }),
-            Some(_) => {
-                let mut orders = self.lock();
-                self.store.write(vec![Change::Remove(key(hash))])?;
-                orders.remove(hash);
-                Ok(())
-            }
-            None => Ok(()),
+        let mut orders = self.lock();
+        let Some(known) = orders.get(hash) else {
+            return Ok(());
+        };
+        if known.number == 0 {
+            self.store.write(vec![Change::Remove(key(hash))])?;
+            orders.remove(hash);
+            return Ok(());
         }
+        let mut record = known.clone();
+        record.taken_msat.get_or_insert(0);
+        self.store.write(vec![put(&record)?])?;
+        orders.insert(*hash, record);
+        Ok(())
     }
 
     pub(crate) fn get(&self, hash: &[u8; 32]) -> Option<Awaited> {
@@ -179,5 +180,39 @@ impl AwaitedBook {
         self.store.write(vec![put(&record)?])?;
         orders.insert(*hash, record);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::secp256k1::{Secp256k1, SecretKey};
+
+    use super::*;
+
+    #[test]
+    fn a_channel_that_was_begun_stays_known_when_its_order_is_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("channels.sqlite")).unwrap();
+        let book = AwaitedBook::open(store.clone()).unwrap();
+        let secret = SecretKey::from_slice(&[7; 32]).unwrap();
+        let lsp = PublicKey::from_secret_key(&Secp256k1::new(), &secret);
+        let capacity = Amount::from_sat(150_000);
+        for hash in [[1; 32], [2; 32]] {
+            book.add(hash, Promised::Order { lsp, capacity }, 0)
+                .unwrap();
+        }
+        // The peer opens the one, and has not said its funding when the order ends.
+        let begun = book.take_open((&lsp, capacity, 0), &[], 7).unwrap();
+        let begun = begun.unwrap().hash;
+        let other = if begun == [1; 32] { [2; 32] } else { [1; 32] };
+        for hash in [begun, other] {
+            book.over(&hash).unwrap();
+        }
+        for book in [book, AwaitedBook::open(store).unwrap()] {
+            assert_eq!(book.by_channel(7).map(|order| order.hash), Some(begun));
+            assert!(book.get(&other).is_none());
+            let again = book.take_open((&lsp, capacity, 0), &[], 8).unwrap();
+            assert!(again.is_none(), "it gives no right to another one");
+        }
     }
 }

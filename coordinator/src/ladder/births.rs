@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bitcoin::Amount;
 use factory_tree::ceremony::coordinator::Invitee;
-use factory_tree::ids::{ClientId, FactoryId};
+use factory_tree::ids::{CeremonyId, ClientId, FactoryId};
 use factory_tree::ladder::{
     Candidate, ChooseError, ChooseParams, Due, FactoryFacts, Hours, Kind, MemberFacts, Preview,
     Progress, choose,
@@ -28,6 +28,8 @@ use crate::webhooks::Why;
 
 /// A level of a path and the child that pays for it, on the large side.
 const LEVEL_VBYTES: u64 = 500;
+/// A ceremony may take so long.
+const BIRTH_BLOCKS: u32 = 6;
 /// Feerates rise while one waits.
 const FEERATE_MARGIN: u64 = 3;
 
@@ -50,17 +52,26 @@ pub(super) struct Plan {
     /// What may be locked in it.
     pub(super) available: Amount,
     leaving: Vec<Leaving>,
-    /// Orders that are paid for and wait for a factory.
+    /// Orders that are paid for and wait for a factory, of those who are there.
     orders: Vec<Order>,
+    /// Whoever has paid for a place and is away: nobody waits for them.
+    buyers_away: Vec<ClientId>,
     params: FactoryParams,
 }
 
 impl Plan {
-    /// Clients that must leave, or have paid for a place, and are away.
+    /// Clients that must leave, and are away.
     pub(super) fn away(&self, ctx: &Context) -> impl Iterator<Item = ClientId> {
         let leaving = self.leaving.iter().map(|one| one.client);
-        let all = leaving.chain(self.orders.iter().map(|order| order.client));
-        all.filter(|client| !ctx.sessions.is_connected(client))
+        leaving.filter(|client| !ctx.sessions.is_connected(client))
+    }
+
+    /// Whether a client's place has all that it has paid for.
+    fn serves(&self, client: ClientId) -> bool {
+        let of_client = self.orders.iter().filter(|order| order.client == client);
+        let paid = of_client.map(|order| Amount::from_sat(order.lsp_balance_sat));
+        let seat = self.preview.seats.iter().find(|seat| seat.client == client);
+        seat.is_some_and(|seat| checked_sum(paid) == Some(seat.bought))
     }
 
     /// Whether a birth is due for somebody.
@@ -97,7 +108,7 @@ pub(super) async fn look(
     }
     let plan = plan(ctx, seen, list, height).await?;
     let slip = Blocks(ctx.config.ladder.birth_slip);
-    for client in plan.away(ctx) {
+    for client in plan.away(ctx).chain(plan.buyers_away.iter().copied()) {
         ctx.webhooks.wake(client, Why::Birth);
     }
     let all_there = plan.away(ctx).next().is_none() && !plan.leaving.is_empty();
@@ -158,7 +169,7 @@ async fn begin(
             .map(|one| (one.client, one.from, one.attempt))
             .collect(),
         orders: orders
-            .filter(|order| has_seat(order.client))
+            .filter(|order| plan.serves(order.client))
             .map(|order| order.id.clone())
             .collect(),
     };
@@ -194,7 +205,8 @@ pub(super) async fn plan(
         .into_iter()
         .map(|account| (account.client, account))
         .collect();
-    let leaving = leaving(ctx, seen, list, height);
+    let read = ctx.store.read(async |tx| lsps1::born_with(tx).await);
+    let leaving = leaving(ctx, seen, list, height, &read.await?);
     let free =
         |client: &ClientId| ctx.sessions.is_connected(client) && !ctx.ceremonies.is_busy(client);
     let mut candidates: Vec<Candidate> = leaving
@@ -227,33 +239,22 @@ pub(super) async fn plan(
         ));
     }
     let policy = &ctx.config.policy;
-    let most = Amount::from_sat(policy.capacity_max_sat);
-    let orders = ctx
-        .store
-        .read(async |tx| lsps1::for_birth(tx).await)
-        .await?;
-    let mut orders: Vec<Order> = orders.into_iter().map(|row| row.order).collect();
-    // All of what is bought comes on top; what would be more than is sold to anybody waits for the next birth.
-    orders.retain(|order| {
-        let bought = Amount::from_sat(order.lsp_balance_sat);
-        let has = candidates.iter().filter(|one| one.client == order.client);
-        let has = has.filter_map(|one| one.wanted);
-        let sum = checked_sum(has.chain([bought]));
-        let fits = sum.is_some_and(|sum| sum <= most);
-        if fits && free(&order.client) {
-            let account = accounts.get(&order.client);
-            let one = (order.client, Kind::StockBuyer);
-            candidates.push(candidate(ctx, one, Some(bought), account, height));
+    let (orders, away) = buyers(ctx, &params, height, &free).await?;
+    candidates.extend(orders.iter().map(|order| {
+        let account = accounts.get(&order.client);
+        let one = (order.client, Kind::StockBuyer);
+        Candidate {
+            bought: Amount::from_sat(order.lsp_balance_sat),
+            ..candidate(ctx, one, None, account, height)
         }
-        fits
-    });
+    }));
     candidates.extend(outside(ctx, &candidates, &accounts, height));
     let available = spendable(ctx, seen, height).await?;
     let choosing = ChooseParams {
         min_clients: ctx.config.ceremony.min_clients,
         min_capacity: Amount::from_sat(policy.capacity_min_sat),
         default_capacity: Amount::from_sat(policy.capacity_default_sat),
-        max_capacity: most,
+        max_capacity: Amount::from_sat(policy.capacity_max_sat),
         skip_above: thousandths(policy.score_skip_above),
         capital: Some(available),
         ..ChooseParams::new(params.clone(), Height(height))
@@ -263,8 +264,39 @@ pub(super) async fn plan(
         available,
         leaving,
         orders,
+        buyers_away: away,
         params,
     })
+}
+
+/// Orders that are paid for, can wait until a factory that is born now is usable, and whose clients are there; and clients of such that are away.
+async fn buyers(
+    ctx: &Context,
+    params: &FactoryParams,
+    height: u32,
+    free: &impl Fn(&ClientId) -> bool,
+) -> Result<(Vec<Order>, Vec<ClientId>), LadderError> {
+    let rows = ctx
+        .store
+        .read(async |tx| lsps1::for_birth(tx).await)
+        .await?;
+    let usable = height
+        .saturating_add(params.conf_margin)
+        .saturating_add(ctx.config.confirmations())
+        .saturating_add(BIRTH_BLOCKS);
+    let mut here: BTreeMap<ClientId, bool> = BTreeMap::new();
+    let (mut orders, mut away) = (Vec::new(), Vec::new());
+    for row in rows {
+        if crate::lsps1::release_at(ctx, &row) <= usable {
+            continue;
+        }
+        let client = row.order.client;
+        match *here.entry(client).or_insert_with(|| free(&client)) {
+            true => orders.push(row.order),
+            false => away.push(client),
+        }
+    }
+    Ok((orders, away))
 }
 
 /// Of those that may be invited anyway, what they have in channels outside of factories: a wallet brings it into a factory that has room for it.
@@ -352,6 +384,7 @@ fn candidate(
         kind,
         wanted,
         balance: Amount::ZERO,
+        bought: Amount::ZERO,
         hours: account.map_or(Hours::default(), |account| account.hours),
         faults: thousandths(faults),
         since: Height(account.map_or(height, |account| account.first_seen)),
@@ -359,7 +392,13 @@ fn candidate(
 }
 
 /// The clients that are due an invitation, those of an earlier try at this rung included.
-fn leaving(ctx: &Context, seen: &Seen, list: &[Due], height: u32) -> Vec<Leaving> {
+fn leaving(
+    ctx: &Context,
+    seen: &Seen,
+    list: &[Due],
+    height: u32,
+    born_with: &HashMap<(CeremonyId, ClientId), Amount>,
+) -> Vec<Leaving> {
     let mut all = Vec::new();
     let of = |factory: FactoryId, client: ClientId| -> Option<(&FactoryFacts, &MemberFacts)> {
         let facts = seen.ladder.factory(factory)?;
@@ -371,13 +410,19 @@ fn leaving(ctx: &Context, seen: &Seen, list: &[Due], height: u32) -> Vec<Leaving
     };
     let mut add = |facts: &FactoryFacts, member: &MemberFacts, attempt| {
         let row = seen.member(facts.id, member.client);
+        let ceremony = seen.rows.iter().find(|row| row.id == facts.id);
+        let ceremony = ceremony.map(|row| row.round.ceremony);
+        let bought = ceremony.and_then(|ceremony| born_with.get(&(ceremony, member.client)));
+        let capacity = row.map_or(member.capacity, |row| row.capacity);
         all.push(Leaving {
             client: member.client,
             from: facts.id,
             attempt,
             deadline: facts.schedule.publish_from,
             // What it bought, it bought for this factory's life; its balance has room anyway.
-            capacity: row.map_or(member.capacity, |row| row.capacity),
+            capacity: capacity
+                .checked_sub(bought.copied().unwrap_or_default())
+                .unwrap_or_default(),
             balance: member.balance,
         });
     };

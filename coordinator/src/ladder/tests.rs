@@ -395,10 +395,7 @@ async fn a_place_that_was_paid_for_is_in_the_next_birth_on_top_of_what_there_was
     use crate::store::lsps1::{self, Order};
     let (mut world, _tree) = dying().await;
     let all = clients();
-    let _there = all
-        .iter()
-        .map(|client| comes(&world, client))
-        .collect::<Vec<_>>();
+    let _there: Vec<_> = all.iter().map(|client| comes(&world, client)).collect();
     // One of them must leave, too; the other is new.
     let stranger = TestClient::new(77, 0, bitcoin::Amount::from_sat(200_000));
     let order = |number: u8, client| Order {
@@ -416,20 +413,24 @@ async fn a_place_that_was_paid_for_is_in_the_next_birth_on_top_of_what_there_was
         created_at: 0,
         valid_until: u64::MAX / 4,
     };
-    let orders = [order(1, all[0].id()), order(2, stranger.id())];
+    let away = TestClient::new(78, 0, bitcoin::Amount::from_sat(200_000));
+    let orders = [
+        order(1, all[0].id()),
+        order(2, stranger.id()),
+        // Nobody waits for this one.
+        order(3, away.id()),
+        // Its payment goes back before such a factory is usable.
+        order(4, all[1].id()),
+    ];
     let write = world.ctx.store.write(async |tx| {
         for order in &orders {
             lsps1::insert(tx, order, 0).await?;
-            lsps1::held(tx, &order.id, 100_000, 1).await?;
+            let until = if order.id == "order 4" { 200 } else { 100_000 };
+            lsps1::held(tx, &order.id, until, 1).await?;
         }
         Ok(())
     });
     write.await.unwrap();
-    look(&world).await;
-    assert!(
-        births(&world.happened()).is_empty(),
-        "one has paid and is away"
-    );
     let _stranger = comes(&world, &stranger);
     look(&world).await;
     assert_eq!(births(&world.happened()), [5]);
@@ -446,8 +447,9 @@ async fn a_place_that_was_paid_for_is_in_the_next_birth_on_top_of_what_there_was
         Ok((open, seated, lsps1::for_birth(tx).await?))
     });
     let (open, seated, left) = read.await.unwrap();
-    assert_eq!(seated, [Some(open[0].id); 2]);
-    assert_eq!(left, []);
+    let there = Some(open[0].id);
+    assert_eq!(seated, [there, there, None, None]);
+    assert_eq!(left.len(), 2);
     let invited = open[0].wish.invited.clone().unwrap();
     let capacity = |client: factory_tree::ids::ClientId| {
         let seat = invited.iter().find(|seat| seat.client == client);
@@ -455,4 +457,10 @@ async fn a_place_that_was_paid_for_is_in_the_next_birth_on_top_of_what_there_was
     };
     assert_eq!(capacity(all[0].id()), 200_000 + 300_000);
     assert_eq!(capacity(stranger.id()), 300_000);
+    assert_eq!(capacity(all[1].id()), 200_000);
+    // The month after, what was bought for this one is not given again.
+    let read = world.ctx.store.read(async |tx| lsps1::born_with(tx).await);
+    let bought = read.await.unwrap();
+    let paid = bought.get(&(open[0].id, all[0].id()));
+    assert_eq!(paid, Some(&bitcoin::Amount::from_sat(300_000)));
 }

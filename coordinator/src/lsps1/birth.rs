@@ -27,26 +27,47 @@ pub(super) enum Place {
     Usable(OutPoint),
 }
 
-/// The blocks for which the payment of such a channel is held at most; nothing where it cannot come with the next factory: the client is none of
-/// factories, it should be announced, funded sooner, or kept open for longer than the factory lives.
-pub(super) async fn hold_blocks(
+/// What such a channel is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Birth {
+    /// Blocks for which its payment is held at most.
+    pub held: u32,
+    /// Blocks for which it may be used.
+    pub lasts: u32,
+}
+
+/// Nothing where it cannot come with the next factory: the client is none of factories, or would not be invited, it should be announced, funded
+/// sooner, or kept open for longer than the factory lives.
+pub(super) async fn offer(
     ctx: &Context,
     client: ClientId,
     asked: &Asked,
-) -> store::Result<Option<u32>> {
+) -> store::Result<Option<Birth>> {
     let policy = &ctx.config.policy;
-    let sold = policy.capacity_min_sat..=policy.capacity_max_sat;
-    if asked.announce || !ctx.config.ladder.enabled || !sold.contains(&asked.lsp_balance_sat) {
+    if asked.announce || !ctx.config.ladder.enabled {
         return Ok(None);
     }
     let read = ctx.store.read(async |tx| {
-        let known = clients::list(tx).await?;
-        let known = known.iter().any(|row| row.client == client);
-        Ok((ladder::first(tx).await?, known))
+        let mut known = clients::list(tx).await?.into_iter();
+        let known = known.find(|row| row.client == client);
+        let own = ladder::members(tx, Some(client)).await?;
+        Ok((ladder::first(tx).await?, known, own))
     });
-    let (Some(first), true) = read.await? else {
+    let (Some(first), Some(account), own) = read.await? else {
         return Ok(None);
     };
+    // It may come on top of what the client moves into the same factory.
+    let has = own.iter().map(|own| own.capacity.to_sat()).max();
+    let most = has.unwrap_or(0).saturating_add(asked.lsp_balance_sat);
+    let faults = account
+        .score
+        .at(ctx.height(), policy.score_half_life_blocks);
+    let fits = asked.lsp_balance_sat >= policy.capacity_min_sat
+        && most <= policy.capacity_max_sat
+        && faults <= policy.score_skip_above;
+    if !fits {
+        return Ok(None);
+    }
     let Ok(factory) = ctx.config.factory_params(&Default::default()) else {
         return Ok(None);
     };
@@ -75,7 +96,8 @@ pub(super) async fn hold_blocks(
     let held = wait
         .saturating_add(unpaid.unwrap_or(u32::MAX))
         .saturating_add(config.hold_blocks);
-    Ok((held <= LONGEST_HOLD).then_some(held))
+    let lasts = factory.active.saturating_add(factory.dying);
+    Ok((held <= LONGEST_HOLD).then_some(Birth { held, lasts }))
 }
 
 /// What became of its client's place.

@@ -36,7 +36,7 @@ use crate::store::lsps1::{self as rows, Order, OrderRow, State};
 use params::Asked;
 
 pub use config::Lsps1Config;
-pub use step::{channel, held, received, run};
+pub use step::{channel, held, received, release_at, run};
 
 const NOT_FOUND: i32 = 101;
 /// A block takes ten minutes on average: by this, so many are over in almost every case, and the client's channel lives longer rather than shorter.
@@ -101,7 +101,7 @@ pub async fn create_order(
     let asked = params::read(&params, config, ctx.config.network)?;
     let now = now();
     // What can come with the next factory does: it takes no funding of its own.
-    let at_birth = birth::hold_blocks(ctx, client, &asked).await?;
+    let at_birth = birth::offer(ctx, client, &asked).await?;
     let means = match at_birth {
         Some(_) => limits::without_funding(ctx).await,
         None => limits::means(ctx, asked.confirm_within).await,
@@ -109,7 +109,11 @@ pub async fn create_order(
     if let Some(why) = limits::obstacle(ctx, &asked, means, now).await? {
         return Err(rejected(why));
     }
-    let fee_sat = price(ctx, client, &asked, means.fee).await?;
+    // What comes with a factory lasts as long as that.
+    let blocks = at_birth
+        .map_or(0, |birth| birth.lasts)
+        .max(asked.expiry_blocks);
+    let fee_sat = price(ctx, client, (asked.lsp_balance_sat, blocks), means.fee).await?;
     let fee_msat = fee_sat.checked_mul(1000);
     let fee_msat = fee_msat.ok_or_else(|| rejected("the price of such a channel is no amount"))?;
     let id = order_id();
@@ -120,9 +124,11 @@ pub async fn create_order(
         expiry: Duration::from_secs(config.valid_seconds),
         hints: Vec::new(),
     };
-    let invoice = ctx
-        .lightning
-        .hold_invoice(request, hash, at_birth.unwrap_or(config.hold_blocks));
+    let invoice = ctx.lightning.hold_invoice(
+        request,
+        hash,
+        at_birth.map_or(config.hold_blocks, |birth| birth.held),
+    );
     let invoice = invoice.await.map_err(|error| {
         tracing::warn!(%error, "an order has no invoice");
         rejected("no invoice can be written now; try later")
@@ -190,12 +196,11 @@ pub async fn get_order(
 async fn price(
     ctx: &Context,
     client: ClientId,
-    asked: &Asked,
+    (sat, blocks): (u64, u32),
     funding: Amount,
 ) -> Result<u64, Refusal> {
     let list = sales::price_for(ctx, client, ctx.config.lsps1.price()).await?;
-    let capacity = Amount::from_sat(asked.lsp_balance_sat);
-    let fee = list.fee_msat(capacity, asked.expiry_blocks).div_ceil(1000);
+    let fee = list.fee_msat(Amount::from_sat(sat), blocks).div_ceil(1000);
     Ok(fee.saturating_add(funding.to_sat()))
 }
 

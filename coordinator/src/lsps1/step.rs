@@ -74,7 +74,8 @@ pub(super) async fn look(ctx: &Context) -> Result<bool> {
     for row in &due {
         step(ctx, &row.order.id).await?;
     }
-    Ok(!due.is_empty())
+    // What waits for a birth waits for hours.
+    Ok(due.iter().any(|row| !row.order.at_birth))
 }
 
 /// Sends back, once more, what was to be sent back when we ended.
@@ -187,7 +188,8 @@ pub(super) async fn step(ctx: &Context, id: &str) -> Result<()> {
 }
 
 /// The height from which nothing goes out for a payment any more: it could not be claimed for sure.
-fn release_at(ctx: &Context, row: &OrderRow) -> u32 {
+#[must_use]
+pub fn release_at(ctx: &Context, row: &OrderRow) -> u32 {
     let needed = ctx.lightning.claim_time().saturating_add(MARGIN);
     row.held_until.unwrap_or(0).saturating_sub(needed)
 }

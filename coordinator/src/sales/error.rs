@@ -101,6 +101,14 @@ pub enum NoSale {
         /// Its timeout.
         ends: u32,
     },
+    /// The price counts less time than the channel would last.
+    #[error(
+        "a channel from this stock lasts {blocks} blocks, and the order is for fewer; order it for as many"
+    )]
+    Short {
+        /// For so long.
+        blocks: u32,
+    },
     /// An earlier one was not paid.
     #[error(
         "the payment of an earlier just-in-time order has not come over the channel that was opened for it; take that first"
@@ -138,6 +146,7 @@ impl NoSale {
             Self::NoLsps1Order => "no_lsps1_order",
             Self::Announced => "announced",
             Self::Ends { .. } => "ends",
+            Self::Short { .. } => "short",
             Self::JitUnpaid => "jit_unpaid",
             Self::Unfit(_) => "unfit",
         }

@@ -90,6 +90,8 @@ async fn by_lsps1(ctx: &Context, client: ClientId, id: &str) -> Result<Wanted, S
         row.order.client == client
             && row.state == lsps1_orders::State::Ordered
             && row.order.valid_until >= now()
+            // That comes with a factory, and once.
+            && !row.order.at_birth
     });
     let order = own.ok_or(NoSale::NoLsps1Order)?.order;
     if order.announce {

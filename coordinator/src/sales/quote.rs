@@ -117,6 +117,11 @@ async fn of_factory(
         .dying_from
         .0
         .saturating_sub(ctx.height());
+    // Nobody has a month for the price of a day.
+    if other.is_some_and(|other| other.lasts > 0 && other.lasts < blocks_left) {
+        let blocks = blocks_left;
+        return Err(NoSale::Short { blocks }.into());
+    }
     // What another order costs is all that is paid.
     let fee_msat = async |capacity| match other {
         Some(_) => Ok::<_, SalesError>(0),

@@ -1,8 +1,9 @@
 //! Channels ordered in advance (LSPS1): orders, what was paid, and what came of it. Times are Unix time where they are not heights.
 
+use std::collections::HashMap;
 use std::fmt;
 
-use bitcoin::OutPoint;
+use bitcoin::{Amount, OutPoint};
 use channel_host::PaymentHash;
 use factory_tree::ids::{CeremonyId, ClientId, SaleId};
 use sqlx::Row;
@@ -171,12 +172,13 @@ pub async fn open_orders(conn: &mut Conn, client: ClientId) -> Result<(u64, u64)
     ))
 }
 
-/// What the channels hold whose payments are held, and that have no funding yet.
+/// What the channels hold whose payments are held, and that have no funding yet and are to have one of their own.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn owed_sat(conn: &mut Conn) -> Result<u64> {
-    let query = "SELECT sum(lsp_balance_sat) FROM lsps1_order WHERE state = 'held'";
+    let query =
+        "SELECT sum(lsp_balance_sat) FROM lsps1_order WHERE state = 'held' AND NOT at_birth";
     let sum: Option<i64> = sqlx::query_scalar(query).fetch_one(conn).await?;
     codec::number("sum", sum.unwrap_or(0))
 }
@@ -225,16 +227,40 @@ pub async fn opening(
 /// Their clients have a place for them in this ceremony.
 ///
 /// # Errors
-/// Those of the database.
+/// Those of the database, and if one of them does not wait for a place any more.
 pub async fn seated(conn: &mut Conn, ids: &[String], ceremony: CeremonyId) -> Result<()> {
     for id in ids {
-        sqlx::query("UPDATE lsps1_order SET ceremony = ? WHERE order_id = ? AND state = 'held'")
-            .bind(ceremony.0.as_slice())
-            .bind(id)
-            .execute(&mut *conn)
-            .await?;
+        let done = sqlx::query(
+            "UPDATE lsps1_order SET ceremony = ? WHERE order_id = ? AND state = 'held' AND ceremony IS NULL",
+        )
+        .bind(ceremony.0.as_slice())
+        .bind(id)
+        .execute(&mut *conn)
+        .await?;
+        if done.rows_affected() == 0 {
+            return Err(StoreError::value("order that waits for a place", id));
+        }
     }
     Ok(())
+}
+
+/// What clients have paid for of their places in ceremonies.
+///
+/// # Errors
+/// Those of the database.
+pub async fn born_with(conn: &mut Conn) -> Result<HashMap<(CeremonyId, ClientId), Amount>> {
+    let query = "SELECT ceremony, client, sum(lsp_balance_sat) FROM lsps1_order WHERE ceremony IS NOT NULL GROUP BY 1, 2";
+    let rows = sqlx::query(query).fetch_all(conn).await?;
+    rows.iter()
+        .map(|row| {
+            let ceremony: &[u8] = row.try_get(0)?;
+            let ceremony = ceremony.try_into().map(CeremonyId);
+            let ceremony = ceremony.map_err(|error| StoreError::value("ceremony", error))?;
+            let sat = codec::number("amount", row.try_get(2)?)?;
+            let client = codec::client(row.try_get(1)?)?;
+            Ok(((ceremony, client), Amount::from_sat(sat)))
+        })
+        .collect()
 }
 
 /// Nothing came of that ceremony for this order: it waits for the next one.

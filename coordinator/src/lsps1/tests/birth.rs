@@ -36,8 +36,14 @@ async fn what_the_next_factory_can_serve_comes_with_it_and_takes_no_funding() {
     let world = ladder_shop().await;
     let ours = ordered_with(&world, buyer(1), json!({})).await.order;
     assert!(ours.at_birth);
-    // 0.2 % of the capacity, and 0.01 % a day for ten days; no funding.
-    assert_eq!(ours.fee_sat, BASE + 1_000 + 500);
+    // 0.2 % of the capacity, and 0.01 % for each day that a factory lasts, though ten were asked for; no funding.
+    let factory = world
+        .ctx
+        .config
+        .factory_params(&Default::default())
+        .unwrap();
+    let days = u64::from(factory.active + factory.dying).div_ceil(144);
+    assert_eq!(ours.fee_sat, BASE + 1_000 + 50 * days);
     // Held until tomorrow's birth may be used, and not only for as long as others are.
     let blocks = ours.invoice.rsplit(' ').next().unwrap();
     let blocks: u32 = blocks.parse().unwrap();

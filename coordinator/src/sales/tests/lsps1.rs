@@ -43,7 +43,7 @@ fn new_order(id: &str) -> orders::Order {
         lsp_balance_sat: SAT,
         confirmations: 0,
         confirm_within: 6,
-        expiry_blocks: 144,
+        expiry_blocks: 4_000,
         announce: false,
         at_birth: false,
         fee_sat: 2_000,
@@ -182,6 +182,13 @@ async fn only_what_a_stock_can_be_is_quoted() {
             with(5, |order| order.valid_until = 0),
             Some("no_lsps1_order"),
         ),
+        // What comes with a factory does not come twice.
+        (
+            with(8, |order| order.at_birth = true),
+            Some("no_lsps1_order"),
+        ),
+        // A month for the price of a day.
+        (with(9, |order| order.expiry_blocks = 144), Some("short")),
         (
             with(6, |order| order.lsp_balance_sat = 100_000_000),
             Some("too_large"),

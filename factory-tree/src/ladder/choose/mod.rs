@@ -149,6 +149,8 @@ pub struct Candidate {
     pub wanted: Option<Amount>,
     /// What it has to move.
     pub balance: Amount,
+    /// What it has paid for, on top of everything else.
+    pub bought: Amount,
     /// When it has been online.
     pub hours: Hours,
     /// Its faults, decayed, in thousandths.
@@ -176,6 +178,8 @@ pub struct Seat {
     pub client: ClientId,
     /// Its capacity.
     pub capacity: Amount,
+    /// What of that it has paid for: all or nothing.
+    pub bought: Amount,
     /// Why it is invited.
     pub kind: Kind,
     /// How far it is trusted.
@@ -277,6 +281,7 @@ pub struct Preview {
 struct Taken<'a> {
     candidate: &'a Candidate,
     capacity: Amount,
+    bought: Amount,
     standing: Standing,
 }
 
@@ -308,12 +313,10 @@ fn merge(candidates: &[Candidate]) -> Vec<Candidate> {
             by_client.insert(candidate.client, candidate.clone());
             continue;
         };
-        held.wanted = match (held.kind, candidate.kind) {
-            // What is bought comes on top of what there is anyway.
-            (Kind::StockBuyer, _) | (_, Kind::StockBuyer) => sum(held.wanted, candidate.wanted),
-            _ => held.wanted.max(candidate.wanted),
-        };
         held.kind = held.kind.min(candidate.kind);
+        held.wanted = held.wanted.max(candidate.wanted);
+        let bought = held.bought.checked_add(candidate.bought);
+        held.bought = bought.unwrap_or(Amount::MAX_MONEY);
         let balance = held.balance.checked_add(candidate.balance);
         held.balance = balance.unwrap_or(Amount::MAX_MONEY);
         held.hours = Hours(held.hours.0 | candidate.hours.0);
@@ -332,13 +335,6 @@ fn merge(candidates: &[Candidate]) -> Vec<Candidate> {
     merged
 }
 
-fn sum(one: Option<Amount>, other: Option<Amount>) -> Option<Amount> {
-    let both = one
-        .unwrap_or_default()
-        .checked_add(other.unwrap_or_default());
-    (one.is_some() || other.is_some()).then(|| both.unwrap_or(Amount::MAX_MONEY))
-}
-
 /// Who gets a seat, in order.
 fn take<'a>(
     params: &ChooseParams,
@@ -351,11 +347,12 @@ fn take<'a>(
     let mut left = capital.map(|all| all.unwrap_or(Amount::ZERO));
     for candidate in candidates {
         match fits(params, candidate, taken.len() < seats as usize, left) {
-            Ok((capacity, cost)) => {
+            Ok(((capacity, bought), cost)) => {
                 left = left.map(|left| left.checked_sub(cost).unwrap_or(Amount::ZERO));
                 taken.push(Taken {
                     candidate,
                     capacity,
+                    bought,
                     standing: standing(params, candidate),
                 });
             }
@@ -368,13 +365,13 @@ fn take<'a>(
     taken
 }
 
-/// The capacity of a candidate and what it locks.
+/// The capacity of a candidate, with what of that was bought, and what it locks.
 fn fits(
     params: &ChooseParams,
     candidate: &Candidate,
     has_seat: bool,
     left: Option<Amount>,
-) -> Result<(Amount, Amount), Exclusion> {
+) -> Result<((Amount, Amount), Amount), Exclusion> {
     // A dying client is invited whatever its faults: leaving it where it is costs more.
     let dying = matches!(candidate.kind, Kind::Dying { .. });
     if !dying && candidate.faults > params.skip_above {
@@ -395,12 +392,31 @@ fn fits(
     }
     let wanted = candidate.wanted.unwrap_or(params.default_capacity);
     let limit = wanted.min(params.max_capacity).max(params.min_capacity);
-    let capacity = limit.max(needed);
+    let (base, alone) = match candidate.kind {
+        // Nothing else brought it here.
+        Kind::StockBuyer if candidate.bought > Amount::ZERO && candidate.wanted.is_none() => {
+            (needed, true)
+        }
+        _ => (limit.max(needed), false),
+    };
+    let both = base.checked_add(candidate.bought);
+    let both = both.unwrap_or(Amount::MAX_MONEY);
+    let (capacity, bought) = match both <= params.max_capacity {
+        true => (both.max(params.min_capacity), candidate.bought),
+        false if alone => {
+            return Err(Exclusion::OverLimit {
+                needed: both,
+                most: params.max_capacity,
+            });
+        }
+        // More than is sold to anybody: that waits, and the rest does not.
+        false => (base, Amount::ZERO),
+    };
     let stock = ceil_ppm(capacity, params.factory.stock_share_ppm.into());
     let cost = capacity.checked_add(stock).unwrap_or(Amount::MAX_MONEY);
     match left {
         Some(left) if left < cost => Err(Exclusion::NoCapital { needed: cost, left }),
-        _ => Ok((capacity, cost)),
+        _ => Ok(((capacity, bought), cost)),
     }
 }
 

@@ -46,6 +46,7 @@ pub(super) fn seat(params: &ChooseParams, shape: &Shape, taken: Vec<Taken<'_>>) 
         seats.extend(mates.iter().map(|mate| Seat {
             client: mate.candidate.client,
             capacity: mate.capacity,
+            bought: mate.bought,
             kind: mate.candidate.kind,
             standing: mate.standing,
             leaf,

@@ -23,6 +23,7 @@ fn candidate(number: u8, kind: Kind) -> Candidate {
         kind,
         wanted: None,
         balance: Amount::ZERO,
+        bought: Amount::ZERO,
         hours: Hours::default(),
         faults: 0,
         since: OLD,
@@ -239,29 +240,56 @@ proptest! {
 #[test]
 fn what_is_bought_comes_on_top() {
     let sat = Amount::from_sat;
-    let bought = |n| {
+    let bought = |n, amount| {
         let mut one = candidate(n, Kind::StockBuyer);
-        one.wanted = Some(sat(300_000));
+        one.bought = sat(amount);
         one
     };
     let mut leaving = dying(1, 10);
     leaving.wanted = Some(sat(200_000));
-    let mut asks = candidate(2, Kind::SignUp);
-    asks.wanted = Some(sat(100_000));
+    let mut full = dying(2, 10);
+    full.wanted = Some(sat(200_000));
+    full.balance = sat(690_000);
+    let needed = needed_capacity(&params(), full.balance).to_sat();
+    let mut asks = candidate(3, Kind::SignUp);
+    asks.wanted = Some(sat(9_800_000));
+    let mut outside = candidate(4, Kind::OnChain);
+    outside.balance = sat(50_000);
+    let base = needed_capacity(&params(), outside.balance).to_sat();
     let all = [
         leaving,
-        bought(1),
-        bought(1),
-        bought(2),
+        bought(1, 300_000),
+        bought(1, 100_000),
+        full,
+        bought(2, 300_000),
+        bought(3, 300_000),
         asks,
-        bought(3),
-        candidate(4, Kind::OnChain),
-        bought(4),
+        outside,
+        bought(4, 300_000),
+        bought(5, 300_000),
+        bought(6, 10_000_001),
     ];
     let preview = choose(&params(), &all, 8);
-    for (client, due) in [(1, 800_000), (2, 400_000), (3, 300_000), (4, 300_000)] {
+    for (client, capacity, bought) in [
+        (1, 600_000, 400_000),
+        (2, needed + 300_000, 300_000),
+        // More than is sold to anybody.
+        (3, 9_800_000, 0),
+        (4, base + 300_000, 300_000),
+        (5, 300_000, 300_000),
+    ] {
         let mut seats = preview.seats.iter();
         let seat = seats.find(|seat| seat.client == id(client)).unwrap();
-        assert_eq!(seat.capacity, sat(due), "{client}");
+        assert_eq!(
+            (seat.capacity, seat.bought),
+            (sat(capacity), sat(bought)),
+            "{client}"
+        );
     }
+    let over = preview
+        .excluded
+        .iter()
+        .find(|out| out.client == id(6))
+        .unwrap();
+    assert!(matches!(over.why, Exclusion::OverLimit { .. }));
 }
