@@ -33,7 +33,6 @@ use crate::lsps::{Refusal, Text, datetime};
 use crate::sales;
 use crate::store;
 use crate::store::lsps1::{self as rows, Order, OrderRow, State};
-use params::Asked;
 
 pub use config::Lsps1Config;
 pub use step::{channel, held, received, release_at, run};
