@@ -19,6 +19,8 @@ use crate::keys::random;
 use crate::lsps::Refusal;
 use crate::store::{self, Conn, factories, prices};
 
+const FOUR_DAYS: u32 = 4 * 144;
+
 /// `superscalar.get_quote`.
 ///
 /// # Errors
@@ -117,8 +119,9 @@ async fn of_factory(
         .dying_from
         .0
         .saturating_sub(ctx.height());
-    // Nobody has a month for the price of a day.
-    if other.is_some_and(|other| other.lasts > 0 && other.lasts < blocks_left) {
+    // Nobody has a month for the price of a day. A payment may be held for days, so that an order cannot be for all of it.
+    let counted = other.map_or(0, |other| other.lasts);
+    if counted > 0 && counted.saturating_add(FOUR_DAYS) < blocks_left {
         let blocks = blocks_left;
         return Err(NoSale::Short { blocks }.into());
     }

@@ -9,7 +9,7 @@ use crate::ladder::FEE_COIN;
 use crate::ladder_births::SHORT;
 use crate::ladder_clients::{BALANCE, all_hand_over};
 use crate::lsps1_stock::{in_the_books, listed};
-use crate::sales::channels;
+use crate::sales::{back, channels};
 
 /// What is ordered, in satoshi.
 const SAT: u64 = 150_000;
@@ -27,6 +27,8 @@ fn town(name: &str, days: Days) -> Result<(Ladder, String)> {
     let mut ladder = Ladder::prepare(&World::directory(name)?, days)?;
     let coordinator = &ladder.world.coordinator;
     coordinator.configure("lsps1.enabled", true)?;
+    // A factory of this ladder lives for a day or two.
+    coordinator.configure("lsps1.hold_blocks", 24)?;
     ladder.begin(COORDINATOR_COINS)?;
     ladder.world.add_clients(2)?;
     ladder.fee_coins(&[0, 1], FEE_COIN)?;
@@ -81,6 +83,7 @@ fn every_crash_is_survived() -> Result<()> {
     let (mut ladder, first) = town("lsps1_birth_crash", SHORT)?;
     ladder.kill_coordinator()?;
     ladder.coordinator_returns(&[("SUPERSCALAR_FAULT", "lsps1_held")])?;
+    back(&ladder.world, 0)?;
     ladder.world.client(0)?.json(&ORDER)?;
     ladder.live_to_coordinators_death(1)?;
     ladder.coordinator_returns(&[("SUPERSCALAR_FAULT", "lsps1_born")])?;
