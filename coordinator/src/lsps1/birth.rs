@@ -2,7 +2,7 @@
 //! factory, and cost no output of their own.
 
 use bitcoin::OutPoint;
-use channel_host::LeafId;
+use channel_host::{LeafId, LeafView, Stage};
 use factory_tree::ids::ClientId;
 use factory_tree::units::{Blocks, Height};
 
@@ -125,8 +125,9 @@ pub(super) async fn place(ctx: &Context, row: &OrderRow) -> store::Result<Place>
         (Some(CeremonyState::Complete), Some((factory, own))) => {
             let leaf = LeafId(own.leaf.0);
             let known = ctx.lightning.node().and_then(|node| node.leaf(leaf));
-            let stands = factory.usable && ctx.lightning.stands(leaf);
-            Ok(match known.filter(|_| stands) {
+            // One that its client has left again meanwhile was served as well.
+            let stood = |leaf: &LeafView| matches!(leaf.stage, Stage::Open | Stage::Closed);
+            Ok(match known.filter(stood).filter(|_| factory.usable) {
                 Some(leaf) => Place::Usable(leaf.outpoint),
                 None => Place::Born,
             })

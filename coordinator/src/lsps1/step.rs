@@ -62,6 +62,8 @@ pub async fn run(ctx: Arc<Context>, mut shutdown: watch::Receiver<bool>) {
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => return,
             _ = work.changed() => {}
+            // What waits for a birth.
+            _ = chain.changed() => {}
             () = tokio::time::sleep(pause) => {}
         }
     }
