@@ -17,14 +17,6 @@ pub(super) async fn means(ctx: &Context, confirm_within: u16) -> Means {
     Means::now(ctx, confirm_within.clamp(1, SLOWEST)).await
 }
 
-/// The same for a channel that takes no funding of its own.
-pub(super) async fn without_funding(ctx: &Context) -> Means {
-    Means {
-        fee: Amount::ZERO,
-        ..Means::now(ctx, SLOWEST).await
-    }
-}
-
 /// Why no channel is opened now, if so; what was set aside for this order before is its own.
 async fn closed(
     ctx: &Context,
@@ -39,18 +31,18 @@ async fn closed(
     Ok(ctx.config.lsps1.limits().closed(used, fee))
 }
 
-/// Why such a channel cannot be had now, if so. What others have paid for is theirs already.
+/// Why such a channel cannot be had now, if so. What others have paid for is theirs already. One that comes with a factory (`at_birth`) has no funding
+/// of its own: neither the hour's channels nor the day's fees are in its way.
 pub(super) async fn obstacle(
     ctx: &Context,
     asked: &Asked,
-    means: Means,
+    (means, at_birth): (Means, bool),
     now: u64,
 ) -> Result<Option<String>> {
     let read = ctx.store.read(async |tx| {
-        let closed = match means.fee {
-            // Neither the hour's channels nor the day's fees.
-            Amount::ZERO => None,
-            fee => closed(ctx, tx, None, (fee, now)).await?,
+        let closed = match at_birth {
+            true => None,
+            false => closed(ctx, tx, None, (means.fee, now)).await?,
         };
         Ok((closed, rows::owed_sat(tx).await?))
     });

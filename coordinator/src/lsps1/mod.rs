@@ -101,18 +101,20 @@ pub async fn create_order(
     let now = now();
     // What can come with the next factory does: it takes no funding of its own.
     let at_birth = birth::offer(ctx, client, &asked).await?;
-    let means = match at_birth {
-        Some(_) => limits::without_funding(ctx).await,
-        None => limits::means(ctx, asked.confirm_within).await,
-    };
-    if let Some(why) = limits::obstacle(ctx, &asked, means, now).await? {
+    let means = limits::means(ctx, asked.confirm_within).await;
+    let why = limits::obstacle(ctx, &asked, (means, at_birth.is_some()), now).await?;
+    if let Some(why) = why {
         return Err(rejected(why));
     }
+    let funding = match at_birth {
+        Some(_) => Amount::ZERO,
+        None => means.fee,
+    };
     // What comes with a factory lasts as long as that.
     let blocks = at_birth
         .map_or(0, |birth| birth.lasts)
         .max(asked.expiry_blocks);
-    let fee_sat = price(ctx, client, (asked.lsp_balance_sat, blocks), means.fee).await?;
+    let fee_sat = price(ctx, client, (asked.lsp_balance_sat, blocks), funding).await?;
     let fee_msat = fee_sat.checked_mul(1000);
     let fee_msat = fee_msat.ok_or_else(|| rejected("the price of such a channel is no amount"))?;
     let id = order_id();

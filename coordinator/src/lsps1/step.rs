@@ -230,7 +230,7 @@ async fn deliver(ctx: &Context, row: &OrderRow) -> Result<()> {
 
 /// Its payment is held: takes it when the client's channel in the new factory stands, and sends it back if there is none in time.
 async fn wait_for_birth(ctx: &Context, row: &OrderRow) -> Result<()> {
-    let (text, place) = match birth::place(ctx, row).await? {
+    let waits = match birth::place(ctx, row).await? {
         Place::Usable(outpoint) => {
             let (id, now) = (&row.order.id, now());
             let is_new = ctx
@@ -247,16 +247,13 @@ async fn wait_for_birth(ctx: &Context, row: &OrderRow) -> Result<()> {
             }
             return take(ctx, row).await;
         }
-        Place::Born => ("its factory is not usable yet", true),
-        Place::None => ("it waits for the next factory", false),
+        Place::Born => "its factory is not usable yet",
+        Place::None => "it waits for the next factory",
     };
     if ctx.height() >= release_at(ctx, row) {
-        if place {
-            tracing::warn!(order = %row.order.id, "a place in a factory that nobody has paid for");
-        }
-        return fail(ctx, row, "no factory with its channel was usable in time").await;
+        return fail(ctx, row, &format!("{TOO_LONG}: {waits}")).await;
     }
-    note(ctx, row, text).await
+    note(ctx, row, waits).await
 }
 
 /// Why it waits no longer, if so.

@@ -143,10 +143,7 @@ async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::V
             consent,
             max_fee_msat,
         } => {
-            let options = UpgradeOptions {
-                consent,
-                max_fee: max_fee_msat.map(Msat),
-            };
+            let options = agreed(consent, max_fee_msat);
             json!(client.upgrade_limit(&quote, options).await?)
         }
         Request::QuoteChannel {
@@ -161,10 +158,7 @@ async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::V
             consent,
             max_fee_msat,
         } => {
-            let options = UpgradeOptions {
-                consent,
-                max_fee: max_fee_msat.map(Msat),
-            };
+            let options = agreed(consent, max_fee_msat);
             json!(client.order_channel(&quote, options).await?)
         }
         Request::CancelPurchase { sale } => json!(client.cancel_purchase(sale).await?),
@@ -306,4 +300,12 @@ fn sign(client: &Inner, transaction: &mut Transaction, payouts: &[Payout]) -> Re
         input.witness = witness;
     }
     Ok(())
+}
+
+/// What the user agreed to, as it is asked over the store.
+fn agreed(consent: bool, max_fee_msat: Option<u64>) -> UpgradeOptions {
+    UpgradeOptions {
+        consent,
+        max_fee: max_fee_msat.map(Msat),
+    }
 }

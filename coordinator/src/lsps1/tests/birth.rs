@@ -89,6 +89,12 @@ async fn a_payment_waits_for_a_factory_and_goes_back_when_none_comes_in_time() {
         .store
         .write(async |tx| rows::seated(tx, &ids, ceremony).await);
     seated.await.unwrap();
+    // No order has two places: a birth that would give it another one is not begun.
+    let again = world
+        .ctx
+        .store
+        .write(async |tx| rows::seated(tx, &ids, ceremony).await);
+    assert!(again.await.is_err());
     look(&world).await;
     assert_eq!(row(&world, &id).await.ceremony, None);
 
