@@ -1,5 +1,7 @@
 //! What a node has to say.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bitcoin::secp256k1::PublicKey;
 use bitcoin::{Amount, OutPoint, Transaction, Txid};
@@ -172,7 +174,7 @@ pub enum NodeEvent {
         /// Who.
         client: PublicKey,
     },
-    /// A payment over the leaf of this client, who is away, is not resolved; at that height its leaf goes to the chain for it.
+    /// A payment over a channel of this client, who is away, is not resolved; at that height the channel goes to the chain for it.
     ExpirySoon {
         /// Who.
         client: PublicKey,
@@ -215,6 +217,13 @@ pub enum NodeEvent {
         capacity: Amount,
         /// What the transaction costs, if that can be told.
         fee: Option<Amount>,
+    },
+    /// The payment for a just-in-time channel was sent on over it.
+    JitForwarded {
+        /// The order's number.
+        scid: u64,
+        /// Since its last part came in.
+        waited: Duration,
     },
     /// A client has its first payment over a just-in-time channel, and we have the fee.
     JitPaid {

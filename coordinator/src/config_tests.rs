@@ -154,6 +154,12 @@ fn unknown_keys_and_bad_values_are_named() {
         ("[lsps1]\nmin_sat = 1\n", "lsps1.min_sat"),
         ("[lsps1]\nhold_blocks = 3\n", "lsps1.hold_blocks"),
         ("[lsps1]\nvalid_seconds = 0\n", "lsps1.valid_seconds"),
+        ("[sales]\nmax_fee_sat = 999\n", "sales.max_fee_sat"),
+        (
+            "[sales]\nmax_fee_sat = 2100000000000001\n",
+            "sales.max_fee_sat",
+        ),
+        ("[jit]\nfee_ppm = 1000000\n", "jit.fee_ppm"),
         ("[factory.set]\nk = 9\n", "k is 9"),
         ("[factory.set]\nkk = 9\n", "kk"),
     ] {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bitcoin::secp256k1::PublicKey;
-use channel_host::{JitGates, JitGround, JitOpening, LspsService, RpcError};
+use channel_host::{ChannelView, JitGates, JitGround, JitOpening, LspsService, RpcError};
 use chrono::{DateTime, SecondsFormat, Utc};
 use factory_tree::ids::ClientId;
 use factory_tree::sale::order::method as sale;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 
 use crate::context::Context;
 use crate::event::Event;
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 use crate::{jit, lsps1, sales, webhooks};
 
 /// Answers. The node is part of the context, so this does not keep it alive.
@@ -78,6 +78,21 @@ pub fn datetime(unix: u64) -> String {
     let at = at.and_then(|at| DateTime::<Utc>::from_timestamp(at, 0));
     let at = at.unwrap_or(DateTime::<Utc>::MAX_UTC);
     at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// Until when a channel that was sold is promised to stay open, if it is.
+///
+/// # Errors
+/// Those of the database.
+pub async fn promised_until(ctx: &Context, channel: &ChannelView) -> store::Result<Option<String>> {
+    let ordered = match channel.outpoint {
+        Some(funding) => lsps1::promised_until(ctx, funding).await?,
+        None => None,
+    };
+    match ordered {
+        None => jit::promised_until(ctx, channel).await,
+        until => Ok(until),
+    }
 }
 
 #[async_trait]

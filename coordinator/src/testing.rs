@@ -21,12 +21,14 @@ use chain::{
 use factory_tree::ceremony::coordinator::Invitee;
 use factory_tree::ceremony::message::Round;
 use factory_tree::factory::{FactorySpec, Member};
-use factory_tree::ids::{Attempt, CeremonyId};
+use factory_tree::ids::{Attempt, CeremonyId, ClientId};
 use factory_tree::params::{ExpiryPolicy, FactoryParams, Profile};
 use factory_tree::testing::{TestClient, funding_tx};
 use factory_tree::tree::{Draft, Tree};
 use factory_tree::units::Height;
 use keystore::{KdfCost, Passphrase, Seed};
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
 use tokio::sync::{broadcast, watch};
 
 use crate::ceremony::Ceremonies;
@@ -41,6 +43,7 @@ use crate::sales::Sales;
 use crate::sessions::Sessions;
 use crate::store::ceremonies::{self, Wish};
 use crate::store::factories::{self, NewFactory};
+use crate::store::webhooks::{self, WebhookRow};
 use crate::store::{Store, attempts};
 use crate::trees::Trees;
 use crate::webhooks::Webhooks;
@@ -427,6 +430,33 @@ impl TestWorld {
             .await
             .unwrap();
         tree
+    }
+
+    /// Gives a client a webhook.
+    pub async fn set_webhook(&self, client: ClientId) {
+        let row = WebhookRow {
+            app_name: "a".to_owned(),
+            url: "https://127.0.0.1/".to_owned(),
+        };
+        let set = self
+            .ctx
+            .store
+            .write(async |tx| webhooks::set(tx, client, &row).await);
+        set.await.unwrap();
+    }
+
+    /// What webhooks are told, or were: the causes, in order, and the notifications.
+    pub async fn woken(&self) -> Vec<(String, String)> {
+        crate::webhooks::queue(&self.ctx).await.unwrap();
+        let read = self.ctx.store.read(async |tx| {
+            let rows = sqlx::query("SELECT cause, body FROM wake ORDER BY cause")
+                .fetch_all(tx)
+                .await?;
+            let row = |row: &SqliteRow| Ok((row.try_get("cause")?, row.try_get("body")?));
+            let rows = rows.iter().map(row);
+            rows.collect::<crate::store::Result<Vec<(String, String)>>>()
+        });
+        read.await.unwrap()
     }
 
     /// The funding transaction of [`Self::factory`].

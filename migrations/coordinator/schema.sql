@@ -137,6 +137,7 @@ CREATE TABLE jit_order (
     min_fee_msat INTEGER NOT NULL, -- the promise
     fee_ppm INTEGER NOT NULL,
     valid_until INTEGER NOT NULL,
+    min_lifetime INTEGER NOT NULL, -- blocks its funding has to be deep before we close its channel
     client_trusts_lsp INTEGER NOT NULL,
     created_at INTEGER NOT NULL,
     state TEXT NOT NULL, -- sold, opening, open, paid, closed

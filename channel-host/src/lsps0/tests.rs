@@ -22,6 +22,7 @@ impl LspsService for Echo {
     ) -> Result<Value, RpcError> {
         match method {
             "lsps5.echo" => Ok(Value::Object(params)),
+            "lsps5.never" => std::future::pending().await,
             _ => Err(RpcError::unknown_method()),
         }
     }
@@ -78,6 +79,35 @@ async fn questions_are_answered() {
         expected["jsonrpc"] = "2.0".into();
         expected["id"] = "a".into();
         assert_eq!(sent(&transport), [(peer(1), expected)]);
+    }
+}
+
+#[tokio::test]
+async fn what_takes_too_long_is_our_own_trouble() {
+    let (transport, mut questions) = Lsps0::new(Some(std::sync::Arc::new(Echo)));
+    say(&transport, peer(1), &ask("lsps5.never", json!({})));
+    let served = transport.serve_one(&mut questions);
+    let limit = std::time::Duration::from_secs(60);
+    tokio::time::timeout(limit, served).await.expect("an end");
+    let told = sent(&transport);
+    assert_eq!(told[0].1["error"]["code"], -32_603);
+    assert_eq!(told[0].1["id"], "a");
+}
+
+#[test]
+fn who_answers_announces_it() {
+    let announces = |bytes: &[u8]| {
+        let byte = bytes.get(729 / 8).copied();
+        byte.unwrap_or(0) & (1 << (729 % 8)) != 0
+    };
+    // bLIP-50: a client must not.
+    let (client, _questions) = Lsps0::new(None);
+    let (lsp, _questions) = Lsps0::new(Some(std::sync::Arc::new(Echo)));
+    for (transport, answers) in [(client, false), (lsp, true)] {
+        let init = transport.provided_init_features(peer(1));
+        assert_eq!(announces(init.le_flags()), answers);
+        let node = transport.provided_node_features();
+        assert_eq!(announces(node.le_flags()), answers);
     }
 }
 

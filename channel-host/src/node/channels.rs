@@ -36,8 +36,8 @@ pub struct ChannelView {
     pub receivable: Msat,
     /// Whether it can carry payments now: both sides are there, and agree.
     pub usable: bool,
-    /// Whether its funding is in a block, as far as Lightning looks for it.
-    pub confirmed: bool,
+    /// How many blocks deep its funding is, as far as Lightning looks for it; 0: in none.
+    pub confirmations: u32,
     /// Whether the world knows it.
     pub announced: bool,
     /// What we must keep in it, in satoshi.
@@ -67,7 +67,7 @@ impl Core {
                 spendable: Msat(channel.outbound_capacity_msat),
                 receivable: Msat(channel.inbound_capacity_msat),
                 usable: channel.is_usable,
-                confirmed: channel.confirmations.unwrap_or(0) > 0,
+                confirmations: channel.confirmations.unwrap_or(0),
                 announced: channel.is_announced,
                 our_reserve: channel.unspendable_punishment_reserve,
                 their_reserve: channel.counterparty.unspendable_punishment_reserve,

@@ -17,11 +17,13 @@ use super::payments::is_dust;
 use crate::error::NodeError;
 use crate::event::{ExitReason, Msat, NodeEvent, PaymentHash};
 use crate::leaf::{Closing, HtlcView, LeafId, Record, Side, Stage, exit_due};
-use crate::pay::required_delta;
+use crate::pay::{CLAIM_BUFFER, required_delta};
 use crate::store::{Change, EntryKey};
 
-/// Blocks before a leaf has to go to the chain in which its client is woken, who may yet resolve what is pending (bLIP-55: 24).
+/// Blocks before a channel has to go to the chain in which its client is woken, who may yet resolve what is pending (bLIP-55: 24).
 const WAKE_BEFORE: u32 = 24;
+/// LDK's `LATENCY_GRACE_PERIOD_BLOCKS`: blocks a peer has to send a payment back that has expired.
+const GRACE: u32 = 3;
 /// Blocks after the leaf's in which a wallet leaves the way to the commitment of the coordinator that closed the channel.
 const YIELD: u32 = 3;
 /// Blocks after the leaf's within which a closing transaction has to confirm.
@@ -51,7 +53,27 @@ impl Core {
                 _ => {}
             }
         }
+        if self.config.side == Side::Lsp {
+            for channel in &channels {
+                self.look_at_ordinary(channel).await;
+            }
+        }
         Ok(())
+    }
+
+    /// An ordinary channel goes to the chain without our doing: its client is only woken before.
+    async fn look_at_ordinary(&self, channel: &ChannelDetails) {
+        let client = channel.counterparty.node_id;
+        let is_leaf = self.book.by_channel(channel.user_channel_id).is_some();
+        if is_leaf || self.is_connected(&client) {
+            return;
+        }
+        let height = self.book.height();
+        let mut soon = (height..height.saturating_add(WAKE_BEFORE)).skip(1);
+        let exits_at = closes_at(channel).filter(|at| soon.any(|height| height == *at));
+        if let Some(exits_at) = exits_at {
+            self.tell(NodeEvent::ExpirySoon { client, exits_at }).await;
+        }
     }
 
     /// An open channel: force-closed only once its leaf is confirmed, as LDK's target feerate rises with each try before.
@@ -279,6 +301,21 @@ pub(super) fn is_worth_it(monitor: &ChannelMonitor<InMemorySigner>) -> bool {
         .map(Balance::claimable_amount_satoshis)
         .sum();
     has_htlcs(monitor) || !is_dust(Msat(sum.saturating_mul(1_000)))
+}
+
+/// When LDK closes a channel for what is pending in it, dust included: while a payment in whose preimage it knows can still be claimed, and when
+/// one out should have been sent back.
+fn closes_at(channel: &ChannelDetails) -> Option<u32> {
+    let claimed = Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFulfill);
+    let inbound = channel.pending_inbound_htlcs.iter();
+    let inbound = inbound
+        .filter(|htlc| htlc.state == claimed)
+        .map(|htlc| htlc.cltv_expiry.saturating_sub(CLAIM_BUFFER));
+    let outbound = channel.pending_outbound_htlcs.iter();
+    let outbound = outbound
+        .filter(|htlc| htlc.htlc_id.is_some())
+        .map(|htlc| htlc.cltv_expiry.saturating_add(GRACE));
+    inbound.chain(outbound).min()
 }
 
 /// Whether a payment in may be what pays for one out, rather than a stranger's of the same hash that we never forwarded: those we forward leave

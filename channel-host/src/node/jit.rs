@@ -4,6 +4,7 @@
 //! and again after a crash, when LDK asks anew about what it holds.
 
 use std::sync::{MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bitcoin::Amount;
 use bitcoin::secp256k1::PublicKey;
@@ -35,6 +36,7 @@ const FREE: FeePolicy = FeePolicy {
 pub(super) struct Held {
     id: InterceptId,
     htlc: Intercepted,
+    since: Instant,
     until: Instant,
 }
 
@@ -91,7 +93,7 @@ impl Core {
         let Some(record) = self.jit.get(htlc.scid) else {
             return Ok(false);
         };
-        let gates = self.jit_gates();
+        let (since, gates) = (Instant::now(), self.jit_gates());
         let waiting = self.held().iter().filter(|held| held.id != id).count();
         // What a client revealed for its part is never timed out, whatever else has that hash: so nothing else may have it.
         let refusal = if self.parts.get(htlc.hash).is_some() {
@@ -103,15 +105,25 @@ impl Core {
             record.refusal(&htlc, has_room, unix_time())
         };
         if let Some(reason) = refusal {
-            let until = Instant::now();
-            self.jit_refuse(&[Held { id, htlc, until }], reason).await;
+            let held = Held {
+                id,
+                htlc,
+                since,
+                until: since,
+            };
+            self.jit_refuse(&[held], reason).await;
             return Ok(true);
         }
-        let until = Instant::now() + gates.patience;
+        let until = since + gates.patience;
         {
             let mut held = self.held();
             held.retain(|known| known.id != id);
-            held.push(Held { id, htlc, until });
+            held.push(Held {
+                id,
+                htlc,
+                since,
+                until,
+            });
         }
         self.jit_step(record.scid).await?;
         let client = record.order.client;
@@ -435,6 +447,11 @@ impl Core {
         for (id, htlc, to) in ways {
             self.forward(id, &htlc, &to);
         }
+        // Since it was complete.
+        let complete = set.iter().map(|held| held.since).max();
+        let waited = complete.map_or(Duration::ZERO, |since| since.elapsed());
+        let scid = record.scid;
+        self.tell(NodeEvent::JitForwarded { scid, waited }).await;
         Ok(())
     }
 

@@ -16,7 +16,7 @@ use proto::v1::{self, ErrorCode};
 use super::convert::store_error;
 use crate::context::Context;
 use crate::lightning::{self, PayError, spend_name};
-use crate::lsps1;
+use crate::lsps;
 use crate::store::payments::{self, PaymentRow};
 
 /// How long a name may take to become an address.
@@ -204,10 +204,10 @@ pub async fn close_channel(
     let id = id.map_err(|_| bad("a channel id has 32 bytes; see `coordinator node channels`"))?;
     let mut channels = node.channels().into_iter();
     let view = channels.find(|view| view.channel == id);
-    if let Some(funding) = view.as_ref().and_then(|view| view.outpoint)
+    if let Some(view) = &view
         && !request.force
     {
-        let until = lsps1::promised_until(ctx, funding).await;
+        let until = lsps::promised_until(ctx, view).await;
         if let Some(until) = until.map_err(|error| store_error(&error))? {
             let text = format!("this channel is sold until {until}; --force breaks that promise");
             return Err(ServiceError::new(ErrorCode::Refused, text));

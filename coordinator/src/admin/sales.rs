@@ -8,7 +8,7 @@ use proto::v1::ErrorCode;
 use super::convert::{store_error, trees_error};
 use crate::clock::unix_time;
 use crate::context::Context;
-use crate::sales::{self, KnownStock, NoSale, Price, PriceOverride, SalesError};
+use crate::sales::{self, JitPrice, KnownStock, NoSale, Price, PriceOverride, SalesError};
 use crate::store::sales::{self as rows, SaleRow, state_name};
 use crate::store::{factories, prices as price_rows};
 
@@ -129,25 +129,22 @@ pub async fn prices(ctx: &Context) -> Result<LiquidityPricesResponse, ServiceErr
         .read(async |tx| price_rows::all(tx).await)
         .await
         .map_err(|error| store_error(&error))?;
-    let configured = ctx.config.sales.price();
-    let mut everybody = configured;
+    let (configured, jit) = (ctx.config.sales.price(), ctx.config.jit.price());
+    let mut everybody = PriceOverride::default();
     let mut set = Vec::new();
     for (client, said) in all {
-        let price = match client {
-            None => {
-                everybody = said.over(configured);
-                everybody
-            }
-            Some(_) => said.over(everybody),
-        };
+        if client.is_none() {
+            everybody = said;
+        }
+        let over = everybody.then(said);
         set.push(SetPrice {
             client: client.map(|client| client.0.to_vec().into()),
             said: Some(said_list(&said)),
-            price: Some(list(&price)),
+            price: Some(list(&over.over(configured), &over.over_jit(jit))),
         });
     }
     Ok(LiquidityPricesResponse {
-        configured: Some(list(&configured)),
+        configured: Some(list(&configured, &jit)),
         set,
     })
 }
@@ -157,18 +154,26 @@ fn said_list(said: &PriceOverride) -> PriceList {
         base_fee_sat: said.base_fee_sat,
         fee_ppm: said.fee_ppm,
         fee_ppm_per_day: said.fee_ppm_per_day,
+        onchain_ppm: said.onchain_ppm,
         min_fee_sat: said.min_fee_sat,
+        max_fee_sat: said.max_fee_sat,
         bonus_sat: said.bonus_sat,
+        jit_min_fee_msat: said.jit_min_fee_msat,
+        jit_fee_ppm: said.jit_fee_ppm,
     }
 }
 
-fn list(price: &Price) -> PriceList {
+fn list(price: &Price, jit: &JitPrice) -> PriceList {
     PriceList {
         base_fee_sat: Some(price.base_fee_sat),
         fee_ppm: Some(price.fee_ppm),
         fee_ppm_per_day: Some(price.fee_ppm_per_day),
+        onchain_ppm: Some(price.onchain_ppm),
         min_fee_sat: Some(price.min_fee_sat),
+        max_fee_sat: Some(price.max_fee_sat),
         bonus_sat: Some(price.bonus_sat),
+        jit_min_fee_msat: Some(jit.min_fee_msat),
+        jit_fee_ppm: Some(jit.fee_ppm),
     }
 }
 
@@ -197,24 +202,36 @@ pub async fn set_price(
         base_fee_sat: said.base_fee_sat,
         fee_ppm: said.fee_ppm,
         fee_ppm_per_day: said.fee_ppm_per_day,
+        onchain_ppm: said.onchain_ppm,
         min_fee_sat: said.min_fee_sat,
+        max_fee_sat: said.max_fee_sat,
         bonus_sat: said.bonus_sat,
+        jit_min_fee_msat: said.jit_min_fee_msat,
+        jit_fee_ppm: said.jit_fee_ppm,
     };
     if said.is_empty() {
         return Err(wrong(
-            "say a price: --base-fee-sat, --fee-ppm, --fee-ppm-per-day or --min-fee-sat; or --bonus-sat",
+            "say a price: --base-fee-sat, --fee-ppm and others; `liquidity prices set --help` names them all",
         ));
     }
     if let Some(problem) = said.problem() {
         return Err(wrong(problem));
     }
-    ctx.store
-        .write(async |tx| {
-            let known = price_rows::get(tx, client).await?.unwrap_or_default();
-            price_rows::set(tx, client, &known.then(said)).await
-        })
-        .await
-        .map_err(|error| store_error(&error))?;
+    let write = ctx.store.write(async |tx| {
+        let all = price_rows::get(tx, None).await?.unwrap_or_default();
+        let known = price_rows::get(tx, client).await?.unwrap_or_default();
+        let said = known.then(said);
+        let price = all.then(said).over(ctx.config.sales.price());
+        if price.is_consistent() {
+            price_rows::set(tx, client, &said).await?;
+        }
+        Ok(price.is_consistent())
+    });
+    if !write.await.map_err(|error| store_error(&error))? {
+        return Err(wrong(
+            "the most would be less than the least: raise --max-fee-sat (0: none), or lower --min-fee-sat",
+        ));
+    }
     prices(ctx).await
 }
 

@@ -247,7 +247,7 @@ pub enum LiquidityCommand {
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: u32,
     },
-    /// What channels from stocks cost.
+    /// What channels cost: from stocks, ordered in advance, and just in time.
     #[command(subcommand)]
     Prices(PricesCommand),
     /// What was earned and spent, day by day (UTC).
@@ -261,7 +261,7 @@ pub enum LiquidityCommand {
     },
 }
 
-/// Commands for prices of channels from stocks. They hold at once, for new quotes.
+/// Commands for prices of channels. They hold at once, for new quotes; what was promised holds.
 #[derive(Debug, Subcommand)]
 pub enum PricesCommand {
     /// What is configured, what was set, and what that comes to.
@@ -280,12 +280,24 @@ pub enum PricesCommand {
         /// The same for each day until the factory's dying days.
         #[arg(long, value_name = "PPM")]
         fee_ppm_per_day: Option<u32>,
+        /// Price in parts per million of what a sale from a stock would cost on the chain, as feerates are.
+        #[arg(long, value_name = "PPM")]
+        onchain_ppm: Option<u32>,
         /// Least price, in satoshi.
         #[arg(long, value_name = "SAT")]
         min_fee_sat: Option<u64>,
+        /// Highest price, in satoshi, never less than the least; 0 for none.
+        #[arg(long, value_name = "SAT")]
+        max_fee_sat: Option<u64>,
         /// Not a price: what a client gets for signing with others who buy, a channel that holds so much; 0 for none.
         #[arg(long, value_name = "SAT")]
         bonus_sat: Option<u64>,
+        /// Just in time: least fee, in thousandths of a satoshi; never less than what the funding costs.
+        #[arg(long, value_name = "MSAT")]
+        jit_min_fee_msat: Option<u64>,
+        /// Just in time: fee in parts per million of the payment.
+        #[arg(long, value_name = "PPM")]
+        jit_fee_ppm: Option<u32>,
     },
     /// Take back what was set.
     Unset {

@@ -143,15 +143,23 @@ pub(super) async fn prices(
             base_fee_sat,
             fee_ppm,
             fee_ppm_per_day,
+            onchain_ppm,
             min_fee_sat,
+            max_fee_sat,
             bonus_sat,
+            jit_min_fee_msat,
+            jit_fee_ppm,
         } => {
             let price = PriceList {
                 base_fee_sat: *base_fee_sat,
                 fee_ppm: *fee_ppm,
                 fee_ppm_per_day: *fee_ppm_per_day,
+                onchain_ppm: *onchain_ppm,
                 min_fee_sat: *min_fee_sat,
+                max_fee_sat: *max_fee_sat,
                 bonus_sat: *bonus_sat,
+                jit_min_fee_msat: *jit_min_fee_msat,
+                jit_fee_ppm: *jit_fee_ppm,
             };
             let request = LiquiditySetPriceRequest {
                 client: client_id(client.as_ref())?,
@@ -198,8 +206,12 @@ fn show_prices(as_json: bool, answer: &LiquidityPricesResponse) {
             "fixed (sat)",
             "ppm",
             "ppm per day",
+            "on-chain (ppm)",
             "at least (sat)",
+            "at most (sat)",
             "bonus (sat)",
+            "just in time: at least (msat)",
+            "ppm",
         ],
         &rows,
     );
@@ -212,15 +224,20 @@ fn price_row(whose: String, price: &PriceList) -> Vec<String> {
         text(price.base_fee_sat),
         text(price.fee_ppm.map(u64::from)),
         text(price.fee_ppm_per_day.map(u64::from)),
+        text(price.onchain_ppm.map(u64::from)),
         text(price.min_fee_sat),
+        text(price.max_fee_sat),
         text(price.bonus_sat),
+        text(price.jit_min_fee_msat),
+        text(price.jit_fee_ppm.map(u64::from)),
     ]
 }
 
 fn price_json(price: &PriceList) -> Value {
     json!({
         "base_fee_sat": price.base_fee_sat, "fee_ppm": price.fee_ppm, "fee_ppm_per_day": price.fee_ppm_per_day,
-        "min_fee_sat": price.min_fee_sat, "bonus_sat": price.bonus_sat,
+        "onchain_ppm": price.onchain_ppm, "min_fee_sat": price.min_fee_sat, "max_fee_sat": price.max_fee_sat,
+        "bonus_sat": price.bonus_sat, "jit_min_fee_msat": price.jit_min_fee_msat, "jit_fee_ppm": price.jit_fee_ppm,
     })
 }
 

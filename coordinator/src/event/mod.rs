@@ -291,6 +291,8 @@ pub enum Event {
     },
     /// It may be used.
     JitOpened { scid: String },
+    /// The payment for it was sent on over it, so long after its last part came in.
+    JitForwarded { scid: String, waited_ms: u64 },
     /// The client has its first payment, and we have the fee.
     JitPaid { scid: String, fee_msat: u64 },
     /// A payment for it was sent back.

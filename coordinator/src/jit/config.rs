@@ -4,6 +4,7 @@ use bitcoin::Amount;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, positive, wrong};
+use crate::sales::{JitPrice, is_jit_ppm};
 
 /// What a just-in-time channel must hold beyond its first payment, in satoshi.
 const LEAST_MARGIN: u64 = 20_000;
@@ -49,6 +50,15 @@ pub struct JitConfig {
 }
 
 impl JitConfig {
+    /// What a channel costs where the operator has not said otherwise.
+    #[must_use]
+    pub const fn price(&self) -> JitPrice {
+        JitPrice {
+            min_fee_msat: self.min_fee_msat,
+            fee_ppm: self.fee_ppm,
+        }
+    }
+
     /// Seconds a sale from a stock is tried for: half of the time a payment waits is left for an ordinary channel.
     #[must_use]
     pub fn stock_patience(&self) -> u64 {
@@ -81,7 +91,7 @@ impl JitConfig {
                 format!("a channel has reserves and fees to pay: {LEAST_MARGIN} at least"),
             ));
         }
-        if u64::from(self.fee_ppm) >= 1_000_000 {
+        if !is_jit_ppm(self.fee_ppm) {
             return Err(wrong(
                 "jit.fee_ppm",
                 self.fee_ppm,

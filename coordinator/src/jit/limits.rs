@@ -7,6 +7,7 @@ use factory_tree::ids::ClientId;
 use crate::context::Context;
 use crate::limits::{CLIENT_REJECTED, DAY, HOUR, Limits, Means, TRIES, Used};
 use crate::lsps::Refusal;
+use crate::sales::JitPrice;
 use crate::store::jit::{self as rows, State};
 use crate::store::{Conn, Result};
 
@@ -33,10 +34,10 @@ pub(super) async fn closed(
     Ok(limits.closed(used, fee))
 }
 
-/// The least fee that is worth it as feerates are: what funding a channel costs, or what is configured.
-pub(super) async fn least_fee_msat(ctx: &Context) -> u64 {
+/// The least fee that is worth it as feerates are: what funding a channel costs, or what the price list says.
+pub(super) async fn least_fee_msat(ctx: &Context, price: JitPrice) -> u64 {
     let costs = means(ctx).await.fee.to_sat().saturating_mul(1000);
-    costs.max(ctx.config.jit.min_fee_msat)
+    costs.max(price.min_fee_msat)
 }
 
 /// The largest payment a channel can be opened for now, in satoshi; 0 if none.

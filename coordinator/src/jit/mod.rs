@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{
-    JitGates, JitGround, JitOpening, JitOrder, LeafId, RpcError, opening_fee, read_params,
+    ChannelView, JitGates, JitGround, JitOpening, JitOrder, LeafId, RpcError, opening_fee,
+    read_params,
 };
 use factory_tree::ids::{ClientId, ShortChannelId};
 use serde::Deserialize;
@@ -24,8 +25,8 @@ use crate::context::Context;
 use crate::event::Event;
 use crate::lsps::{Refusal, Text};
 use crate::sales;
-use crate::store::Result;
 use crate::store::jit::{self as rows, NewOrder};
+use crate::store::{Result, prices};
 use params::Offer;
 
 pub use config::JitConfig;
@@ -76,9 +77,13 @@ pub async fn get_info(
     let offers = if most < least {
         vec![]
     } else {
+        let read = ctx
+            .store
+            .read(async |tx| prices::of_client(tx, client).await);
+        let price = read.await?.over_jit(config.price());
         let offer = Offer {
-            min_fee_msat: limits::least_fee_msat(ctx).await,
-            proportional: config.fee_ppm,
+            min_fee_msat: limits::least_fee_msat(ctx, price).await,
+            proportional: price.fee_ppm,
             valid_until: now().saturating_add(config.valid_seconds),
             min_lifetime: config.min_lifetime,
             max_client_to_self_delay: config.max_to_self_delay.into(),
@@ -135,6 +140,7 @@ pub async fn buy(
         min_fee_msat: offer.min_fee_msat,
         fee_ppm: offer.proportional,
         valid_until: offer.valid_until,
+        min_lifetime: offer.min_lifetime,
         client_trusts_lsp: trusts,
         created_at: now,
     };
@@ -205,6 +211,23 @@ pub async fn open(ctx: &Context, opening: JitOpening) -> Result<Result<JitGround
         });
     }
     Ok(allowed.map(|()| JitGround::Chain))
+}
+
+/// What has to happen before a channel may be closed, if it is promised to stay open.
+///
+/// # Errors
+/// Those of the database.
+pub async fn promised_until(ctx: &Context, channel: &ChannelView) -> Result<Option<String>> {
+    let Some(funding) = channel.outpoint else {
+        return Ok(None);
+    };
+    let leaf = channel.leaf.map(|leaf| factory_tree::ids::LeafId(leaf.0));
+    let read = ctx
+        .store
+        .read(async |tx| rows::promised_depth(tx, funding.txid, leaf).await);
+    let depth = read.await?;
+    let depth = depth.filter(|depth| channel.confirmations < *depth);
+    Ok(depth.map(|depth| format!("its funding is {depth} blocks deep")))
 }
 
 // ---- what the node has to say ----------------------------------------------------------------------------------------

@@ -179,6 +179,45 @@ async fn an_empty_wallet_offers_and_sells_nothing() {
     assert_eq!(ask(&world, "lsps2.buy", large).await, Err(TOO_LARGE));
 }
 
+#[tokio::test]
+async fn a_price_that_was_set_is_in_the_next_menu_and_an_old_promise_holds() {
+    let world = TestWorld::rich(|config| config.jit.enabled = true).await;
+    let set = async |whose: Option<ClientId>, least: Option<u64>, ppm: Option<u32>| {
+        let over = sales::PriceOverride {
+            jit_min_fee_msat: least,
+            jit_fee_ppm: ppm,
+            ..sales::PriceOverride::default()
+        };
+        let done = world
+            .ctx
+            .store
+            .write(async |tx| prices::set(tx, whose, &over).await);
+        done.await.unwrap();
+    };
+    let price = async || {
+        let offer = menu(&world).await.remove(0);
+        let least = offer["min_fee_msat"].as_str().unwrap().to_owned();
+        (least, offer["proportional"].as_u64().unwrap())
+    };
+    let is = |least: &str, ppm: u64| (least.to_owned(), ppm);
+    let config = &world.ctx.config.jit;
+    let configured = config.min_fee_msat.to_string();
+    assert_eq!(price().await, is(&configured, config.fee_ppm.into()));
+    let old = menu(&world).await.remove(0);
+    set(None, Some(9_000_000), Some(50_000)).await;
+    assert_eq!(price().await, is("9000000", 50_000));
+    set(Some(client(2)), Some(1_000_000), Some(1)).await;
+    assert_eq!(price().await, is("9000000", 50_000), "another's");
+    set(Some(client(1)), None, Some(7)).await;
+    assert_eq!(price().await, is("9000000", 7));
+    // What funding a channel costs at 2 sat/vB is the least whatever was said.
+    set(Some(client(1)), Some(1), None).await;
+    assert_eq!(price().await, is("424000", 50_000));
+    let old: params::Promised = serde_json::from_value(old).unwrap();
+    let old = old.verified(&world.ctx.keys.jit_promise_key(), client(1), now());
+    assert_eq!(old.unwrap().min_fee_msat, config.min_fee_msat);
+}
+
 async fn sell(world: &TestWorld, scid: u64) {
     let order = NewOrder {
         scid,
@@ -187,6 +226,7 @@ async fn sell(world: &TestWorld, scid: u64) {
         min_fee_msat: 3_000_000,
         fee_ppm: 5_000,
         valid_until: now() + 100,
+        min_lifetime: 4_320,
         client_trusts_lsp: false,
         created_at: now(),
     };
@@ -307,6 +347,7 @@ async fn every_opening_counts_and_what_nothing_came_of_is_forgotten() {
         min_fee_msat: 1,
         fee_ppm: 1,
         valid_until: now() + 300_000,
+        min_lifetime: 4_320,
         client_trusts_lsp: false,
         created_at: now() + 200_000,
     };

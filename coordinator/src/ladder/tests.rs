@@ -1,4 +1,5 @@
 mod bought;
+mod outside;
 
 use bitcoin::secp256k1::Secp256k1;
 use channel_host::lsp_channel_id;
@@ -272,8 +273,8 @@ fn comes(
     reader
 }
 
-/// Four clients in a factory whose dying days have begun, and a ladder that makes the next one.
-async fn dying() -> (TestWorld, Tree) {
+/// Four clients in a young factory, and a ladder that makes the next one.
+async fn young() -> (TestWorld, Tree) {
     let mut world = TestWorld::rich(|_| {}).await;
     let ctx = Arc::get_mut(&mut world.ctx).unwrap();
     ctx.config.ladder.enabled = true;
@@ -281,6 +282,12 @@ async fn dying() -> (TestWorld, Tree) {
     world.follow().await;
     look(&world).await;
     let tree = stands(&world, ExpiryPolicy::ClientRefund).await;
+    (world, tree)
+}
+
+/// The same, and the factory's dying days have begun.
+async fn dying() -> (TestWorld, Tree) {
+    let (mut world, tree) = young().await;
     world.chain.mine_to(tree.schedule().dying_from.0);
     world.follow().await;
     world.happened();
@@ -387,6 +394,29 @@ async fn a_notice_is_sent_once_and_waits_for_who_is_away() {
     world.chain.mine_to(tree.schedule().publish_from.0 - 1);
     world.follow().await;
     assert_eq!(notices(&world).await, [proto::v1::NoticeLevel::LastDay]);
+}
+
+/// Each is a cause of its own: what the wallet was told of one says nothing of the others.
+#[tokio::test]
+async fn who_is_away_is_woken_before_its_factory_ends_when_it_does_and_for_the_birth() {
+    let (world, tree) = young().await;
+    world.set_webhook(clients()[0].id()).await;
+    let causes = async |height: u32| {
+        world.chain.mine_to(height);
+        world.follow().await;
+        look(&world).await;
+        let woken = world.woken().await.into_iter();
+        woken.map(|(cause, _)| cause).collect::<Vec<_>>()
+    };
+    let dying = tree.schedule().dying_from.0;
+    let early = dying - world.ctx.config.ladder.early_notice;
+    assert!(causes(early - 1).await.is_empty());
+    let (ends, soon) = (
+        format!("ends {}", tree.id()),
+        format!("ends soon {}", tree.id()),
+    );
+    assert_eq!(causes(early).await, std::slice::from_ref(&soon));
+    assert_eq!(causes(dying).await, ["birth".to_owned(), ends, soon]);
 }
 
 #[tokio::test]

@@ -445,7 +445,7 @@ mod tests {
             spendable: Msat(100_000 - receivable),
             receivable: Msat(receivable),
             usable: true,
-            confirmed: true,
+            confirmations: 1,
             announced: false,
             our_reserve: None,
             their_reserve: 0,

@@ -13,8 +13,12 @@ use super::held::no_node;
 pub(crate) struct Pretended {
     /// Leaves whose channels do not stand.
     pub missing: Vec<channel_host::LeafId>,
+    /// Leaves whose channels ended.
+    pub over: Vec<channel_host::LeafId>,
     /// Whether everybody is there.
     pub here: bool,
+    /// Channels that are asked for what they hold.
+    pub channels: Vec<channel_host::ChannelView>,
     /// What was opened, in order.
     pub opened: Vec<BoughtChannel>,
     /// What there is.

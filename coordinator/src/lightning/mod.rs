@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bitcoin::Amount;
 use channel_host::{
-    EventSink, FeePolicy, Host, HostState, LeafId, Node, NodeConfig, NodeError, Side, Stage,
-    WalletCoins,
+    ChannelView, EventSink, FeePolicy, Host, HostState, LeafId, Node, NodeConfig, NodeError, Side,
+    Stage, WalletCoins,
 };
 use factory_tree::ids::ClientId;
 use proto::auth::CertHash;
@@ -128,10 +128,24 @@ impl Lightning {
         is_open && channels.iter().any(|channel| channel.leaf == Some(leaf))
     }
 
+    /// Whether a leaf had a channel that ended, or was given up: there will be no other.
+    #[must_use]
+    pub fn is_over(&self, leaf: LeafId) -> bool {
+        #[cfg(test)]
+        if self.pretends() {
+            return self.pretended.lock().unwrap().over.contains(&leaf);
+        }
+        let view = self.node().and_then(|node| node.leaf(leaf));
+        matches!(
+            view.map(|view| view.stage),
+            Some(Stage::Closed | Stage::Abandoned)
+        )
+    }
+
     /// What a client has in channels that lie in no factory, whole satoshis; nothing while the node does not run.
     #[must_use]
     pub fn outside_balance(&self, client: &ClientId) -> Amount {
-        let channels = self.node().map(|node| node.channels()).unwrap_or_default();
+        let channels = self.channels();
         let own = channels
             .iter()
             .filter(|channel| channel.leaf.is_none() && channel.peer.serialize() == client.0);
@@ -143,6 +157,15 @@ impl Lightning {
         balances.fold(Amount::ZERO, |sum, one| {
             sum.checked_add(one).unwrap_or(Amount::MAX_MONEY)
         })
+    }
+
+    /// The node's channels, while it runs.
+    fn channels(&self) -> Vec<ChannelView> {
+        #[cfg(test)]
+        if self.pretends() {
+            return self.pretended.lock().unwrap().channels.clone();
+        }
+        self.node().map(|node| node.channels()).unwrap_or_default()
     }
 
     /// Whether a payment waits for the channel of this just-in-time order.

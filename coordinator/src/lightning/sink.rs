@@ -162,6 +162,10 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
             };
             jit::funded(ctx, scid, funding).await?;
         }
+        NodeEvent::JitForwarded { scid, waited } => ctx.events.emit(Event::JitForwarded {
+            scid: jit::scid_text(scid),
+            waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+        }),
         NodeEvent::JitPaid { scid, fee } => jit::paid(ctx, scid, fee.0).await?,
         NodeEvent::JitRefused { scid, hash, reason } => {
             jit::refused(ctx, scid, hash.to_string(), reason.to_string()).await?;

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use bitcoin::secp256k1::PublicKey;
 use channel_host::{
     ExitReason, FeePolicy, LeafKeys, LeafView, Msat, NodeEvent, PaymentHash, SpendKind, Stage,
     lsp_channel_id,
@@ -232,6 +233,28 @@ async fn what_the_node_says_twice_happens_once() {
     // What cannot be stored is asked for again.
     world.ctx.store.close().await;
     assert!(sink.take(events[0].clone()).await.is_err());
+}
+
+#[tokio::test]
+async fn who_is_away_is_told_when_a_payment_forces_its_channel_to_the_chain() {
+    let world = TestWorld::new().await;
+    let test = TestClient::new(1, 0, bitcoin::Amount::from_sat(200_000));
+    let client = PublicKey::from_slice(&test.id().0).unwrap();
+    world.set_webhook(test.id()).await;
+    let sink = sink::Sink::new(&world.ctx);
+    let soon = NodeEvent::ExpirySoon {
+        client,
+        exits_at: 912,
+    };
+    // At every block.
+    for _ in 0..2 {
+        sink.take(soon.clone()).await.unwrap();
+        let [(cause, body)] = world.woken().await.try_into().unwrap();
+        assert_eq!(cause, "expiry");
+        let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(body["method"], "lsps5.expiry_soon");
+        assert_eq!(body["params"], serde_json::json!({ "timeout": 912 }));
+    }
 }
 
 #[tokio::test]

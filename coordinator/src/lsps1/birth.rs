@@ -37,14 +37,14 @@ pub(super) struct Birth {
 }
 
 /// Nothing where it cannot come with the next factory: the client is none of factories, or would not be invited, it should be announced, funded
-/// sooner, or kept open for longer than the factory lives.
+/// sooner, opened at once (which bLIP-51 wants of channels that are used before any confirmation), or kept open for longer than the factory lives.
 pub(super) async fn offer(
     ctx: &Context,
     client: ClientId,
     asked: &Asked,
 ) -> store::Result<Option<Birth>> {
     let policy = &ctx.config.policy;
-    if asked.announce || !ctx.config.ladder.enabled {
+    if asked.announce || asked.confirmations == 0 || !ctx.config.ladder.enabled {
         return Ok(None);
     }
     let read = ctx.store.read(async |tx| {

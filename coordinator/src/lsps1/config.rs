@@ -64,7 +64,9 @@ impl Lsps1Config {
             base_fee_sat: self.base_fee_sat,
             fee_ppm: self.fee_ppm,
             fee_ppm_per_day: self.fee_ppm_per_day,
+            onchain_ppm: 0,
             min_fee_sat: self.min_fee_sat,
+            max_fee_sat: 0,
             bonus_sat: 0,
         }
     }

@@ -90,7 +90,7 @@ pub fn get_info(ctx: &Context, params: Map<String, Value>) -> Result<Value, Refu
 /// `lsps1.create_order`: promises a channel for a price. It is on the disk when this returns.
 ///
 /// # Errors
-/// bLIP-51's -32602 and 100, bLIP-50's 1 for what cannot be served now, and those of the database.
+/// bLIP-51's -32602, 100 and 102, bLIP-50's 1 for what cannot be served now, and those of the database.
 pub async fn create_order(
     ctx: &Arc<Context>,
     client: ClientId,
@@ -193,7 +193,7 @@ pub async fn get_order(
     Ok(answer(&row))
 }
 
-/// The price in satoshi: by the price list, and what the funding costs as feerates are.
+/// The price in satoshi: by the price list, and what the funding costs as feerates are, all of it, whatever the list has as the most.
 async fn price(
     ctx: &Context,
     client: ClientId,
@@ -201,8 +201,8 @@ async fn price(
     funding: Amount,
 ) -> Result<u64, Refusal> {
     let list = sales::price_for(ctx, client, ctx.config.lsps1.price()).await?;
-    let fee = list.fee_msat(Amount::from_sat(sat), blocks).div_ceil(1000);
-    Ok(fee.saturating_add(funding.to_sat()))
+    let fee = list.fee_msat(Amount::from_sat(sat), blocks, Amount::ZERO);
+    Ok(fee.div_ceil(1000).saturating_add(funding.to_sat()))
 }
 
 /// A UUID of version 4, which bLIP-51 likes best.

@@ -10,6 +10,7 @@ use super::Lsps1Config;
 use crate::lsps::Text;
 
 const OPTION_MISMATCH: i32 = 100;
+const UNKNOWN_TOKEN: i32 = 102;
 
 const KNOWN: [&str; 8] = [
     "lsp_balance_sat",
@@ -97,7 +98,7 @@ pub(super) fn read(
     }
     // We give none out.
     if text(params, "token")?.is_some_and(|token| !token.is_empty()) {
-        return Err(invalid("token", "Unrecognized or stale"));
+        return Err(RpcError::new(UNKNOWN_TOKEN, "Unrecognized or stale token"));
     }
     if let Some(address) = text(params, "refund_onchain_address")? {
         let address = address.parse::<Address<NetworkUnchecked>>();

@@ -185,6 +185,19 @@ async fn what_is_off_is_not_there_and_what_was_ordered_still_is() {
 }
 
 #[tokio::test]
+async fn a_database_that_fails_is_our_own_trouble() {
+    let world = shop(0, |_| {}).await;
+    let dropped = world.ctx.store.write(async |tx| {
+        sqlx::query("DROP TABLE lsps1_order").execute(tx).await?;
+        Ok(())
+    });
+    dropped.await.unwrap();
+    let params = json!({ "order_id": "any" });
+    let error = ask(&world, buyer(1), "lsps1.get_order", params).await;
+    assert_eq!(error.unwrap_err(), RpcError::new(-32_603, "internal error"));
+}
+
+#[tokio::test]
 async fn the_options_are_the_configurations() {
     // Without coins, too: they do not change with what can be served this moment.
     let world = shop(0, |_| {}).await;
@@ -221,7 +234,6 @@ async fn the_field_that_is_wrong_is_named() {
         ("channel_expiry_blocks", json!(0)),
         ("announce_channel", json!("yes")),
         ("token", json!(7)),
-        ("token", json!("SALE")),
         ("refund_onchain_address", json!(7)),
         ("refund_onchain_address", json!("nowhere")),
         (
@@ -250,6 +262,11 @@ async fn the_field_that_is_wrong_is_named() {
     let error = ask(&world, buyer(1), "lsps1.create_order", more).await;
     let expected = json!({ "unrecognized": ["more"] });
     assert_eq!(error.unwrap_err().data, Some(expected));
+    let mut foreign = wish();
+    foreign["token"] = json!("SALE");
+    let error = ask(&world, buyer(1), "lsps1.create_order", foreign).await;
+    let error = error.unwrap_err();
+    assert_eq!((error.code, error.data), (102, None));
     // What may be left out, and what clients say in place of that.
     let mut other = wish();
     other["token"] = Value::Null;
@@ -313,6 +330,15 @@ async fn an_order_says_what_was_asked_and_what_it_costs() {
     }
     assert_eq!(answer["order_state"], "CREATED");
     assert_eq!(answer["channel"], Value::Null);
+    // bLIP-50's form of a time, and this one.
+    let created = answer["created_at"].as_str().unwrap();
+    assert!(
+        created.len() == 24 && created.ends_with(".000Z"),
+        "{created}"
+    );
+    let at = chrono::DateTime::parse_from_rfc3339(created).unwrap();
+    let since = now().abs_diff(at.timestamp().unsigned_abs());
+    assert!(since < 60, "{created}");
     let bolt11 = &answer["payment"]["bolt11"];
     // 0.2 % of it, 0.01 % more for each of ten days, and its funding.
     let price = BASE + 1_000 + 500 + FUNDING;
@@ -343,6 +369,8 @@ async fn a_price_is_the_clients_own_and_holds_once_it_was_said() {
     let id = ordered(&world).await;
     let own = PriceOverride {
         fee_ppm: Some(4_000),
+        // A stock's: here the funding is all of it, once.
+        onchain_ppm: Some(1_000_000),
         ..PriceOverride::default()
     };
     let stored = world

@@ -3,6 +3,7 @@
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{Leaf, LeafId, NodeError, Stage};
 
+use super::stocks::KnownStock;
 use crate::context::Context;
 
 /// What became of a channel.
@@ -19,11 +20,11 @@ pub(super) enum Look {
 /// Why a channel will not stand.
 pub(super) const OVER: &str = "its channel was closed before it stood";
 
-/// Whether there was one that will never stand.
-pub(super) fn is_over(ctx: &Context, leaf: LeafId) -> bool {
-    let node = ctx.lightning.node();
-    let stage = node.and_then(|node| node.leaf(leaf)).map(|leaf| leaf.stage);
-    matches!(stage, Some(Stage::Closed | Stage::Abandoned))
+/// Whether a stock is bound to terms that will never be complete: a channel of theirs ended before it stood.
+pub(super) fn is_stuck(ctx: &Context, known: &KnownStock) -> bool {
+    let bound = known.bound().into_iter();
+    let mut channels = bound.flat_map(|sale| std::iter::once(&sale.bought).chain(&sale.bonus));
+    channels.any(|channel| ctx.lightning.is_over(LeafId(channel.leaf_id.0)))
 }
 
 /// There will be no such leaf.

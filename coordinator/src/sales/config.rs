@@ -27,8 +27,12 @@ pub struct SalesConfig {
     pub fee_ppm: u32,
     /// The same for each day that is left.
     pub fee_ppm_per_day: u32,
+    /// Price in parts per million of what the sale would cost on the chain.
+    pub onchain_ppm: u32,
     /// Least price.
     pub min_fee_sat: u64,
+    /// Highest price; none if 0.
+    pub max_fee_sat: u64,
     /// Least channel.
     pub min_sat: u64,
     /// Largest channel.
@@ -55,7 +59,9 @@ impl SalesConfig {
             base_fee_sat: self.base_fee_sat,
             fee_ppm: self.fee_ppm,
             fee_ppm_per_day: self.fee_ppm_per_day,
+            onchain_ppm: self.onchain_ppm,
             min_fee_sat: self.min_fee_sat,
+            max_fee_sat: self.max_fee_sat,
             bonus_sat: self.bonus_sat,
         }
     }
@@ -86,12 +92,17 @@ impl SalesConfig {
         for (key, value) in [
             ("sales.base_fee_sat", self.base_fee_sat),
             ("sales.min_fee_sat", self.min_fee_sat),
+            ("sales.max_fee_sat", self.max_fee_sat),
             ("sales.max_sat", self.max_sat),
             ("sales.bonus_sat", self.bonus_sat),
         ] {
             if value > Amount::MAX_MONEY.to_sat() {
                 return Err(wrong(key, value, "there are only 21 million bitcoin"));
             }
+        }
+        if !self.price().is_consistent() {
+            let problem = "must be 0 (none), or at least sales.min_fee_sat";
+            return Err(wrong("sales.max_fee_sat", self.max_fee_sat, problem));
         }
         if !is_bonus(self.bonus_sat) {
             let problem = format!("must be 0, or a channel of at least {LEAST_CHANNEL}");

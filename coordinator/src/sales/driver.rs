@@ -4,7 +4,8 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use channel_host::LeafId;
+use bitcoin::secp256k1::PublicKey;
+use channel_host::{Leaf, LeafId};
 use factory_tree::ids::{ClientId, LeafId as OurLeafId, SaleId};
 use factory_tree::sale::message::{FailReason, SaleRound};
 use factory_tree::sale::order::{PurchaseState, Quote};
@@ -295,7 +296,7 @@ impl Driver {
         }
         // Perhaps it was given up, and we died before that was stored.
         let mut leaves = self.leaf_ids().into_iter();
-        if leaves.any(|leaf| channel::is_over(&self.ctx, LeafId(leaf.0))) {
+        if leaves.any(|leaf| self.ctx.lightning.is_over(LeafId(leaf.0))) {
             return Ok(Some(channel::OVER.to_owned()));
         }
         let due = self.row.order.paid_by.jit().is_none() && self.is_due(height);
@@ -469,6 +470,15 @@ impl Driver {
         self.write(&Entry::Faults(faults)).await
     }
 
+    /// Whose channels did not come about, when everybody had signed for them.
+    async fn count_absent(&mut self, leaves: &[(Leaf, PublicKey)]) -> Result<(), Stop> {
+        let absent = leaves
+            .iter()
+            .filter(|(leaf, _)| !self.ctx.lightning.stands(leaf.id));
+        let absent: Vec<_> = absent.map(|(_, peer)| ClientId(peer.serialize())).collect();
+        self.count_faults(&FailReason::Silent, &absent, true).await
+    }
+
     /// The next thing for the machine: what is there, or what comes.
     async fn next_input(&mut self) -> Result<SellerInput, Stop> {
         loop {
@@ -526,7 +536,10 @@ impl Driver {
                 }
                 Look::Never(why) => return failed(false, &why),
                 Look::Waits if self.is_due(self.ctx.height()) => return failed(false, TOO_LONG),
-                Look::Waits if Instant::now() >= until => return failed(true, NO_CHANNEL),
+                Look::Waits if Instant::now() >= until => {
+                    self.count_absent(&leaves).await?;
+                    return failed(true, NO_CHANNEL);
+                }
                 Look::Waits => {}
             }
             tokio::select! {

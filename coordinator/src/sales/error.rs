@@ -55,6 +55,11 @@ pub enum NoSale {
         "the stock is reserved for a sale to another client that was begun; try another factory"
     )]
     Reserved,
+    /// Bound to terms that will never be complete.
+    #[error(
+        "the stock is reserved for a sale that was begun and cannot be completed; try another factory, or receive over a just-in-time channel"
+    )]
+    Stuck,
     /// Being sold from.
     #[error("a sale from this stock is under way; try again when all its clients have signed")]
     Busy,
@@ -133,6 +138,7 @@ impl NoSale {
             Self::TooSmall { .. } => "too_small",
             Self::TooLarge { .. } => "too_large",
             Self::Reserved => "reserved",
+            Self::Stuck => "stuck",
             Self::Busy => "busy",
             Self::TooManyOrders(_) => "too_many_orders",
             Self::TooManyFailed(_) => "too_many_failed",

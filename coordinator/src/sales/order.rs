@@ -10,7 +10,7 @@ use factory_tree::sale::{Sale, SoldChannel};
 use serde_json::{Map, Value};
 
 use super::error::{NoSale, SalesError};
-use super::{Mail, others, payment, quote, stocks, to_json};
+use super::{Mail, channel, others, payment, quote, stocks, to_json};
 use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
@@ -262,6 +262,9 @@ pub(super) async fn fitting(
     let theirs = |row: &SaleRow| row.order.sale == quote.sale;
     if !known.reserved().is_none_or(theirs) {
         return Err(NoSale::Reserved.into());
+    }
+    if channel::is_stuck(ctx, &known) {
+        return Err(NoSale::Stuck.into());
     }
     let fits = known.outpoint() == quote.stock
         && known.stock.next_number() == quote.number

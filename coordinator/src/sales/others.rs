@@ -7,7 +7,6 @@ use channel_host::{JitGround, JitOpening, LeafId, jit_capacity, lsp_channel_id};
 use factory_tree::ids::{ClientId, ShortChannelId};
 use factory_tree::sale::order::{PaidBy, PurchaseState};
 
-use super::channel;
 use super::error::{NoSale, SalesError};
 use super::payment::{self, Paying};
 use super::stocks::{self, KnownStock};
@@ -15,7 +14,7 @@ use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
-use crate::lsps1::lasts;
+use crate::lsps1::{lasts, release_at};
 use crate::store::lsps1::{self as lsps1_orders, OrderRow};
 use crate::store::sales::{self as rows, SaleRow};
 use crate::store::{self, Conn, jit as jit_orders};
@@ -157,9 +156,20 @@ pub(crate) async fn brings(ctx: &Context, order: &OrderRow) -> store::Result<boo
         Some(row) => match row.state {
             PurchaseState::Ordered => begin_for(ctx, &row, order).await,
             PurchaseState::Cancelled => Ok(false),
-            PurchaseState::Paid | PurchaseState::Sold | PurchaseState::Settled => Ok(true),
+            PurchaseState::Paid => Ok(!given_up(ctx, &row, order).await?),
+            PurchaseState::Sold | PurchaseState::Settled => Ok(true),
         },
     }
+}
+
+/// A sale whose task ended before it did (what is stored does not fit) is not waited for longer than its payment can be held. A task would have ended
+/// it by now.
+async fn given_up(ctx: &Context, row: &SaleRow, order: &OrderRow) -> store::Result<bool> {
+    if ctx.height() < release_at(ctx, order) || ctx.sales.is_running(row.order.sale) {
+        return Ok(false);
+    }
+    payment::cancel(ctx, row, PurchaseState::Paid, "the sale could not go on").await?;
+    Ok(true)
 }
 
 /// The stock is this order's from now on, if its payment leaves time for that and for an ordinary channel afterwards.
@@ -234,7 +244,7 @@ pub(crate) async fn ground(ctx: &Context, opening: &JitOpening) -> store::Result
         },
         PurchaseState::Cancelled => JitGround::Chain,
         PurchaseState::Sold | PurchaseState::Settled
-            if channel::is_over(ctx, LeafId(order.leaf_id.0)) =>
+            if ctx.lightning.is_over(LeafId(order.leaf_id.0)) =>
         {
             JitGround::Chain
         }

@@ -1,4 +1,4 @@
-//! What a channel from a stock costs.
+//! What channels cost: from a stock, and just in time.
 
 use bitcoin::Amount;
 use factory_tree::sale::LEAST_CHANNEL;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 const DAY: u128 = 144;
 const MILLION: u128 = 1_000_000;
 
-/// A price list: fixed, by capacity, and by the time that is left.
+/// A price list: fixed, by capacity, by the time that is left, and by what the chain would take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Price {
     /// Whatever the capacity.
@@ -17,29 +17,56 @@ pub struct Price {
     pub fee_ppm: u32,
     /// The same for each day until the dying days.
     pub fee_ppm_per_day: u32,
+    /// In parts per million of what the sale would cost on the chain now.
+    pub onchain_ppm: u32,
     /// At least.
     pub min_fee_sat: u64,
+    /// At most, if not 0; the least wins.
+    pub max_fee_sat: u64,
     /// What a client gets for signing with others who buy: a channel that holds so much; none if 0.
     pub bonus_sat: u64,
 }
 
 impl Price {
-    /// What a channel of `capacity` costs that is of use for so many blocks, in msat. Parts are rounded up, and no channel is for nothing:
-    /// an invoice over nothing would leave the amount to the payer.
+    /// What a channel of `capacity` costs that is of use for so many blocks, and would take `onchain` in fees, in msat. Parts are rounded up, and
+    /// no channel is for nothing: an invoice over nothing would leave the amount to the payer.
     #[must_use]
-    pub fn fee_msat(&self, capacity: Amount, blocks_left: u32) -> u64 {
+    pub fn fee_msat(&self, capacity: Amount, blocks_left: u32, onchain: Amount) -> u64 {
         let capacity_msat = u128::from(capacity.to_sat()).saturating_mul(1000);
         let by_capacity = capacity_msat.saturating_mul(self.fee_ppm.into());
         let by_time = capacity_msat
             .saturating_mul(self.fee_ppm_per_day.into())
             .saturating_mul(blocks_left.into());
+        let by_chain = u128::from(onchain.to_sat())
+            .saturating_mul(1000)
+            .saturating_mul(self.onchain_ppm.into());
         let fee = u128::from(self.base_fee_sat)
             .saturating_mul(1000)
             .saturating_add(by_capacity.div_ceil(MILLION))
-            .saturating_add(by_time.div_ceil(MILLION.saturating_mul(DAY)));
+            .saturating_add(by_time.div_ceil(MILLION.saturating_mul(DAY)))
+            .saturating_add(by_chain.div_ceil(MILLION));
         let least = u128::from(self.min_fee_sat.max(1)).saturating_mul(1000);
-        u64::try_from(fee.max(least)).unwrap_or(u64::MAX)
+        let most = match self.max_fee_sat {
+            0 => u128::MAX,
+            sat => u128::from(sat).saturating_mul(1000),
+        };
+        u64::try_from(fee.min(most).max(least)).unwrap_or(u64::MAX)
     }
+
+    /// Whether the most it asks is at least the least.
+    #[must_use]
+    pub const fn is_consistent(&self) -> bool {
+        self.max_fee_sat == 0 || self.max_fee_sat >= self.min_fee_sat
+    }
+}
+
+/// What a channel just in time costs: so much of the payment, and at least this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JitPrice {
+    /// At least, thousandths of a satoshi.
+    pub min_fee_msat: u64,
+    /// In parts per million of the payment.
+    pub fee_ppm: u32,
 }
 
 /// What the operator says in place of a price list; what is missing stays.
@@ -55,12 +82,24 @@ pub struct PriceOverride {
     /// [`Price::fee_ppm_per_day`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fee_ppm_per_day: Option<u32>,
+    /// [`Price::onchain_ppm`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onchain_ppm: Option<u32>,
     /// [`Price::min_fee_sat`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_fee_sat: Option<u64>,
+    /// [`Price::max_fee_sat`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_fee_sat: Option<u64>,
     /// [`Price::bonus_sat`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bonus_sat: Option<u64>,
+    /// [`JitPrice::min_fee_msat`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_min_fee_msat: Option<u64>,
+    /// [`JitPrice::fee_ppm`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit_fee_ppm: Option<u32>,
 }
 
 impl PriceOverride {
@@ -71,8 +110,19 @@ impl PriceOverride {
             base_fee_sat: self.base_fee_sat.unwrap_or(price.base_fee_sat),
             fee_ppm: self.fee_ppm.unwrap_or(price.fee_ppm),
             fee_ppm_per_day: self.fee_ppm_per_day.unwrap_or(price.fee_ppm_per_day),
+            onchain_ppm: self.onchain_ppm.unwrap_or(price.onchain_ppm),
             min_fee_sat: self.min_fee_sat.unwrap_or(price.min_fee_sat),
+            max_fee_sat: self.max_fee_sat.unwrap_or(price.max_fee_sat),
             bonus_sat: self.bonus_sat.unwrap_or(price.bonus_sat),
+        }
+    }
+
+    /// The same for channels just in time.
+    #[must_use]
+    pub fn over_jit(&self, price: JitPrice) -> JitPrice {
+        JitPrice {
+            min_fee_msat: self.jit_min_fee_msat.unwrap_or(price.min_fee_msat),
+            fee_ppm: self.jit_fee_ppm.unwrap_or(price.fee_ppm),
         }
     }
 
@@ -83,8 +133,12 @@ impl PriceOverride {
             base_fee_sat: newer.base_fee_sat.or(self.base_fee_sat),
             fee_ppm: newer.fee_ppm.or(self.fee_ppm),
             fee_ppm_per_day: newer.fee_ppm_per_day.or(self.fee_ppm_per_day),
+            onchain_ppm: newer.onchain_ppm.or(self.onchain_ppm),
             min_fee_sat: newer.min_fee_sat.or(self.min_fee_sat),
+            max_fee_sat: newer.max_fee_sat.or(self.max_fee_sat),
             bonus_sat: newer.bonus_sat.or(self.bonus_sat),
+            jit_min_fee_msat: newer.jit_min_fee_msat.or(self.jit_min_fee_msat),
+            jit_fee_ppm: newer.jit_fee_ppm.or(self.jit_fee_ppm),
         }
     }
 
@@ -98,16 +152,30 @@ impl PriceOverride {
     #[must_use]
     pub fn problem(&self) -> Option<&'static str> {
         let most = Amount::MAX_MONEY.to_sat();
-        let amounts = [self.base_fee_sat, self.min_fee_sat, self.bonus_sat];
+        let amounts = [
+            self.base_fee_sat,
+            self.min_fee_sat,
+            self.max_fee_sat,
+            self.bonus_sat,
+            self.jit_min_fee_msat.map(|msat| msat.div_ceil(1000)),
+        ];
         if amounts.iter().flatten().any(|sat| *sat > most) {
             return Some("there are only 21 million bitcoin");
         }
         if self.min_fee_sat == Some(0) {
             return Some("the least fee is at least 1 satoshi");
         }
+        if self.jit_fee_ppm.is_some_and(|ppm| !is_jit_ppm(ppm)) {
+            return Some("a fee of the whole payment leaves nothing: less than 1000000 ppm");
+        }
         let is_channel = self.bonus_sat.is_none_or(is_bonus);
         (!is_channel).then_some("a bonus is a channel of at least 10000 satoshi, or 0: none")
     }
+}
+
+/// Whether a fee of so much of a payment leaves anything.
+pub(crate) const fn is_jit_ppm(ppm: u32) -> bool {
+    ppm < 1_000_000
 }
 
 /// Whether a bonus of so much can be: none, or a channel.
@@ -123,12 +191,16 @@ mod tests {
         base_fee_sat: 500,
         fee_ppm: 4_000,
         fee_ppm_per_day: 200,
+        onchain_ppm: 0,
         min_fee_sat: 1_000,
+        max_fee_sat: 0,
         bonus_sat: 0,
     };
+    /// What the chain would take.
+    const ONCHAIN: Amount = Amount::from_sat(3_001);
 
     fn fee(price: Price, sat: u64, blocks: u32) -> u64 {
-        price.fee_msat(Amount::from_sat(sat), blocks)
+        price.fee_msat(Amount::from_sat(sat), blocks, ONCHAIN)
     }
 
     #[test]
@@ -167,10 +239,70 @@ mod tests {
             base_fee_sat: u64::MAX,
             fee_ppm: u32::MAX,
             fee_ppm_per_day: u32::MAX,
+            onchain_ppm: u32::MAX,
             min_fee_sat: u64::MAX,
             ..PRICE
         };
         assert_eq!(fee(dear, u64::MAX, u32::MAX), u64::MAX);
+        let all = dear.fee_msat(Amount::MAX, u32::MAX, Amount::MAX);
+        assert_eq!(all, u64::MAX);
+    }
+
+    #[test]
+    fn a_share_of_what_the_chain_would_take() {
+        let without = fee(PRICE, 1_000_000, 0);
+        for (ppm, msat) in [(0, 0), (1, 4), (10_000, 30_010), (2_000_000, 6_002_000)] {
+            let price = Price {
+                onchain_ppm: ppm,
+                ..PRICE
+            };
+            assert_eq!(fee(price, 1_000_000, 0), without + msat, "{ppm}");
+        }
+    }
+
+    #[test]
+    fn no_more_than_the_most_and_no_less_than_the_least() {
+        let most = |sat| Price {
+            max_fee_sat: sat,
+            ..PRICE
+        };
+        assert_eq!(fee(most(0), 1_000_000, 0), 4_500_000, "none");
+        assert_eq!(fee(most(4_501), 1_000_000, 0), 4_500_000);
+        assert_eq!(fee(most(4_499), 1_000_000, 0), 4_499_000);
+        assert_eq!(fee(most(999), 1_000_000, 0), 1_000_000, "the least wins");
+        let consistent = [0, 999, 1_000].map(|sat| most(sat).is_consistent());
+        assert_eq!(consistent, [true, false, true]);
+    }
+
+    #[test]
+    fn channels_just_in_time_have_a_price_of_their_own() {
+        let configured = JitPrice {
+            min_fee_msat: 3_000_000,
+            fee_ppm: 5_000,
+        };
+        let jit = |min_fee_msat, ppm| PriceOverride {
+            jit_min_fee_msat: min_fee_msat,
+            jit_fee_ppm: ppm,
+            ..PriceOverride::default()
+        };
+        let (all, one) = (jit(Some(1), Some(2)), jit(Some(3), None));
+        let both = JitPrice {
+            min_fee_msat: 3,
+            fee_ppm: 2,
+        };
+        assert_eq!(all.then(one).over_jit(configured), both);
+        assert_eq!(PriceOverride::default().over_jit(configured), configured);
+        assert_eq!(all.over(PRICE), PRICE, "a stock's is another");
+        assert!(!one.is_empty());
+        let whole = Amount::MAX_MONEY.to_sat() * 1_000;
+        for (said, good) in [
+            (jit(Some(0), Some(0)), true),
+            (jit(Some(whole), Some(999_999)), true),
+            (jit(Some(whole + 1), None), false),
+            (jit(None, Some(1_000_000)), false),
+        ] {
+            assert_eq!(said.problem().is_none(), good, "{said:?}");
+        }
     }
 
     #[test]
@@ -195,6 +327,17 @@ mod tests {
             ..one
         };
         assert!(nothing.problem().is_some() && one.problem().is_none());
+        let bounds = PriceOverride {
+            onchain_ppm: Some(3),
+            max_fee_sat: Some(4),
+            ..PriceOverride::default()
+        };
+        let bound = Price {
+            onchain_ppm: 3,
+            max_fee_sat: 4,
+            ..both
+        };
+        assert_eq!(bounds.then(all).then(one).over(PRICE), bound);
         let bonus = |sat| PriceOverride {
             bonus_sat: Some(sat),
             ..one

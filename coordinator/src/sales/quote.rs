@@ -5,9 +5,11 @@ use channel_host::{is_signed_by, read_params};
 use factory_tree::ids::{ClientId, SaleId};
 use factory_tree::sale::order::{Quote, QuoteRequest, SignedQuote};
 use factory_tree::sale::{StockError, least_channel};
+use factory_tree::tx::{CHILD_VBYTES, tree_tx_vbytes};
 use factory_tree::units::Height;
 use serde_json::{Map, Value};
 
+use super::channel;
 use super::error::{NoSale, SalesError};
 use super::others::{self, Wanted};
 use super::price::Price;
@@ -20,6 +22,8 @@ use crate::lsps::Refusal;
 use crate::store::{self, Conn, factories, prices};
 
 const FOUR_DAYS: u32 = 4 * 144;
+/// A sale's transaction, with its channel and what is left of the stock, and its fee child.
+const CHAIN_VBYTES: u64 = tree_tx_vbytes(2).saturating_add(CHILD_VBYTES);
 
 /// `superscalar.get_quote`.
 ///
@@ -104,6 +108,9 @@ async fn of_factory(
     if known.under_way().is_some() {
         return Err(NoSale::Busy.into());
     }
+    if channel::is_stuck(ctx, &known) {
+        return Err(NoSale::Stuck.into());
+    }
     if let Some(other) = other {
         others::outlives(ctx, &known, other.lasts)?;
     }
@@ -130,7 +137,13 @@ async fn of_factory(
         Some(_) => Ok::<_, SalesError>(0),
         None => {
             let price = price_for(ctx, client, ctx.config.sales.price()).await?;
-            Ok(price.fee_msat(capacity, blocks_left))
+            // The Bitcoin node is asked only where its answer counts.
+            let onchain = match price.onchain_ppm {
+                0 => Some(Amount::ZERO),
+                _ => ctx.feerate().await.fee_vb(CHAIN_VBYTES),
+            };
+            let onchain = onchain.unwrap_or(Amount::MAX_MONEY);
+            Ok(price.fee_msat(capacity, blocks_left, onchain))
         }
     };
     if let Some(row) = known.reserved() {
@@ -211,13 +224,7 @@ pub(super) async fn price_in(
     client: ClientId,
     configured: Price,
 ) -> store::Result<Price> {
-    let all = prices::get(tx, None).await?;
-    let own = prices::get(tx, Some(client)).await?;
-    let mut price = configured;
-    for over in [all, own].into_iter().flatten() {
-        price = over.over(price);
-    }
-    Ok(price)
+    Ok(prices::of_client(tx, client).await?.over(configured))
 }
 
 /// A quote that we gave this client.

@@ -144,7 +144,10 @@ async fn a_quote_is_signed_and_says_what_it_costs() {
     assert_eq!(found.capacity, Amount::from_sat(50_000));
     let left = stock.schedule().dying_from.0 - 10;
     let price = world.ctx.config.sales.price();
-    assert_eq!(found.fee_msat, price.fee_msat(found.capacity, left));
+    assert_eq!(
+        found.fee_msat,
+        price.fee_msat(found.capacity, left, Amount::ZERO)
+    );
     assert_eq!(found.sign_until.0, stock.schedule().dying_from.0 - 1);
     let node = world.ctx.keys.leaf_keys().node_id();
     let message = SignedQuote::message(&signed.text);
@@ -217,6 +220,33 @@ async fn prices_that_were_set_hold_for_the_next_quote() {
     let unset = store.write(async |tx| store::prices::unset(tx, None).await);
     assert!(unset.await.unwrap());
     assert!(fee(one).await < 80_000_000);
+}
+
+#[tokio::test]
+async fn a_quote_has_its_share_of_what_the_chain_would_take_up_to_the_most() {
+    let (world, _) = shop(|config| {
+        config.base_fee_sat = 500;
+        config.fee_ppm = 0;
+        config.fee_ppm_per_day = 0;
+        config.min_fee_sat = 1;
+        config.onchain_ppm = 250_000;
+    })
+    .await;
+    let client = member(0).id();
+    let fee = async || read(&quote(&world, client, 50_000).await.unwrap()).fee_msat;
+    // A quarter of 320 virtual bytes: 167 with two outputs and an anchor, 153 of the child.
+    assert_eq!(fee().await, 500_000 + 80_000 * 2, "at 2 sat/vB");
+    let rate = bitcoin::FeeRate::from_sat_per_vb_u32(20);
+    world.chain.set_feerate(rate);
+    assert_eq!(fee().await, 500_000 + 80_000 * 20);
+    let own = PriceOverride {
+        max_fee_sat: Some(1_800),
+        ..PriceOverride::default()
+    };
+    let store = &world.ctx.store;
+    let set = store.write(async |tx| store::prices::set(tx, Some(client), &own).await);
+    set.await.unwrap();
+    assert_eq!(fee().await, 1_800_000);
 }
 
 // ---- orders --------------------------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ pub struct NewOrder {
     pub fee_ppm: u32,
     /// Until when.
     pub valid_until: u64,
+    /// How deep the funding has to be before its channel is closed, blocks.
+    pub min_lifetime: u32,
     /// Whether the funding waits for the payment.
     pub client_trusts_lsp: bool,
     /// When.
@@ -138,8 +140,8 @@ pub async fn sold(conn: &mut Conn, order: &NewOrder) -> Result<()> {
         .execute(&mut *conn)
         .await?;
     sqlx::query(
-        "INSERT INTO jit_order (scid, client, payment_msat, min_fee_msat, fee_ppm, valid_until, client_trusts_lsp, \
-         created_at, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'sold')",
+        "INSERT INTO jit_order (scid, client, payment_msat, min_fee_msat, fee_ppm, valid_until, min_lifetime, \
+         client_trusts_lsp, created_at, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 'sold')",
     )
     .bind(twin(order.scid))
     .bind(order.client.0.as_slice())
@@ -147,6 +149,7 @@ pub async fn sold(conn: &mut Conn, order: &NewOrder) -> Result<()> {
     .bind(codec::int("fee", order.min_fee_msat)?)
     .bind(order.fee_ppm)
     .bind(codec::int("time", order.valid_until)?)
+    .bind(order.min_lifetime)
     .bind(order.client_trusts_lsp)
     .bind(codec::int("time", order.created_at)?)
     .execute(conn)
@@ -395,6 +398,25 @@ pub async fn open_orders(conn: &mut Conn, client: ClientId, now: u64) -> Result<
         codec::number("count", row.try_get(0)?)?,
         codec::number("count", row.try_get(1)?)?,
     ))
+}
+
+/// How deep the funding of a channel has to be before we close it, if it is of an order whose fee is paid.
+///
+/// # Errors
+/// Those of the database.
+pub async fn promised_depth(
+    conn: &mut Conn,
+    funding: Txid,
+    leaf: Option<LeafId>,
+) -> Result<Option<u32>> {
+    let query = "SELECT min_lifetime FROM jit_order WHERE state = 'paid' \
+         AND (funding = ? OR sale = (SELECT sale FROM sale WHERE leaf_id = ?))";
+    let depth: Option<i64> = sqlx::query_scalar(query)
+        .bind(funding.as_byte_array().as_slice())
+        .bind(leaf.as_ref().map(|leaf| leaf.0.as_slice()))
+        .fetch_optional(conn)
+        .await?;
+    codec::optional("blocks", depth)
 }
 
 const COLUMNS: &str = "SELECT scid, client, payment_msat, min_fee_msat, fee_ppm, valid_until, client_trusts_lsp, \

@@ -25,6 +25,16 @@ pub async fn get(conn: &mut Conn, client: Option<ClientId>) -> Result<Option<Pri
         .transpose()
 }
 
+/// What is said for a client: for it alone, over what is said for everybody.
+///
+/// # Errors
+/// Those of the database.
+pub async fn of_client(conn: &mut Conn, client: ClientId) -> Result<PriceOverride> {
+    let all = get(conn, None).await?.unwrap_or_default();
+    let own = get(conn, Some(client)).await?.unwrap_or_default();
+    Ok(all.then(own))
+}
+
 /// Says it.
 ///
 /// # Errors

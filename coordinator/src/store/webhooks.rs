@@ -92,13 +92,14 @@ pub async fn of(conn: &mut Conn, client: ClientId) -> Result<Vec<WebhookRow>> {
     rows.iter().map(row).collect()
 }
 
-/// Whether the client may have webhooks: it is, or was, in a factory, or has bought a channel.
+/// Whether the client may have webhooks: it is, or was, in a factory, or has bought or ordered a channel.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn is_known(conn: &mut Conn, client: ClientId) -> Result<bool> {
     let found: Option<i64> = sqlx::query_scalar(
-        "SELECT 1 FROM member WHERE client = ?1 UNION ALL SELECT 1 FROM jit_order WHERE client = ?1 LIMIT 1",
+        "SELECT 1 FROM member WHERE client = ?1 UNION ALL SELECT 1 FROM jit_order WHERE client = ?1 \
+         UNION ALL SELECT 1 FROM lsps1_order WHERE client = ?1 LIMIT 1",
     )
         .bind(client.0.as_slice())
         .fetch_optional(conn)

@@ -151,8 +151,7 @@ fn pace(ctx: &Context, client: ClientId) -> Result<(), RpcError> {
     takes.then_some(()).ok_or_else(slow_down)
 }
 
-const NO_PRIOR_ACTIVITY: &str =
-    "webhooks are for clients of a factory; set it when you have joined one";
+const NO_PRIOR_ACTIVITY: &str = "webhooks are for clients of a factory and buyers of a channel; set it when you have joined one or ordered one";
 
 fn url(ctx: &Context, asked: &Set) -> Result<Url, RpcError> {
     if asked.app_name.len() > MAX_APP_NAME {
@@ -233,7 +232,7 @@ pub async fn remove(
 // ---- waking --------------------------------------------------------------------------------------------------------
 
 /// Queues what was asked for since the last time.
-async fn queue(ctx: &Context) -> Result<()> {
+pub(crate) async fn queue(ctx: &Context) -> Result<()> {
     let asked = ctx.webhooks.take();
     let longest = ctx.config.webhooks.give_up_seconds;
     let now = now();

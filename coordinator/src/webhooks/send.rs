@@ -277,6 +277,7 @@ fn words(error: &reqwest::Error) -> String {
 mod tests {
     use super::*;
     use crate::testing::TestWorld;
+    use crate::webhooks::Why;
 
     fn wake(url: String, tries: u32) -> WakeRow {
         WakeRow {
@@ -324,6 +325,36 @@ mod tests {
         );
         assert!(!called.is_finished());
         called.abort();
+    }
+
+    /// Nobody failed: it is no try, and nothing is told.
+    #[tokio::test]
+    async fn who_was_told_enough_in_this_minute_is_told_in_the_next() {
+        let mut world = TestWorld::new().await;
+        let client = ClientId([2; 33]);
+        world.set_webhook(client).await;
+        world.ctx.webhooks.wake(client, Why::Birth);
+        let mut sender = Sender {
+            ctx: Arc::clone(&world.ctx),
+            poster: Poster::new(&world.ctx.config.webhooks).unwrap(),
+            pace: Arc::new(Pace::new(0)),
+            sending: JoinSet::new(),
+            busy: HashSet::new(),
+        };
+        let began = now();
+        sender.begin().await.unwrap();
+        let done = sender.sending.join_next().await.expect("it was due");
+        assert_eq!(done.unwrap(), client);
+        let next_minutes = [began, now()].map(|at| (at / 60 + 1) * 60);
+        let read = world.ctx.store.read(async |tx| {
+            let next = rows::next(tx).await?.expect("it is not over");
+            Ok((next, rows::due(tx, next, LONGEST_PAUSE, 9).await?))
+        });
+        let (next, due) = read.await.unwrap();
+        assert!(next_minutes.contains(&next), "{next}, not {next_minutes:?}");
+        let tries: Vec<u32> = due.iter().map(|wake| wake.tries).collect();
+        assert_eq!(tries, [0]);
+        assert!(world.happened().is_empty());
     }
 
     #[test]

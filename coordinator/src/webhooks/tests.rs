@@ -1,10 +1,11 @@
 use bitcoin::secp256k1::PublicKey;
-use channel_host::LspsService;
+use channel_host::{LspsService, PaymentHash};
 use factory_tree::params::ExpiryPolicy;
 use factory_tree::testing::TestClient;
 
 use super::*;
 use crate::lsps::Lsps;
+use crate::store::lsps1::{self, Order};
 use crate::store::webhooks::WakeRow;
 use crate::testing::TestWorld;
 
@@ -147,6 +148,36 @@ async fn what_blip_55_refuses_is_refused() {
     let asked = ask(&world, member(), "lsps5.what", json!({})).await;
     assert_eq!(asked, Err(-32_601));
     assert!(due(&world, 0).await.is_empty());
+}
+
+#[tokio::test]
+async fn who_has_ordered_a_channel_may_set_webhooks() {
+    let world = TestWorld::new().await;
+    let params = json!({ "app_name": "a", "webhook": URL });
+    let asked = ask(&world, member(), "lsps5.set_webhook", params.clone()).await;
+    assert_eq!(asked, Err(1003));
+    let order = Order {
+        id: "order".to_owned(),
+        client: member(),
+        lsp_balance_sat: 300_000,
+        confirmations: 0,
+        confirm_within: 6,
+        expiry_blocks: 1_000,
+        announce: false,
+        at_birth: false,
+        fee_sat: 500,
+        hash: PaymentHash([1; 32]),
+        invoice: "invoice".to_owned(),
+        created_at: 0,
+        valid_until: now() + 600,
+    };
+    let ordered = world
+        .ctx
+        .store
+        .write(async |tx| lsps1::insert(tx, &order, 0).await);
+    ordered.await.unwrap();
+    let asked = ask(&world, member(), "lsps5.set_webhook", params).await;
+    assert_eq!(asked.unwrap()["num_webhooks"], 1);
 }
 
 #[tokio::test]

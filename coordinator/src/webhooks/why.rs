@@ -25,7 +25,7 @@ pub enum Why {
     Sale,
     /// A payment waits for it.
     Payment,
-    /// A payment over its channel is not resolved, and at this height its path goes to the chain for it.
+    /// A payment over its channel is not resolved, and at this height the channel goes to the chain for it.
     Expiry(u32),
 }
 

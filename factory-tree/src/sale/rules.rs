@@ -43,7 +43,7 @@ pub enum SaleRule {
     Capacity,
     /// Who signs with the buyer gets what it asks for that.
     Bonus,
-    /// What the buyer can hold is covered, or it has consented.
+    /// What the client can hold is covered, or it has consented.
     Coverage,
     /// Every signer's nonces are there, the own ones unchanged.
     Nonces,
@@ -129,9 +129,6 @@ pub enum Role {
     Buyer {
         /// How much.
         ordered: Amount,
-        /// Whether it has the fee coins, or its user's explicit consent, to hold more than is
-        /// covered.
-        consent: bool,
     },
     /// To sign with the buyer.
     Mate {
@@ -145,6 +142,8 @@ pub enum Role {
 pub struct Agreed {
     /// What it agreed to.
     pub role: Role,
+    /// Whether it has the fee coins, or its user's explicit consent, to hold more than is covered.
+    pub consent: bool,
     /// Where its new channel is to be, if it gets one.
     pub place: Option<Place>,
     /// Whether that leaf id had a channel or is to have another: never so with an honest store.
@@ -237,10 +236,10 @@ fn place(kit: &ExitKit, txs: &SaleTxs, agreed: &Agreed) -> Result<(), SaleRefusa
 fn role(kit: &ExitKit, before: &Stock, txs: &SaleTxs, agreed: &Agreed) -> Result<(), SaleRefusal> {
     let buys = txs.sale.bought.position == kit.position;
     match agreed.role {
-        Role::Buyer { ordered, consent } => {
+        Role::Buyer { ordered } => {
             require(buys, SaleRule::Members, || "another buyer".into())?;
             capacity(before, txs, ordered)?;
-            coverage(kit, before, txs, consent)
+            coverage(kit, before, txs, agreed.consent)
         }
         Role::Mate { least_bonus } => {
             require(!buys, SaleRule::Members, || "nothing was ordered".into())?;
@@ -248,7 +247,12 @@ fn role(kit: &ExitKit, before: &Stock, txs: &SaleTxs, agreed: &Agreed) -> Result
             let bonus = own.map_or(Amount::ZERO, |(channel, _)| channel.capacity);
             require(bonus >= least_bonus, SaleRule::Bonus, || {
                 format!("a bonus of {bonus}, at least {least_bonus}")
-            })
+            })?;
+            // What makes it no larger changes nothing that it could refuse.
+            match own {
+                Some(_) => coverage(kit, before, txs, agreed.consent),
+                None => Ok(()),
+            }
         }
     }
 }

@@ -354,7 +354,6 @@ impl World {
         let role = if sale.bought.position == position {
             Role::Buyer {
                 ordered: sale.bought.capacity,
-                consent: true,
             }
         } else {
             Role::Mate {
@@ -363,6 +362,7 @@ impl World {
         };
         Agreed {
             role,
+            consent: true,
             place: Some(Place {
                 leaf_id: ours.leaf_id,
                 channel_key: ours.channel_key,

@@ -1099,6 +1099,18 @@ pub struct PriceList {
     /// What a client gets for signing with others who buy: a channel that holds so much; 0: none.
     #[prost(uint64, optional, tag = "5")]
     pub bonus_sat: ::core::option::Option<u64>,
+    /// In parts per million of what a sale would cost on the chain now.
+    #[prost(uint32, optional, tag = "6")]
+    pub onchain_ppm: ::core::option::Option<u32>,
+    /// At most; 0: none.
+    #[prost(uint64, optional, tag = "7")]
+    pub max_fee_sat: ::core::option::Option<u64>,
+    /// Of channels just in time: at least, in msat.
+    #[prost(uint64, optional, tag = "8")]
+    pub jit_min_fee_msat: ::core::option::Option<u64>,
+    /// The same in parts per million of the payment.
+    #[prost(uint32, optional, tag = "9")]
+    pub jit_fee_ppm: ::core::option::Option<u32>,
 }
 /// A price that was set.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -63,8 +63,9 @@ async fn show(context: &Context) -> Result<(), CliError> {
 fn text(context: &Context, view: &LimitView) -> String {
     if view.channels.is_empty() && view.stocks.is_empty() {
         return format!(
-            "Nothing can be received: this wallet is in no factory that is in use. `{}` asks for a place in one.\n{}",
+            "Nothing can be received: this wallet has no channel, and is in no factory that is in use. `{}` asks for a place in one, `{}` orders a channel together with a payment.\n{}",
             context.again("join"),
+            context.again("invoice --jit AMOUNT"),
             top_up(&view.top_up)
         );
     }
@@ -75,12 +76,15 @@ fn text(context: &Context, view: &LimitView) -> String {
             (_, true) => ", a bonus for signing",
             _ => "",
         };
-        let made = channel.sale.map_or_else(
-            || "its own".to_owned(),
-            |number| format!("of sale {number}{by}"),
-        );
+        let made = match (channel.factory, channel.sale) {
+            (None, _) => "outside of factories".to_owned(),
+            (Some(_), None) => "its own".to_owned(),
+            (Some(_), Some(number)) => format!("of sale {number}{by}"),
+        };
         channels.row([
-            short(&channel.factory),
+            channel
+                .factory
+                .map_or_else(|| "-".to_owned(), |id| short(&id)),
             made,
             grouped(channel.capacity_sat),
             with_msat(channel.receivable_msat),
@@ -95,11 +99,22 @@ fn text(context: &Context, view: &LimitView) -> String {
             format!("{} of {}", stock.sales, stock.most_sales),
         ]);
     }
+    let stocks = match view.stocks.is_empty() {
+        true => String::new(),
+        false => format!("{}\n", stocks.render()),
+    };
+    let mut factories = view.channels.iter().map(|channel| channel.factory);
+    let outside = match factories.any(|factory| factory.is_none()) {
+        true => format!(
+            "Of what is outside of factories nothing is covered: if the coordinator is gone, `{}` brings what is yours to the chain.\n",
+            context.again("close CHANNEL --force")
+        ),
+        false => String::new(),
+    };
     let coverage = &view.coverage;
     format!(
-        "{}\n{}\nYou can receive {} sat now; your limit is {} sat in all.\nIf the coordinator breaks off, {} sat are covered while you stay away, {} sat if you or your watcher looks every 60 blocks.\n{}{}",
+        "{}\n{stocks}You can receive {} sat now; your limit is {} sat in all.\nIf the coordinator breaks off, {} sat are covered while you stay away, {} sat if you or your watcher looks every 60 blocks.\n{outside}{}{}",
         channels.render(),
-        stocks.render(),
         with_msat(view.receivable_msat),
         grouped(view.limit_sat),
         grouped(coverage.away_sat),

@@ -36,7 +36,7 @@ fn view(channel: &JitChannel, live: Option<&Live>, closing_sat: u64) -> ChannelV
         receivable_msat: live.map_or(0, |live| live.receivable.0),
         pending: live.map_or(0, |live| live.pending as u64),
         usable: live.is_some_and(|live| live.usable),
-        factory_confirmed: live.is_none_or(|live| live.confirmed),
+        factory_confirmed: live.is_none_or(|live| live.confirmations > 0),
         leaf_height: None,
         spent: None,
         closing_sat,

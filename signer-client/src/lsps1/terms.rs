@@ -63,11 +63,12 @@ impl Asked {
                 most_sat,
             });
         }
-        let least = info.min_funding_confirms_within_blocks;
-        let (lives, spare, confirm_within) = match wanted {
-            Wanted::Stock(lives) => (lives, SPARE, least),
-            // The next one is born tomorrow, or a day later; there is time for that.
-            Wanted::Birth(lives) => (lives, SPARE_AT_BIRTH, least.max(THREE_DAYS)),
+        let within = info.min_funding_confirms_within_blocks;
+        let least = info.min_required_channel_confirmations;
+        let (lives, spare, confirm_within, confirmations) = match wanted {
+            Wanted::Stock(lives) => (lives, SPARE, within, least),
+            // The next one is born tomorrow, or a day later; there is time for that. With no confirmation bLIP-51 wants it opened at once.
+            Wanted::Birth(lives) => (lives, SPARE_AT_BIRTH, within.max(THREE_DAYS), least.max(1)),
         };
         // The coordinator counts eleven minutes for each block that is ordered.
         let fits = lives.map(|lives| lives.saturating_sub(spare) / 11 * 10);
@@ -77,7 +78,7 @@ impl Asked {
             blocks: BLOCKS
                 .min(fits.unwrap_or(BLOCKS))
                 .min(info.max_channel_expiry_blocks),
-            confirmations: info.min_required_channel_confirmations,
+            confirmations,
             confirm_within,
         })
     }
@@ -255,6 +256,7 @@ mod tests {
         assert_eq!(asked(Some(1_136)).blocks, 1_000);
         let params = asked(None).params();
         assert_eq!(params["funding_confirms_within_blocks"], json!(432));
+        assert_eq!(params["required_channel_confirmations"], json!(1));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct CoverageView {
     pub away_sat: u64,
     /// What it is sure of if it, or somebody for it, looks every 60 blocks.
     pub awake_sat: u64,
-    /// What it could hold: the capacities of all its channels.
+    /// What it could hold: the capacities of all its channels in factories.
     pub held_sat: u64,
 }
 
@@ -44,11 +44,11 @@ impl CoverageView {
 /// One channel, as far as receiving goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LimitChannel {
-    /// The factory.
-    pub factory: FactoryId,
-    /// The leaf's id, in hexadecimal digits.
+    /// The factory; nothing for a channel outside of factories, which no coverage counts.
+    pub factory: Option<FactoryId>,
+    /// The leaf's id, in hexadecimal digits, or the channel's number if it is on none.
     pub leaf: String,
-    /// Which sale made it; nothing for the one the factory was born with.
+    /// Which sale made it; nothing for the one the factory was born with, and outside of factories.
     pub sale: Option<u8>,
     /// Whether the wallet bought it by itself.
     pub automatic: bool,
@@ -82,7 +82,7 @@ pub struct LimitView {
     pub receivable_msat: u64,
     /// In all: what its channels hold.
     pub limit_sat: u64,
-    /// Over these channels.
+    /// Over these channels; those outside of factories last.
     pub channels: Vec<LimitChannel>,
     /// What of it is covered, over all factories.
     pub coverage: CoverageView,
@@ -132,21 +132,38 @@ pub(crate) async fn limit(
         view.stocks.extend(stock);
     }
     view.limit_sat = view.coverage.held_sat;
+    for own in channels.iter().filter(|own| own.is_outside()) {
+        if let Some(own) = common(own) {
+            view.limit_sat = view.limit_sat.saturating_add(own.capacity_sat);
+            view.channels.push(own);
+        }
+    }
     view.receivable_msat = view.channels.iter().fold(0, |sum: u64, channel| {
         sum.saturating_add(channel.receivable_msat)
     });
     Ok(view)
 }
 
-fn channel(kit: &ExitKit, view: &ChannelView, bought: &[PurchaseRow]) -> Option<LimitChannel> {
+/// What there is to say of any channel, if it is of use.
+fn common(view: &ChannelView) -> Option<LimitChannel> {
     let stands = matches!(view.state, ChannelState::Opening | ChannelState::Open);
+    stands.then(|| LimitChannel {
+        factory: view.factory,
+        leaf: view.leaf.clone(),
+        sale: None,
+        automatic: false,
+        bonus: false,
+        capacity_sat: view.capacity_sat,
+        receivable_msat: if view.usable { view.receivable_msat } else { 0 },
+    })
+}
+
+fn channel(kit: &ExitKit, view: &ChannelView, bought: &[PurchaseRow]) -> Option<LimitChannel> {
     let all = kit.channels();
     let own = all
         .iter()
         .find(|own| own.leaf_id.to_string() == view.leaf)?;
-    stands.then(|| LimitChannel {
-        factory: kit.factory_id,
-        leaf: view.leaf.clone(),
+    Some(LimitChannel {
         sale: own.sale,
         automatic: bought
             .iter()
@@ -156,8 +173,7 @@ fn channel(kit: &ExitKit, view: &ChannelView, bought: &[PurchaseRow]) -> Option<
             .iter()
             .filter(|sale| Some(sale.number) == own.sale)
             .any(|sale| sale.bought.position != kit.position),
-        capacity_sat: view.capacity_sat,
-        receivable_msat: if view.usable { view.receivable_msat } else { 0 },
+        ..common(view)?
     })
 }
 

@@ -155,6 +155,8 @@ pub(super) async fn agreed(
             role: Role::Mate {
                 least_bonus: Amount::from_sat(client.config.sales.least_bonus_sat),
             },
+            // Nobody was asked about a bonus.
+            consent: false,
             place: bonus_place(client, factory, kit, offer).await?,
             // No sale is offered the place of another.
             place_used: false,
@@ -186,8 +188,8 @@ pub(super) async fn agreed(
     Ok(Ok(Agreed {
         role: Role::Buyer {
             ordered: quote.asked,
-            consent: purchase.consent,
         },
+        consent: purchase.consent,
         place: Some(Place {
             leaf_id: purchase.leaf_id,
             channel_key: purchase.channel_key,

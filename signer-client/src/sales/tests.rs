@@ -16,8 +16,9 @@ use factory_tree::sale::seller::SellerOutcome;
 use factory_tree::units::{Blocks, Height};
 
 use super::api::quote_from;
-use super::{QuoteRefusal, SaleError, UpgradeOptions};
+use super::{LimitView, QuoteRefusal, SaleError, UpgradeOptions};
 use crate::error::Error;
+use crate::lightning::{ChannelState, ChannelView};
 use crate::migration::calendar;
 use crate::store::{ExitRow, Goal, Handover, PaymentEnd, PaymentState, Progress, PurchaseTerms};
 use shop::{FEE, SALE, coordinator};
@@ -400,6 +401,37 @@ async fn a_sale_ends_in_both_kits_and_the_purchase_settles() {
         (1, 200_000 + ASKED)
     );
     assert!(limit.needs_consent);
+}
+
+/// What was opened just in time, or came from the chain, is part of the one limit, and covered by nothing.
+#[tokio::test]
+async fn what_is_outside_of_factories_is_part_of_the_limit() {
+    let world = World::new().await;
+    let client = &world.buyer.client.inner;
+    let open = ChannelView {
+        factory: None,
+        ..ChannelView::sample(world.kit.factory_id, 20_000_000, 30_000_000)
+    };
+    let closed = ChannelView {
+        state: ChannelState::Closed,
+        ..open.clone()
+    };
+    let of = async |channels: &[ChannelView]| {
+        let limit = super::limit(&client.store, &client.kits, channels);
+        limit.await.unwrap()
+    };
+    let (without, with) = (of(&[]).await, of(&[open, closed]).await);
+    let counted = |limit: &LimitView| (limit.limit_sat, limit.receivable_msat);
+    assert_eq!(counted(&without), (200_000, 0));
+    assert_eq!(counted(&with), (250_000, 30_000_000));
+    let [only] = with.channels.as_slice() else {
+        panic!("{:?}", with.channels);
+    };
+    assert_eq!((only.factory, only.capacity_sat), (None, 50_000));
+    assert_eq!(
+        (with.coverage, with.needs_consent),
+        (without.coverage, without.needs_consent)
+    );
 }
 
 /// Whoever did not accept the risk does not sign, whatever the coordinator offers.

@@ -20,6 +20,8 @@ const MIN_FEE: u64 = 2_000_000;
 const PPM: u64 = 10_000;
 pub(crate) const PAYMENT: u64 = 500_000_000;
 const CLIENT_REJECTED: i32 = 1;
+/// bLIP-50's feature bit.
+const LSPS: usize = 729;
 
 /// bLIP-52's formula.
 pub(crate) fn fee(payment: u64) -> u64 {
@@ -86,6 +88,7 @@ fn in_mempool(world: &World, txid: Txid) -> Result<()> {
 #[test]
 fn a_fresh_wallet_is_paid() -> Result<()> {
     let (world, outside, wallet) = town("jit_fresh", |_| Ok(()))?;
+    ensure!(wallet.hears_of(LSPS), "no LSP is announced");
     ensure!(wallet.protocols()? == [2, 5]);
     ensure!(wallet.channels().is_empty());
     let bought = buy(&wallet, Some(PAYMENT))?;
@@ -274,14 +277,17 @@ fn an_expired_order_is_not_served() -> Result<()> {
     Ok(())
 }
 
-/// The price changes after it was asked for: the old promise holds, after a restart too; who asks now hears the new one.
+/// The operator changes the price after it was asked for: who asks now hears the new one, without a restart, and after one; the old promise holds.
 #[test]
 fn an_old_promise_holds() -> Result<()> {
     let (mut world, outside, wallet) = town("jit_old_promise", |_| Ok(()))?;
     let offer = wallet.offer()?;
+    let words = "liquidity prices set --jit-min-fee-msat 9000000 --jit-fee-ppm 50000";
+    let words: Vec<&str> = words.split(' ').collect();
+    world.coordinator.json(&words)?;
+    let dearer = wallet.offer()?;
+    ensure!((dearer.min_fee_msat, dearer.proportional) == (9_000_000, 50_000));
     world.coordinator.terminate()?;
-    world.coordinator.configure("jit.min_fee_msat", 9_000_000)?;
-    world.coordinator.configure("jit.fee_ppm", 50_000)?;
     returns(&mut world, &wallet)?;
     ensure!(wallet.offer()?.min_fee_msat == 9_000_000);
     let bought = wallet.buy(offer, Some(PAYMENT))?;
@@ -353,6 +359,92 @@ fn a_payment_that_is_refused_costs_nothing() -> Result<()> {
     ensure!(wallet.channels().len() == 1);
     let order = is_in_the_books(&world, fee(PAYMENT))?;
     ensure!(number(&order, "opens")? == 1, "{order}");
+    Ok(())
+}
+
+/// A channel that is paid for is not closed before its funding is as deep as was promised.
+#[test]
+fn a_channel_is_kept_as_long_as_was_promised() -> Result<()> {
+    let (world, outside, wallet) = town("jit_lifetime", |coordinator| {
+        coordinator.configure("jit.min_lifetime", 3)
+    })?;
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    outside.pay(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))?;
+    in_mempool(&world, funding(&is_in_the_books(&world, fee(PAYMENT))?)?)?;
+    let channel = wallet.channels().into_iter().next().context("a channel")?;
+    let id = channel.channel_id.to_string();
+    let close = || world.coordinator.command(&["node", "close-channel", &id]);
+    close()?.refused(4, &["sold until its funding is 3 blocks deep"])?;
+    world.mine(2)?;
+    wallet.until("two confirmations", || deep(&wallet, 2))?;
+    close()?.refused(4, &["sold until its funding is 3 blocks deep"])?;
+    world.mine(1)?;
+    wallet.until("the promise to be kept", || {
+        close().is_ok_and(|answer| answer.code == 0)
+    })
+}
+
+fn deep(wallet: &Independent, blocks: u32) -> bool {
+    let mut channels = wallet.channels().into_iter();
+    channels.any(|channel| channel.confirmations == Some(blocks))
+}
+
+/// A client that would have us wait for our money for longer than was agreed gets no channel.
+#[test]
+fn a_client_that_delays_us_for_too_long_gets_no_channel() -> Result<()> {
+    // One block less than LDK asks for.
+    let (world, outside, wallet) = town("jit_delay", |coordinator| {
+        coordinator.configure("jit.max_to_self_delay", 143)
+    })?;
+    ensure!(wallet.offer()?.max_client_to_self_delay == 143);
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    let mark = world.coordinator.mark()?;
+    fails(&outside, &wallet.invoice(bought, Some(PAYMENT))?)?;
+    refused(&world, mark, "Upper limit: 143")?;
+    wallet.until("no channel", || wallet.channels().is_empty())?;
+    ensure!(world.node.mempool()?.is_empty());
+    Ok(())
+}
+
+/// A payment that leaves us one block less than was asked for goes back; with that block it is served.
+#[test]
+fn a_payment_that_leaves_too_little_time_goes_back() -> Result<()> {
+    let (_world, outside, wallet) = town("jit_delta", |_| Ok(()))?;
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    let hasty = Offer {
+        delta: bought.delta - 1,
+        ..bought
+    };
+    // LDK refuses it before we are asked.
+    fails(&outside, &wallet.invoice(hasty, Some(PAYMENT))?)?;
+    ensure!(wallet.channels().is_empty());
+    outside.pay(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))
+}
+
+/// What is sent back says `unknown_next_peer`, and that is all the payer hears.
+#[test]
+fn what_is_sent_back_names_no_such_peer() -> Result<()> {
+    let (world, outside, payer) = town("jit_sent_back", |_| Ok(()))?;
+    let bought = buy(&payer, Some(PAYMENT))?;
+    outside.pay(&payer.invoice(bought, Some(PAYMENT))?)?;
+    is_paid(&payer, 1, PAYMENT, fee(PAYMENT))?;
+    payer.until("money to spend", || {
+        let mut channels = payer.channels().into_iter();
+        channels.any(|channel| channel.next_outbound_htlc_limit_msat > 5_000_000)
+    })?;
+    // The first channel's change is spent on the second.
+    world.mine(1)?;
+    world.coordinator_sees(world.node.height()?)?;
+    let other = Independent::start(&world, 93)?;
+    let bought = buy(&other, None)?;
+    let mark = world.coordinator.mark()?;
+    // Less than the least.
+    let told = payer.pays_in_vain(&other.invoice(bought, Some(5_000_000))?)?;
+    refused(&world, mark, "not what the order is for")?;
+    // BOLT 4: PERM|10.
+    ensure!(told.contains("(0x400a)"), "{told}");
     Ok(())
 }
 

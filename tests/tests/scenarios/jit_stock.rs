@@ -95,6 +95,16 @@ fn a_client_is_paid_from_its_stock() -> Result<()> {
     let sold = ledger(&world)?;
     ensure!(sold.len() == 1 && sold[0]["state"] == "settled", "{sold:?}");
     ensure!(number(&sold[0], "taken_msat")? == 0, "{sold:?}");
+    // Earned once, as what it is, and without a transaction.
+    let revenue = world.coordinator.json(&["liquidity", "revenue"])?;
+    let day = &revenue["days"][0];
+    for (field, expected) in [
+        ("jit_msat", fee(PAID * 1_000)),
+        ("sales_msat", 0),
+        ("onchain_sat", 0),
+    ] {
+        ensure!(number(day, field)? == expected, "{revenue}");
+    }
 
     let mark = world.client(0)?.mark()?;
     outside.pay(&world.invoice(0, 30_000)?)?;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use bitcoin::Amount;
 use channel_host::{Msat, PaymentHash};
 use scenarios::bitcoind::Options;
 use scenarios::event::Event;
@@ -95,6 +96,14 @@ fn a_wallet_with_nothing_is_paid_pays_and_leaves() -> Result<()> {
     })?;
     let told = wallet.command(&["status"])?.stdout;
     ensure!(told.contains("outside of factories, open"), "{told}");
+    let limit = wallet.json(&["limit", "show"])?;
+    ensure!(
+        number(&limit, "limit_sat")? == number(&open, "capacity_sat")?,
+        "{limit}"
+    );
+    ensure!(number(&limit, "receivable_msat")? > 0, "{limit}");
+    let told = wallet.command(&["limit", "show"])?.stdout;
+    ensure!(told.contains("outside of factories"), "{told}");
 
     let paid = outside.invoice(Msat(200_000_000))?;
     let sent = world.pay(0, &paid)?;
@@ -131,6 +140,41 @@ fn a_wallet_with_nothing_is_paid_pays_and_leaves() -> Result<()> {
     let channels = wallet.json(&["channels"])?;
     ensure!(channels["channels"] == serde_json::json!([]), "{channels}");
     Ok(())
+}
+
+/// The coordinator is gone for good: the wallet closes its channel alone, with a coin of its own, and has its money when the delay is over.
+#[test]
+fn what_is_outside_comes_home_without_the_coordinator() -> Result<()> {
+    /// What all that is published costs at most.
+    const COST: u64 = 20_000;
+    let coin = Amount::from_sat(80_000);
+    let (mut world, outside) = town("jit_wallet_forced", |_| Ok(()))?;
+    world.fund_clients(&[0], coin)?;
+    let wallet = world.client(0)?;
+    let made = ordered(wallet)?;
+    outside.pay(&text(&made, "invoice")?)?;
+    let has = PAYMENT - fee(PAYMENT);
+    world.lightning_becomes(0, has)?;
+    world.mine(6)?;
+    becomes("a confirmed channel", || {
+        Ok(channel(wallet)?["factory_confirmed"] == true)
+    })?;
+    let id = text(&channel(wallet)?, "channel")?;
+    world.coordinator.kill()?;
+    let wallet = world.client(0)?;
+    wallet.json(&["close", &id, "--force", "--yes"])?;
+    wallet.wait_for("jit_channel_closed")?;
+    becomes("its closing in the mempool", || {
+        Ok(!world.node.mempool()?.is_empty())
+    })?;
+    becomes("its money in the wallet", || {
+        world.mine(12)?;
+        world.client_sees(0, world.node.height()?)?;
+        let balance = wallet.json(&["balance"])?;
+        let there = number(&balance, "confirmed_sat")?;
+        Ok(number(&balance, "lightning_closing_sat")? == 0
+            && there + COST > coin.to_sat() + has / 1_000)
+    })
 }
 
 /// A payment is held for a wallet that is away, and the wallet comes.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use channel_host::AskError;
+use lightning::bolt11_invoice::Bolt11Invoice;
 use lightning_liquidity::lsps1::msgs::{LSPS1OrderId, LSPS1OrderParams, LSPS1PaymentState};
 use scenarios::outside::Outside;
 use scenarios::process::PATIENCE;
@@ -185,6 +186,51 @@ fn a_wallet_orders_a_channel_and_is_paid() -> Result<()> {
     Ok(())
 }
 
+/// An announced channel is used when it is as deep as was ordered, and then somebody pays over it who knows it from gossip alone.
+#[test]
+fn an_announced_channel_is_heard_of() -> Result<()> {
+    let (world, outside, wallet) = town("lsps1_announced", |_| Ok(()))?;
+    wallet.habits().patient.store(true, Ordering::SeqCst);
+    let wish = LSPS1OrderParams {
+        required_channel_confirmations: 6,
+        announce_channel: true,
+        ..wish()
+    };
+    let ordered = wallet.order(wish)?;
+    let ordered = ordered.map_err(|error| anyhow!("{error:?}"))?;
+    ensure!(ordered.order.announce_channel, "{ordered:?}");
+    outside.pay(&ordered.bolt11.invoice.to_string())?;
+    reaches(&wallet, &ordered.id, LSPS1PaymentState::Paid)?;
+    let deep = |blocks| {
+        let mut channels = wallet.channels().into_iter();
+        channels.any(|channel| channel.confirmations == Some(blocks))
+    };
+    world.mine(5)?;
+    wallet.until("five confirmations", || deep(5))?;
+    ensure!(usable(&wallet) == 0, "it is used too early");
+    world.mine(1)?;
+    wallet.until("a usable channel", || usable(&wallet) == 1)?;
+    ensure!(wallet.channels().iter().all(|channel| channel.is_announced));
+    // LDK's invoices name no way over an announced channel when it is one block deeper.
+    world.mine(1)?;
+    wallet.until("seven confirmations", || deep(7))?;
+    wallet.until("the payer to hear of it", || {
+        let invoice = wallet.own_invoice(20_000_000);
+        invoice.is_ok_and(|invoice| names_no_way(&invoice) && outside.send(&invoice).is_ok())
+    })?;
+    let whole = Received {
+        msat: 20_000_000,
+        fee_msat: 0,
+    };
+    ensure!(wallet.received(1)? == whole);
+    Ok(())
+}
+
+fn names_no_way(invoice: &str) -> bool {
+    let invoice = invoice.parse::<Bolt11Invoice>();
+    invoice.is_ok_and(|invoice| invoice.route_hints().is_empty())
+}
+
 /// What a question of ours about an order is answered with: code, and which property is wrong. The library's client reads no error whose `data` is an
 /// object, as bLIP-51 wants it.
 fn refused(world: &World, outside: &Outside, field: &str, value: Value) -> Result<(i32, Value)> {
@@ -240,11 +286,15 @@ fn what_is_wrong_is_not_ordered() -> Result<()> {
             -32_602,
             "lsp_balance_sat",
         ),
-        ("token", json!("SALE"), -32_602, "token"),
     ] {
         let found = refused(&world, &outside, field, value)?;
         ensure!(found == (code, json!(property)), "{field}: {found:?}");
     }
+    let reduced = LSPS1OrderParams {
+        token: Some("SALE".into()),
+        ..wish()
+    };
+    ensure!(code(wallet.order(reduced)?)? == 102);
     let nobodys = LSPS1OrderId("00000000-0000-4000-8000-000000000000".into());
     ensure!(code(wallet.order_status(&nobodys)?)? == 101);
     let ours = order(&wallet)?;
@@ -378,4 +428,48 @@ fn every_crash_is_survived() -> Result<()> {
         world.coordinator_sees_tip()?;
     }
     Ok(())
+}
+
+/// It dies when an order is stored, before its answer: nothing is charged for that one, and the next is served.
+#[test]
+fn an_order_without_an_answer_costs_nothing() -> Result<()> {
+    let (mut world, outside, wallet) = town("lsps1_crash_ordered", |_| Ok(()))?;
+    world.coordinator.terminate()?;
+    let environment = [("SUPERSCALAR_FAULT", "lsps1_ordered")];
+    returns(&mut world, (&outside, &wallet), &environment)?;
+    wallet.send_order(wish())?;
+    world.coordinator.wait_until_ended()?;
+    returns(&mut world, (&outside, &wallet), &[])?;
+    let second = order(&wallet)?;
+    outside.pay(&second.bolt11.invoice.to_string())?;
+    reaches(&wallet, &second.id, LSPS1PaymentState::Paid)?;
+    wallet.until("its one channel", || {
+        usable(&wallet) == 1 && wallet.channels().len() == 1
+    })?;
+    let books = world.coordinator.json(&["liquidity", "orders"])?;
+    let orders = books["orders"].as_array().context("a list")?;
+    let mut others = orders.iter().filter(|row| row["order_id"] != second.id.0);
+    let first = others.next().context("the first order")?;
+    ensure!(orders.len() == 2 && first["state"] == "ordered", "{books}");
+    ensure!(number(first, "taken_msat")? == 0, "{books}");
+    Ok(())
+}
+
+/// Nothing came of an order, and it dies before it has sent the payment back: it does so when it is there again.
+#[test]
+fn what_is_sent_back_is_sent_back_after_a_crash() -> Result<()> {
+    let (mut world, outside, wallet) = town("lsps1_crash_failed", |coordinator| {
+        coordinator.configure("lsps1.wait_seconds", 2)
+    })?;
+    world.coordinator.terminate()?;
+    let environment = [("SUPERSCALAR_FAULT", "lsps1_failed")];
+    returns(&mut world, (&outside, &wallet), &environment)?;
+    let ordered = order(&wallet)?;
+    wallet.set_away(true)?;
+    let ours = outside.send(&ordered.bolt11.invoice.to_string())?;
+    world.coordinator.wait_until_ended()?;
+    wallet.habits().away.store(false, Ordering::SeqCst);
+    returns(&mut world, (&outside, &wallet), &[])?;
+    ensure!(outside.outcome(ours)?.is_err(), "it was paid");
+    came_to_nothing(&world, &wallet, &ordered.id).map(drop)
 }

@@ -133,6 +133,12 @@ fn with_its_mate_asleep_it_comes_from_the_chain() -> Result<()> {
     ensure!(ordered["state"] == "onchain", "{ordered}");
     is_served(&world, false)?;
     ensure!(ledger(&world)?[0]["state"] == "cancelled");
+    let limit = world.client(0)?.json(&["limit", "show"])?;
+    let mut all = limit["channels"].as_array().context("a list")?.iter();
+    let outside = all.find(|one| one["factory"].is_null());
+    let outside = number(outside.context("what is outside")?, "capacity_sat")?;
+    let inside = number(&limit["coverage"], "held_sat")?;
+    ensure!(number(&limit, "limit_sat")? == inside + outside, "{limit}");
     world.mine(6)?;
     world.client_mut(1)?.start()?;
     world.client(1)?.wait_for("lightning_connected")?;
@@ -184,21 +190,57 @@ fn coordinator_dies(point: &str, awake: bool) -> Result<()> {
     Ok(())
 }
 
-/// The wallet dies at `point`, and comes again: it has paid once, and learns what it has.
-fn wallet_dies(point: &str) -> Result<()> {
-    let (mut world, _) = town(&format!("lsps1_stock_wallet_{point}"), |_| Ok(()))?;
+/// The wallet orders, and dies at `point`.
+fn ordered_until(world: &mut World, point: &str, awake: bool) -> Result<()> {
     world.client_mut(0)?.terminate()?;
     world
         .client_mut(0)?
         .start_with(&[("SUPERSCALAR_FAULT", point)])?;
     for index in [0, 1] {
-        back(&world, index)?;
+        back(world, index)?;
     }
-    begin(&world)?;
-    world.client_mut(0)?.wait_until_ended()?;
+    if !awake {
+        world.client_mut(1)?.terminate()?;
+    }
+    begin(world)?;
+    world.client_mut(0)?.wait_until_ended().map(drop)
+}
+
+/// The wallet dies at `point`, with its mate awake or not, and comes again: it has paid once, and learns what it has.
+fn wallet_dies(point: &str, awake: bool) -> Result<()> {
+    let name = format!("lsps1_stock_wallet_{point}_{awake}");
+    let (mut world, _) = town(&name, |coordinator| match awake {
+        true => Ok(()),
+        false => hurries(coordinator),
+    })?;
+    ordered_until(&mut world, point, awake)?;
     world.client_mut(0)?.start()?;
-    ends(&world, "from_stock")?;
-    is_served(&world, true)?;
+    ends(&world, if awake { "from_stock" } else { "onchain" })?;
+    is_served(&world, awake)?;
+    Ok(())
+}
+
+/// Its mate is asleep, and the chain is closed when the order is paid: nothing is charged.
+#[test]
+fn with_neither_stock_nor_chain_the_payment_comes_back() -> Result<()> {
+    let (mut world, _) = town("lsps1_stock_neither", hurries)?;
+    ordered_until(&mut world, "order_stored", false)?;
+    world.coordinator.terminate()?;
+    world.coordinator.configure("lsps1.opens_per_hour", 0)?;
+    world.coordinator.configure("lsps1.wait_seconds", 2)?;
+    world.coordinator.start()?;
+    world.client_mut(0)?.start()?;
+    becomes("the order's end", || {
+        Ok(listed(&world)?["state"] == "failed")
+    })?;
+    world.lightning_becomes(0, BALANCE * 1_000)?;
+    ensure!(channels(&world, 0)?.len() == 1);
+    ensure!(world.node.mempool()?.is_empty(), "something went out");
+    let book = in_the_books(&world)?;
+    ensure!(book["state"] == "failed", "{book}");
+    ensure!(number(&book, "taken_msat")? == 0, "{book}");
+    ensure!(text(&book, "note")?.contains("too many channels"), "{book}");
+    ensure!(ledger(&world)?[0]["state"] == "cancelled");
     Ok(())
 }
 
@@ -209,7 +251,8 @@ deaths! {
     dies_when_it_has_the_channel: coordinator_dies("lsps1_served", true);
     dies_when_the_sale_is_given_up: coordinator_dies("sale_cancelled", false);
     dies_when_the_other_channel_is_opened: coordinator_dies("lsps1_opening", false);
-    the_wallet_dies_before_it_pays: wallet_dies("order_stored");
-    the_wallet_dies_when_it_may_have_paid: wallet_dies("order_paying");
-    the_wallet_dies_when_it_has_paid: wallet_dies("order_paid");
+    the_wallet_dies_before_it_pays: wallet_dies("order_stored", true);
+    the_wallet_dies_when_it_may_have_paid: wallet_dies("order_paying", true);
+    the_wallet_dies_when_it_has_paid: wallet_dies("order_paid", true);
+    the_wallet_dies_when_it_has_paid_and_its_mate_sleeps: wallet_dies("order_paid", false);
 }

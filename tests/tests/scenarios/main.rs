@@ -22,6 +22,7 @@ mod exits;
 mod happy;
 mod independent;
 mod jit;
+mod jit_births;
 mod jit_stock;
 mod jit_wallet;
 mod ladder;

@@ -25,7 +25,7 @@ const MUCH: u64 = 150_000;
 /// A fixed price.
 pub const FEE: u64 = 1_000;
 /// What a client needs for its own way out.
-const FEE_COIN: Amount = Amount::from_sat(80_000);
+pub const FEE_COIN: Amount = Amount::from_sat(80_000);
 
 fn sells(coordinator: &Service) -> Result<()> {
     coordinator.configure("sales.enabled", true)?;
@@ -130,15 +130,47 @@ pub fn ledger(world: &World) -> Result<Vec<Value>> {
     Ok(books["sales"].as_array().context("a list")?.clone())
 }
 
+/// What the first client is told that [`MUCH`] costs.
+fn quoted(world: &World) -> Result<u64> {
+    let sat = MUCH.to_string();
+    let quote = world.client(0)?.json(&["limit", "quote", &sat])?;
+    number(&quote["quote"], "fee_msat")
+}
+
+/// The operator sets the first client a price of its own, and takes it back: both hold at once.
+fn dearer_until_unset(world: &World) -> Result<()> {
+    let prices = |words: &[&str]| {
+        let words = [&["liquidity", "prices"], words].concat();
+        world.coordinator.json(&words)
+    };
+    let id = world.id_of(world.client(0)?)?;
+    prices(&["set", "--client", id, "--base-fee-sat", "3000"])?;
+    ensure!(quoted(world)? == 3_000_000);
+    let shown = prices(&["show"])?;
+    let set = &shown["set"][0];
+    ensure!(
+        set["client"] == id && set["said"]["base_fee_sat"] == 3_000,
+        "{shown}"
+    );
+    // The other's, and what was not said, is as configured.
+    ensure!(shown["configured"]["base_fee_sat"] == FEE, "{shown}");
+    ensure!(set["price"]["fee_ppm"] == 0, "{shown}");
+    let words = "liquidity prices set --min-fee-sat 10 --max-fee-sat 9";
+    let words: Vec<&str> = words.split(' ').collect();
+    let answer = world.coordinator.command(&words)?;
+    answer.refused(answer.code, &["less than the least"])?;
+    prices(&["unset", "--client", id])?;
+    ensure!(quoted(world)? == FEE * 1_000);
+    Ok(())
+}
+
 /// Both mates are awake: the buyer pays exactly the price, has a second channel, and is paid by somebody outside more than either carries.
 #[test]
 fn a_client_buys_room() -> Result<()> {
     let (mut world, _) = town("sale_awake", 2)?;
     let before = room(&world, 0)?;
-    let sat = MUCH.to_string();
-    let quote = world.client(0)?.json(&["limit", "quote", &sat])?;
-    let fee = number(&quote["quote"], "fee_msat")?;
-    ensure!(fee == FEE * 1_000, "{quote}");
+    ensure!(quoted(&world)? == FEE * 1_000);
+    dearer_until_unset(&world)?;
     buy_much(&world, 0, MUCH)?;
     world.lightning_becomes(0, (BALANCE - FEE) * 1_000)?;
     ensure!(channels(&world, 0)?.len() == 2);
@@ -152,6 +184,15 @@ fn a_client_buys_room() -> Result<()> {
     let sold = ledger(&world)?;
     ensure!(sold.len() == 1 && sold[0]["state"] == "settled", "{sold:?}");
     ensure!(number(&sold[0], "taken_msat")? == FEE * 1_000, "{sold:?}");
+    let words = ["liquidity", "revenue", "--csv"];
+    let csv = world.coordinator.command(&words)?;
+    let mut lines = csv.stdout.lines();
+    let header = "day,sales_msat,jit_msat,lsps1_msat,onchain_sat,net_msat,bonus_sat";
+    ensure!(lines.next() == Some(header), "{csv}");
+    let msat = FEE * 1_000;
+    let day = format!(",{msat},0,0,0,{msat},0");
+    let one = lines.next().is_some_and(|line| line.ends_with(&day));
+    ensure!(one && lines.next().is_none(), "{csv}");
 
     // A payer learns nothing of sizes from an invoice (BOLT 11): it halves what does not go through.
     let much = after * 7 / 10;
@@ -227,6 +268,29 @@ fn a_mate_that_never_comes() -> Result<()> {
     world.lightning_becomes(0, (BALANCE - FEE) * 1_000)
 }
 
+/// The mate never comes, and the coordinator dies before it has sent the payment back: it does so when it is there again.
+#[test]
+fn dies_when_nothing_came_of_it() -> Result<()> {
+    let (mut world, _) = town_with("sale_lsp_sale_cancelled", 2, |coordinator| {
+        coordinator.configure("sales.wake_seconds", 2)
+    })?;
+    world.coordinator.terminate()?;
+    world
+        .coordinator
+        .start_with(&[("SUPERSCALAR_FAULT", "sale_cancelled")])?;
+    for index in [0, 1] {
+        back(&world, index)?;
+    }
+    world.client_mut(1)?.terminate()?;
+    world.client(0)?.command(&BEGIN)?;
+    world.coordinator.wait_until_ended()?;
+    world.coordinator.start()?;
+    ends(&world, 0, "cancelled")?;
+    world.lightning_becomes(0, BALANCE * 1_000)?;
+    ensure!(channels(&world, 0)?.len() == 1);
+    Ok(())
+}
+
 /// A sale in a town of two whose coordinator dies at `point`, and comes again.
 pub fn coordinator_dies_in(mut world: World, point: &str) -> Result<World> {
     world.coordinator.terminate()?;
@@ -290,6 +354,7 @@ deaths! {
     the_buyer_dies_when_it_has_acked: client_dies(0, "sale_acked");
     the_mate_dies_when_it_has_signed: client_dies(1, "sale_guard_stored");
     the_mate_dies_with_the_kit: client_dies(1, "sale_kit_stored");
+    the_mate_dies_when_it_has_acked: client_dies(1, "sale_acked");
 }
 
 /// A sale in a town of two whose buyer, or its mate, dies at `point`, and comes again.

@@ -7,9 +7,10 @@ use scenarios::service::Service;
 use scenarios::world::{Created, World, number, text};
 use serde_json::Value;
 
+use crate::jit_wallet::becomes;
 use crate::money;
 use crate::sales::{
-    self, BALANCE, BOUGHT, FEE, all_is_out, back, begin, buy, channels, client_dies_in,
+    self, BALANCE, BOUGHT, FEE, FEE_COIN, all_is_out, back, begin, buy, channels, client_dies_in,
     coordinator_dies_in, ends, has_come_out, ledger, moves_on, room,
 };
 
@@ -50,9 +51,17 @@ fn bonuses(world: &World, index: usize) -> Result<Vec<Value>> {
 
 /// The one bonus of the mate stands, and is of use.
 fn has_bonus(world: &World) -> Result<()> {
-    ensure!(channels(world, 1)?.len() == 2, "the mate got nothing");
-    back(world, 1)?;
-    let shown = bonuses(world, 1)?;
+    has_one(world, 1)
+}
+
+fn has_one(world: &World, mate: usize) -> Result<()> {
+    ensure!(channels(world, mate)?.len() == 2, "mate {mate} got nothing");
+    back(world, mate)?;
+    // The buyer's sale is over when the buyer has it; a mate may hear of it a moment later.
+    becomes("a bonus in the exit kit", || {
+        Ok(!bonuses(world, mate)?.is_empty())
+    })?;
+    let shown = bonuses(world, mate)?;
     ensure!(shown.len() == 1, "{shown:?}");
     ensure!(number(&shown[0], "capacity_sat")? == BONUS, "{shown:?}");
     Ok(())
@@ -109,6 +118,39 @@ fn a_mate_is_paid_for_being_there() -> Result<()> {
     let ledger = money::settled(&world, std::slice::from_ref(&export))?;
     has_come_out(&ledger, 0, BALANCE - FEE)?;
     has_come_out(&ledger, 1, BALANCE + PAID - FEE)
+}
+
+/// Three sign with the buyer: each gets one of its own, and is paid over it.
+#[test]
+fn all_mates_of_four_get_one() -> Result<()> {
+    const MATES: [usize; 3] = [0, 1, 3];
+    let (mut world, _) = sales::town_with("bonus_four", 4, |coordinator| {
+        gives(coordinator)?;
+        coordinator.configure("factory.set.k", 4)
+    })?;
+    (0..4).try_for_each(|index| placed(&world, index, 0))?;
+    buy(&world, 2)?;
+    world.lightning_becomes(2, (BALANCE - FEE) * 1_000)?;
+    MATES.iter().try_for_each(|mate| has_one(&world, *mate))?;
+    ensure!(bonuses(&world, 2)?.is_empty(), "the buyer got one");
+    let outside = Outside::start(&mut world)?;
+    for mate in MATES {
+        outside.pay(&world.invoice(mate, PAID)?)?;
+        world.lightning_becomes(mate, (BALANCE + PAID) * 1_000)?;
+        let used = bonuses(&world, mate)?;
+        let left = number(&used[0], "receivable_msat")?;
+        ensure!(left <= (BONUS - PAID) * 1_000, "{used:?}");
+    }
+    let all = MATES.len() as u64 * BONUS;
+    let sold = ledger(&world)?;
+    ensure!(sold.len() == 1, "{sold:?}");
+    ensure!(number(&sold[0], "bonus_sat")? == all, "{sold:?}");
+    let stock = world.coordinator.json(&["liquidity", "stock"])?;
+    let stocks = stock["stocks"].as_array().context("a list")?;
+    ensure!(stocks.len() == 1, "they share one stock: {stock}");
+    let gone = number(&stocks[0], "birth_sat")? - number(&stocks[0], "left_sat")?;
+    ensure!(gone == all + BOUGHT, "{stock}");
+    Ok(())
 }
 
 /// A wallet that dies between drawing the place and telling it tells the same.
@@ -220,4 +262,26 @@ fn a_mate_that_refuses_its_channel_has_nothing() -> Result<()> {
 #[test]
 fn a_bonus_moves_on() -> Result<()> {
     moves_on("bonus_moves", gives, all_placed, has_bonus)
+}
+
+/// The coordinator is gone for good: both leave with what is theirs, and the bonus does not cost its owner anything.
+#[test]
+fn a_bonus_comes_out_without_the_coordinator() -> Result<()> {
+    let (mut world, created) = town("bonus_gone")?;
+    buy(&world, 0)?;
+    has_bonus(&world)?;
+    let export = world.export(&created)?;
+    world.coordinator.kill()?;
+    for index in [0, 1] {
+        let words = ["exit", &created.factory, "--yes", "--background"];
+        world.client(index)?.json(&words)?;
+    }
+    world.mine_until(&export, |world| world.all_done(&created, &[0, 1]))?;
+    for (index, balance) in [(0, BALANCE - FEE), (1, BALANCE)] {
+        let has = number(&world.client(index)?.json(&["balance"])?, "total_sat")?;
+        // The timeouts of a coordinator that is gone pay them what is left of the stock.
+        let least = FEE_COIN.to_sat() + balance;
+        ensure!(has > least, "client {index} has {has} of {least}");
+    }
+    Ok(())
 }

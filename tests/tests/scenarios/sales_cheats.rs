@@ -7,6 +7,7 @@ use bitcoin::consensus::encode::serialize_hex;
 use bitcoin::{OutPoint, Transaction};
 use scenarios::event::Event;
 use scenarios::export::{Export, Exported};
+use scenarios::ledger::OnChain;
 use scenarios::world::{Created, World, number};
 use serde_json::json;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -51,26 +52,13 @@ fn breaks_off(name: &str, there: usize) -> Result<()> {
         let published: Vec<_> = published.into_iter().map(|(_, sale)| sale).collect();
         world.node.mine_with(&published)?;
     }
-    let newest = loop {
-        world.client_mut(0)?.start()?;
-        world.client_sees(0, world.node.height()?)?;
-        let poisoned = |event: &Event| event.is("exit_published") && event.text("kind") == "poison";
-        if world.client(0)?.events()?.iter().any(poisoned) {
-            world.mine(1)?;
-        }
-        if let Some(spender) = world.ledger(vec![export.clone()])?.spender(stock) {
-            break spender.clone();
-        }
-        ensure!(
-            world.node.height()? < leaf + export_number(&export, "q")?,
-            "the coordinator may take it now"
-        );
-        world.client_mut(0)?.kill()?;
+    let newest = looks_until_spent(&mut world, &export, (stock, leaf), |world| {
         for _ in 0..LOOKS {
-            publish_any(&world, &older)?;
+            publish_any(world, &older)?;
             world.mine(1)?;
         }
-    };
+        Ok(())
+    })?;
     let is_newest = |tx: &Transaction| tx.compute_txid() == newest.txid;
     let own = poisons(&world, 0, &created)?;
     ensure!(own.iter().any(is_newest), "no poison: {newest:?}");
@@ -79,6 +67,80 @@ fn breaks_off(name: &str, there: usize) -> Result<()> {
     let has = number(&world.client(0)?.json(&["balance"])?, "total_sat")?;
     ensure!(has >= sure, "it has {has} of {sure}");
     Ok(())
+}
+
+/// The buyer looks, and is away while `time` passes, until somebody has spent this stock of a leaf that confirmed at that height: who.
+fn looks_until_spent(
+    world: &mut World,
+    export: &Export,
+    (stock, leaf): (&OutPoint, u32),
+    time: impl Fn(&World) -> Result<()>,
+) -> Result<OnChain> {
+    loop {
+        world.client_mut(0)?.start()?;
+        world.client_sees(0, world.node.height()?)?;
+        let poisoned = |event: &Event| event.is("exit_published") && event.text("kind") == "poison";
+        if world.client(0)?.events()?.iter().any(poisoned) {
+            world.mine(1)?;
+        }
+        if let Some(spender) = world.ledger(vec![export.clone()])?.spender(stock) {
+            return Ok(spender.clone());
+        }
+        ensure!(
+            world.node.height()? < leaf + export_number(export, "q")?,
+            "the coordinator may take it now"
+        );
+        world.client_mut(0)?.kill()?;
+        time(world)?;
+    }
+}
+
+/// A coordinator that is up all the time and knows of no sale, so that it takes the stock of a leaf that is published when its own branch opens,
+/// unless the buyer looks every sixty blocks. The buyer cannot publish what was sold.
+fn forgets(name: &str, looks: bool) -> Result<()> {
+    let (mut world, created) = town_of(name, 2, &[1], |_| Ok(()))?;
+    buy(&world, 0)?;
+    let export = world.export(&created)?;
+    let sold = chain(&world.client_export(0, &created)?)?;
+    let (stock, _) = sold.first().context("a sale")?;
+    leaf_alone(&mut world, &created)?;
+    let leaf = world.node.height()?;
+    forget_sales(&world.coordinator.data().join("coordinator.sqlite"))?;
+    world.coordinator.start()?;
+    world.coordinator_sees_tip()?;
+    if looks {
+        let first = looks_until_spent(&mut world, &export, (stock, leaf), |world| {
+            world.mine(LOOKS)?;
+            world.coordinator_sees_tip()
+        })?;
+        let mut own = poisons(&world, 0, &created)?.into_iter();
+        let is_poison = own.any(|poison| poison.compute_txid() == first.txid);
+        ensure!(is_poison, "no poison: {first:?}");
+        return Ok(());
+    }
+    // The next block may have it.
+    let due = leaf + export_number(&export, "q")? - 1;
+    world.node.mine_until(due)?;
+    let swept = world.coordinator.wait_for("sweep_broadcast")?;
+    world.mine(1)?;
+    let ledger = world.ledger(vec![export])?;
+    let spender = ledger.spender(stock).context("it is spent")?;
+    ensure!(
+        spender.txid.to_string() == swept.text("txid"),
+        "{spender:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_poison_is_before_a_coordinator_that_sits_out_its_delay() -> Result<()> {
+    forgets("sale_sat_out", true)
+}
+
+/// What the other test is about: it does take it.
+#[test]
+fn who_never_looks_leaves_the_stock_to_the_coordinator() -> Result<()> {
+    forgets("sale_not_looked", false)
 }
 
 /// What was sold from one stock: what each spends, and the transaction.

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use anyhow::{Result, anyhow, ensure};
 use bitcoin::secp256k1::PublicKey;
 use lightning_liquidity::lsps0::ser::LSPSDateTime;
+use lightning_liquidity::lsps5::msgs::{LSPS5Error, LSPS5ProtocolError};
 use lightning_liquidity::lsps5::validator::LSPS5Validator;
 use scenarios::ladder::Ladder;
 use scenarios::outside::Outside;
@@ -13,6 +14,8 @@ use scenarios::webhook::{Posted, Webhook};
 use scenarios::world::{COORDINATOR_COINS, World, number, path_text};
 use signer_client::webhooks::read_notification;
 
+use crate::independent::{Independent, Received};
+use crate::jit;
 use crate::ladder_births::SHORT;
 use crate::ladder_clients::{all_hand_over, all_have, stop_births, town_in};
 
@@ -133,4 +136,66 @@ fn a_payment_wakes_its_receiver() -> Result<()> {
     let outcome = outside.outcome(ours)?;
     ensure!(outcome.is_ok(), "{outcome:?}");
     world.lightning_becomes(0, 30_000_000)
+}
+
+/// Somebody pays a wallet of somebody else that is away: its webhook, which is new at this path, hears of it, and it comes for its payment.
+fn is_woken_and_paid(
+    (world, outside): (&World, &Outside),
+    (wallet, webhook): (&Independent, &Webhook),
+    path: &str,
+    invoice: &str,
+) -> Result<()> {
+    let mark = webhook.posted().len();
+    let set = wallet.set_webhook(&webhook.url(path))?;
+    ensure!(set.is_ok(), "{set:?}");
+    webhook.wait(mark, "lsps5.webhook_registered")?;
+    wallet.set_away(true)?;
+    wallet.until("the coordinator to see that it is gone", || {
+        let peers = world.coordinator.json(&["node", "peers"]);
+        peers.is_ok_and(|peers| peers["peers"].as_array().map(Vec::len) == Some(1))
+    })?;
+    let ours = outside.send(invoice)?;
+    let woken = webhook.wait(mark, "lsps5.payment_incoming")?;
+    is_genuine(world, &woken, "lsps5.payment_incoming")?;
+    ensure!(woken.path == format!("/{path}"), "{woken:?}");
+    wallet.set_away(false)?;
+    let outcome = outside.outcome(ours)?;
+    ensure!(outcome.is_ok(), "{outcome:?}");
+    Ok(())
+}
+
+/// A wallet of somebody else, in no factory, sleeps while the payment comes that opens its channel, and while the next one comes over that: it is
+/// woken for both.
+#[test]
+fn a_wallet_without_a_factory_is_woken_for_its_channel() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let webhook = Webhook::start(directory.path())?;
+    let mut world = World::start_with("webhook_channel", |coordinator| {
+        jit::sells(coordinator)?;
+        trusts(coordinator, &webhook)
+    })?;
+    let outside = Outside::start(&mut world)?;
+    let wallet = Independent::start(&world, 92)?;
+    let stranger = wallet.set_webhook(&webhook.url("early"))?;
+    let refused = LSPS5Error::Protocol(LSPS5ProtocolError::NoPriorActivityError);
+    ensure!(stranger == Err(refused), "{stranger:?}");
+    let bought = wallet.buy(wallet.offer()?, Some(jit::PAYMENT))?;
+    let bought = bought.map_err(|error| anyhow!("{error:?}"))?;
+    let sides = ((&world, &outside), (&wallet, &webhook));
+
+    let first = wallet.invoice(bought, Some(jit::PAYMENT))?;
+    is_woken_and_paid(sides.0, sides.1, "first", &first)?;
+    let fee_msat = jit::fee(jit::PAYMENT);
+    let msat = jit::PAYMENT - fee_msat;
+    ensure!(wallet.received(1)? == Received { msat, fee_msat });
+    world.coordinator.wait_for("jit_paid")?;
+
+    let next = wallet.invoice(bought, Some(20_000_000))?;
+    is_woken_and_paid(sides.0, sides.1, "next", &next)?;
+    let whole = Received {
+        msat: 20_000_000,
+        fee_msat: 0,
+    };
+    ensure!(wallet.received(2)? == whole);
+    Ok(())
 }

@@ -8,7 +8,7 @@ const SOON_ENOUGH: u16 = 400;
 
 /// A coordinator that sells and whose ladder has begun; its client has had a session.
 async fn ladder_shop() -> TestWorld {
-    let mut world = shop(2_000_000, |_| {}).await;
+    let mut world = shop(2_000_000, |config| config.min_confirmations = 0).await;
     let ctx = Arc::get_mut(&mut world.ctx).unwrap();
     ctx.config.ladder.enabled = true;
     let height = world.ctx.height();
@@ -56,6 +56,7 @@ async fn what_the_next_factory_can_serve_comes_with_it_and_takes_no_funding() {
         (buyer(1), json!({ "announce_channel": true })),
         (buyer(1), json!({ "funding_confirms_within_blocks": 100 })),
         (buyer(1), json!({ "channel_expiry_blocks": 12_960 })),
+        (buyer(1), json!({ "required_channel_confirmations": 0 })),
     ] {
         let order = ordered_with(&world, client, changes.clone()).await.order;
         assert!(!order.at_birth, "{changes}");

@@ -28,6 +28,7 @@ fn new_order(scid: u64) -> NewOrder {
         min_fee_msat: 3_000_000,
         fee_ppm: 0,
         valid_until: unix_time() + 100,
+        min_lifetime: 4_320,
         client_trusts_lsp: false,
         created_at: unix_time(),
     }

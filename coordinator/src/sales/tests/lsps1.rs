@@ -274,6 +274,28 @@ async fn what_comes_to_nothing_leaves_the_order_to_the_chain() {
 }
 
 #[tokio::test]
+async fn a_sale_that_cannot_go_on_is_waited_for_as_long_as_its_payment_is_held() {
+    let (world, _) = lsps1_shop().await;
+    let sale = ordered_for(&world).await;
+    look(&world).await;
+    let due = lsps1::release_at(&world.ctx, &order_row(&world).await);
+    at(&world, due - 1);
+    look(&world).await;
+    assert_eq!(row(&world, sale).await.state, PurchaseState::Paid);
+    at(&world, due);
+    // Nobody drives it; while somebody does, that is who ends it.
+    let mailbox = world.ctx.sales.register(sale);
+    look(&world).await;
+    assert_eq!(row(&world, sale).await.state, PurchaseState::Paid);
+    world.ctx.sales.unregister(sale);
+    drop(mailbox);
+    look(&world).await;
+    assert_eq!(row(&world, sale).await.state, PurchaseState::Cancelled);
+    assert_eq!(order_row(&world).await.state, State::Failed);
+    assert_eq!(asked(&world), [Asked::SendBack(hash(ID))]);
+}
+
+#[tokio::test]
 async fn what_leaves_no_time_for_the_chain_is_not_begun() {
     let (world, tree) = lsps1_shop().await;
     let sale = ordered_for(&world).await;

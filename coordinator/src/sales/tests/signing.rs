@@ -108,7 +108,6 @@ impl Wallet {
                 let role = match &self.order {
                     Some(order) => Role::Buyer {
                         ordered: read(&order.quote).asked,
-                        consent: true,
                     },
                     None => Role::Mate {
                         least_bonus: self.bonus.1,
@@ -116,6 +115,7 @@ impl Wallet {
                 };
                 let agreed = Agreed {
                     role,
+                    consent: true,
                     place,
                     place_used: false,
                     tip: Height(10),
@@ -490,6 +490,29 @@ async fn bound_terms_that_were_abandoned_are_the_buyers_and_nobody_elses() {
     market.wallets.get_mut(&mate).unwrap().manner = Manner::Honest;
     let sold = market.until(|row| row.sold.is_some()).await;
     assert_eq!(sold.sold.unwrap().sale, bound);
+}
+
+#[tokio::test]
+async fn bound_terms_whose_channel_ended_are_quoted_to_nobody() {
+    let mut market = Market::paid(|_| {}).await;
+    let (buyer, mate) = (member(0).id(), member(1).id());
+    market.wallets.get_mut(&mate).unwrap().manner = Manner::Silent;
+    market.come(0).await;
+    market.come(1).await;
+    let bound = market.until(|row| row.bound.is_some()).await.bound.unwrap();
+    let params = json!({ "sale": market.sale });
+    let answer = ask(&market.world, buyer, method::CANCEL, params).await;
+    assert_eq!(answer.unwrap()["state"], "cancelled");
+    let again = quote(&market.world, buyer, 30_000).await.unwrap();
+    let pretended = &market.world.ctx.lightning.pretended;
+    let leaf = channel_host::LeafId(bound.bought.leaf_id.0);
+    pretended.lock().unwrap().over = vec![leaf];
+    let refused = buy(&market.world, buyer, &order(&again, 1)).await;
+    assert_eq!(refused.unwrap_err(), "stuck");
+    for client in [buyer, mate] {
+        let refused = quote(&market.world, client, 30_000).await;
+        assert_eq!(refused.unwrap_err(), "stuck");
+    }
 }
 
 #[tokio::test]

@@ -166,7 +166,6 @@ fn each_rule_of_an_offer_is_checked() {
 fn ordered(agreed: &mut Agreed) {
     agreed.role = Role::Buyer {
         ordered: Amount::from_sat(30_000),
-        consent: true,
     };
 }
 
@@ -216,13 +215,32 @@ fn what_is_not_covered_needs_consent() {
         let sale = world.factory.sale(&world.stock(), BUYER, amount, &[]);
         let mut agreed = world.agreed(BUYER, &sale);
         let ordered = Amount::from_sat(amount);
-        agreed.role = Role::Buyer { ordered, consent };
+        (agreed.role, agreed.consent) = (Role::Buyer { ordered }, consent);
         let checked = super::super::rules::check_offer(&kit, &offer_of(sale), &agreed);
         checked.err().map(|refusal| refusal.rule)
     };
     assert_eq!(check(spare, false), None);
     assert_eq!(check(spare + 1, false), Some(SaleRule::Coverage));
     assert_eq!(check(spare + 1, true), None);
+}
+
+#[test]
+fn a_bonus_that_is_not_covered_needs_consent() {
+    let world = World::new(2);
+    let kit = world.wallets[&MATE].kit();
+    let away = crate::sale::Coverage::of_kit(&kit).unwrap().away;
+    let spare = (away - kit.capacity).to_sat();
+    let check = |bonus: &[(u32, u64)], consent| {
+        let sale = world.factory.sale(&world.stock(), BUYER, 30_000, bonus);
+        let mut agreed = world.agreed(MATE, &sale);
+        agreed.consent = consent;
+        let checked = super::super::rules::check_offer(&kit, &offer_of(sale), &agreed);
+        checked.err().map(|refusal| refusal.rule)
+    };
+    assert_eq!(check(&[], false), None);
+    assert_eq!(check(&[(MATE, 10_000)], false), None);
+    assert_eq!(check(&[(MATE, spare + 1)], false), Some(SaleRule::Coverage));
+    assert_eq!(check(&[(MATE, spare + 1)], true), None);
 }
 
 #[test]

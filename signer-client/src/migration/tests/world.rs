@@ -85,7 +85,7 @@ fn channel(leaf: LeafId, spendable: u64, receivable: u64, pending: usize) -> Cha
         spendable: Msat(spendable),
         receivable: Msat(receivable),
         usable: true,
-        confirmed: true,
+        confirmations: 6,
         announced: false,
         our_reserve: None,
         their_reserve: 2_000,

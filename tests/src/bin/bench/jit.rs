@@ -1,29 +1,38 @@
-//! Channels just in time (LSPS2): a node outside pays wallets that have nothing. Latency one at a time, and how many a second.
+//! Channels just in time (LSPS2): a node outside pays wallets that have nothing, or too little room in their factory. Latency one at a time, and how
+//! many a second.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bitcoin::Amount;
 use channel_host::Msat;
+use scenarios::event::Event;
 use scenarios::outside::Outside;
 use scenarios::service::Service;
 use serde::Serialize;
 use signer_client::{JitInvoice, JitOptions, SignerClient};
 
 use crate::cpu;
+use crate::sales::one_of_each_stock;
 use crate::town::{PATIENCE, Rate, Town};
 
 /// What each payment moves.
 const PAYMENT: Msat = Msat(50_000_000);
 /// What the coordinator has for each channel.
 const CAPACITY: Amount = Amount::from_sat(200_000);
+/// In a factory, where the payment does not fit into it ..
+const SMALL: Amount = Amount::from_sat(30_000);
+/// .. and what a new one holds beyond the payment.
+const MARGIN: i64 = 10_000;
 
 /// What channels just in time cost.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Cost {
     /// Payments of each measurement, each to another wallet.
     pub(crate) payments: u32,
-    /// From the last HTLC in to the channel that stands, over which it is sent on at once.
+    /// From stocks, or from the chain.
+    pub(crate) from_stock: bool,
+    /// From the last HTLC in to the HTLCs sent on.
     #[serde(flatten)]
     pub(crate) rate: Rate,
     /// For who pays, from the call to the proof of payment.
@@ -34,18 +43,31 @@ pub(crate) struct Cost {
 }
 
 /// Sells, and pays.
-pub(crate) fn run(payments: u32) -> Result<Cost> {
+pub(crate) fn run(payments: u32, from_stock: bool) -> Result<Cost> {
     let both = payments.checked_mul(2).context("fewer payments")?;
+    let configure = |coordinator: &Service| unlimited(coordinator, both);
     let Town {
         mut world,
         runtime,
-        wallets,
-    } = Town::open("bench-jit", both, CAPACITY, |coordinator| {
-        unlimited(coordinator, both)
-    })?;
-    // Every channel is funded with coins of its own.
-    for _ in 0..both {
-        world.fund_coordinator(CAPACITY * 2)?;
+        mut wallets,
+    } = if from_stock {
+        // Twice what the channels hold; two clients share a stock, and one of them is paid.
+        let more = ["--set", "stock_share_ppm=2000000"];
+        Town::build("bench-jit-stock", 2 * both, SMALL, &more, |coordinator| {
+            configure(coordinator)?;
+            coordinator.configure("sales.enabled", true)?;
+            coordinator.configure("jit.margin_sat", MARGIN)
+        })?
+    } else {
+        Town::open("bench-jit", both, CAPACITY, configure)?
+    };
+    if from_stock {
+        wallets = runtime.block_on(one_of_each_stock(&wallets))?;
+    } else {
+        // Every channel is funded with coins of its own.
+        for _ in 0..both {
+            world.fund_coordinator(CAPACITY * 2)?;
+        }
     }
     let outside = Outside::start(&mut world)?;
     let invoices = |wallets: &[SignerClient]| -> Result<Vec<String>> {
@@ -75,6 +97,7 @@ pub(crate) fn run(payments: u32) -> Result<Cost> {
     let payer = Rate::of(paid);
     Ok(Cost {
         payments,
+        from_stock,
         rate: Rate {
             per_second,
             ..Rate::of(forwarded)
@@ -108,21 +131,22 @@ async fn order(wallet: &SignerClient) -> Result<String> {
     let options = JitOptions {
         expiry: Duration::from_secs(3_600),
         max_fee: Some(Msat(PAYMENT.0 / 2)),
+        consent: true,
         ..JitOptions::default()
     };
     let JitInvoice { invoice, .. } = wallet.jit_invoice(&quote, &options).await?;
     Ok(invoice.invoice)
 }
 
-/// From the payment that is complete to the channel that carries it on, and from the call to the proof.
+/// How long the payment was held, and from the call to the proof.
 fn one(coordinator: &Service, outside: &Outside, invoice: &str) -> Result<(Duration, Duration)> {
     let mark = coordinator.mark()?;
     let begun = Instant::now();
     let hash = outside.send(invoice)?;
-    coordinator.wait_after(mark, "jit_opening", |event| event.is("jit_opening"))?;
-    let came = Instant::now();
-    coordinator.wait_after(mark, "jit_opened", |event| event.is("jit_opened"))?;
-    let way = came.elapsed();
+    let is = |event: &Event| event.is("jit_forwarded");
+    let forwarded = coordinator.wait_after(mark, "a payment sent on", is)?;
+    let waited = forwarded.number("waited_ms").context("how long")?;
+    let way = Duration::from_millis(waited);
     let ended = outside.outcome(hash)?;
     ensure!(ended.is_ok(), "a payment failed: {ended:?}");
     Ok((way, begun.elapsed()))
@@ -132,12 +156,17 @@ impl Cost {
     /// For people.
     pub(crate) fn show(&self) {
         println!(
-            "{} payments of {} sat in each measurement, each to a wallet with nothing; on-chain channels, everything on disk before it is sent",
+            "{} payments of {} sat in each measurement, each to a wallet {}; everything on disk before it is sent",
             self.payments,
-            PAYMENT.0 / 1_000
+            PAYMENT.0 / 1_000,
+            if self.from_stock {
+                "whose channel is from its factory's stock, everybody awake"
+            } else {
+                "with nothing, over a channel from the chain"
+            }
         );
         println!(
-            "  {:.1} ms (median), {:.1} ms (p99) from the payment held to the channel; {:.1} a second at once",
+            "  {:.1} ms (median), {:.1} ms (p99) from the payment held to its being sent on; {:.1} a second at once",
             self.rate.median_ms, self.rate.p99_ms, self.rate.per_second
         );
         println!(

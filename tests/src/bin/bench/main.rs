@@ -50,8 +50,11 @@ enum What {
     /// Channels just in time, each for a payment from outside to a wallet with nothing: latency one at a time, and how many a second.
     Jit {
         /// Payments of each measurement, each to another wallet.
-        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=500))]
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=45))]
         payments: u32,
+        /// To wallets of a factory, from their stocks, everybody awake; instead of from the chain, to wallets with nothing.
+        #[arg(long)]
+        from_stock: bool,
         /// One JSON object instead of a table.
         #[arg(long)]
         json: bool,
@@ -114,8 +117,12 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
-        What::Jit { payments, json } => {
-            let cost = jit::run(payments)?;
+        What::Jit {
+            payments,
+            from_stock,
+            json,
+        } => {
+            let cost = jit::run(payments, from_stock)?;
             if json {
                 println!("{}", serde_json::to_string(&cost)?);
             } else {

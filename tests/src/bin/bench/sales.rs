@@ -89,7 +89,7 @@ async fn measure(wallets: &[SignerClient]) -> Result<(u32, Rate)> {
 }
 
 /// Who shares a stock is told by the quotes.
-async fn one_of_each_stock(wallets: &[SignerClient]) -> Result<Vec<SignerClient>> {
+pub(crate) async fn one_of_each_stock(wallets: &[SignerClient]) -> Result<Vec<SignerClient>> {
     let mut by_stock: BTreeMap<OutPoint, SignerClient> = BTreeMap::new();
     for wallet in wallets {
         let stock = quote(wallet).await?.quote.stock;

@@ -67,12 +67,19 @@ impl Independent {
         })
     }
 
-    /// Orders a channel.
-    pub fn order(&self, order: LSPS1OrderParams) -> Result<Answer> {
+    /// Orders a channel, and does not wait for the answer.
+    pub fn send_order(&self, order: LSPS1OrderParams) -> Result<()> {
         let client = self.liquidity().lsps1_client_handler();
         client
             .context("it is a client")?
             .create_order(&self.lsp(), order, None);
+        self.flush();
+        Ok(())
+    }
+
+    /// Orders a channel.
+    pub fn order(&self, order: LSPS1OrderParams) -> Result<Answer> {
+        self.send_order(order)?;
         self.answer("an order", ordered)
     }
 

@@ -74,14 +74,19 @@ pub type Peers = PeerManager<
     Arc<Monitors>,
 >;
 
-/// Warnings and worse, for who reads why a test failed.
-#[derive(Debug)]
-pub struct Log;
+/// Warnings and worse, for who reads why a test failed; and why payments of its own came back, which LDK tells nobody else in full.
+#[derive(Debug, Default)]
+pub struct Log(pub Mutex<Vec<String>>);
 
 impl Logger for Log {
     fn log(&self, record: Record<'_>) {
         if matches!(record.level, Level::Error | Level::Warn) {
             eprintln!("independent: {} {}", record.module_path, record.args);
+        }
+        if matches!(record.level, Level::Info) {
+            let text = record.args.to_string();
+            let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            all.extend(Some(text).filter(|text| text.starts_with("Onion Error")));
         }
     }
 }

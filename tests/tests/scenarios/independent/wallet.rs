@@ -14,8 +14,10 @@ use lightning::chain::{BlockLocator, Listen};
 use lightning::events::{Event, EventsProvider, PaymentPurpose, ReplayEvent};
 use lightning::ln::channel_state::ChannelDetails;
 use lightning::ln::channelmanager::{
-    Bolt11InvoiceParameters, ChainParameters, TrustedChannelFeatures,
+    Bolt11InvoiceParameters, ChainParameters, OptionalBolt11PaymentParams, PaymentId,
+    TrustedChannelFeatures,
 };
+use lightning::ln::outbound_payment::Retry;
 use lightning::ln::peer_handler::{IgnoringMessageHandler, MessageHandler};
 use lightning::routing::gossip::{NetworkGraph, RoutingFees};
 use lightning::routing::router::{RouteHint, RouteHintHop};
@@ -32,6 +34,9 @@ use lightning_liquidity::lsps1::client::LSPS1ClientConfig;
 use lightning_liquidity::lsps2::client::LSPS2ClientConfig;
 use lightning_liquidity::lsps2::event::LSPS2ClientEvent;
 use lightning_liquidity::lsps2::msgs::LSPS2OpeningFeeParams;
+use lightning_liquidity::lsps5::client::LSPS5ClientConfig;
+use lightning_liquidity::lsps5::event::LSPS5ClientEvent;
+use lightning_liquidity::lsps5::msgs::LSPS5Error;
 use lightning_liquidity::utils::time::DefaultTimeProvider;
 use scenarios::process::PATIENCE;
 use scenarios::world::World;
@@ -74,6 +79,8 @@ pub struct Habits {
     pub declines: AtomicBool,
     /// Says nothing to a channel.
     pub ignores: AtomicBool,
+    /// Uses no channel before it has six confirmations.
+    pub patient: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +93,7 @@ struct Heard {
 }
 
 struct Inner {
+    log: Arc<Log>,
     keys: Arc<KeysManager>,
     manager: Arc<Manager>,
     monitors: Arc<Monitors>,
@@ -159,6 +167,15 @@ impl Independent {
             .is_some()
     }
 
+    /// Whether the coordinator announces this feature as an optional one.
+    pub fn hears_of(&self, bit: usize) -> bool {
+        let peer = self.inner.peers.peer_by_node_id(&self.inner.lsp.0);
+        peer.is_some_and(|peer| {
+            let byte = peer.init_features.le_flags().get(bit / 8).copied();
+            byte.unwrap_or(0) & (1 << (bit % 8)) != 0
+        })
+    }
+
     /// What it does with payments.
     pub fn habits(&self) -> &Habits {
         &self.inner.habits
@@ -189,12 +206,17 @@ impl Independent {
         Ok(invoice.to_string())
     }
 
+    /// Sends what waits to be sent.
+    pub(super) fn flush(&self) {
+        self.inner.peers.process_events();
+    }
+
     pub(super) fn answer<T>(
         &self,
         what: &str,
         fits: impl Fn(&LiquidityEvent) -> Option<T>,
     ) -> Result<T> {
-        self.inner.peers.process_events();
+        self.flush();
         let mut answer = None;
         self.until(what, || {
             let heard = &mut self.inner.heard().liquidity;
@@ -275,6 +297,23 @@ impl Independent {
         })
     }
 
+    /// Sets its one webhook.
+    pub fn set_webhook(&self, url: &str) -> Result<Result<(), LSPS5Error>> {
+        let client = self.inner.liquidity.lsps5_client_handler();
+        let client = client.context("it is a client")?;
+        client
+            .set_webhook(self.inner.lsp.0, "push".to_owned(), url.to_owned())
+            .map_err(|error| anyhow!("{error:?}"))?;
+        self.answer("the webhook", |event| match event {
+            LiquidityEvent::LSPS5Client(LSPS5ClientEvent::WebhookRegistered { .. }) => Some(Ok(())),
+            LiquidityEvent::LSPS5Client(LSPS5ClientEvent::WebhookRegistrationFailed {
+                error,
+                ..
+            }) => Some(Err(error.clone())),
+            _ => None,
+        })
+    }
+
     /// An invoice that leads over what was bought.
     pub fn invoice(&self, bought: Offer, amount_msat: Option<u64>) -> Result<String> {
         let manager = &self.inner.manager;
@@ -312,6 +351,26 @@ impl Independent {
         let signed = raw.sign(|_| signature).map_err(|()| anyhow!("unsigned"))?;
         let invoice = Bolt11Invoice::from_signed(signed);
         Ok(invoice.map_err(|error| anyhow!("{error:?}"))?.to_string())
+    }
+
+    /// Pays an invoice in vain: who sent the payment back, and with which code, in LDK's words.
+    pub fn pays_in_vain(&self, invoice: &str) -> Result<String> {
+        let invoice = invoice.parse::<Bolt11Invoice>();
+        let invoice = invoice.map_err(|error| anyhow!("{error:?}"))?;
+        let id = PaymentId(invoice.payment_hash().0);
+        let once = OptionalBolt11PaymentParams {
+            retry_strategy: Retry::Attempts(0),
+            ..OptionalBolt11PaymentParams::default()
+        };
+        let manager = &self.inner.manager;
+        let sent = manager.pay_for_bolt11_invoice(&invoice, id, None, once);
+        sent.map_err(|error| anyhow!("{error:?}"))?;
+        let told = || {
+            let all = self.inner.log.0.lock();
+            all.unwrap_or_else(PoisonError::into_inner).last().cloned()
+        };
+        self.until("its payment to come back", || told().is_some())?;
+        told().context("a reason")
     }
 
     /// Waits until it has claimed so many payments; the last of them.
@@ -375,7 +434,8 @@ impl Independent {
 impl Inner {
     fn new(seed: u8, at: BlockLocator, lsp: (PublicKey, SocketAddr)) -> Result<Self> {
         let keys = Arc::new(KeysManager::new(&[seed; 32], now().as_secs(), 7, true));
-        let (log, sent, fees) = (Arc::new(Log), Arc::new(Sent::default()), Arc::new(Feerate));
+        let (sent, fees) = (Arc::new(Sent::default()), Arc::new(Feerate));
+        let log = Arc::new(Log::default());
         let store = Arc::new(Memory::default());
         let monitors: Arc<Monitors> = Arc::new(Monitors::new(
             None,
@@ -405,6 +465,10 @@ impl Inner {
         let mut config = UserConfig::default();
         // What bLIP-52 asks of a client: it knows that the first payment is short by the fee.
         config.channel_config.accept_underpaying_htlcs = true;
+        // It takes announced channels, too.
+        config
+            .channel_handshake_limits
+            .force_announced_channel_preference = false;
         let manager = Arc::new(Manager::new(
             fees,
             Arc::clone(&monitors),
@@ -427,7 +491,7 @@ impl Inner {
                 max_channel_fees_msat: None,
             }),
             lsps2_client_config: Some(LSPS2ClientConfig::default()),
-            lsps5_client_config: None,
+            lsps5_client_config: Some(LSPS5ClientConfig::default()),
         };
         let liquidity = Liquidity::new_with_custom_time_provider(
             Arc::clone(&keys),
@@ -452,10 +516,11 @@ impl Inner {
             handler,
             u32::try_from(now().as_secs())?,
             &keys.get_secure_random_bytes(),
-            log,
+            Arc::clone(&log),
             Arc::clone(&keys),
         ));
         Ok(Self {
+            log,
             keys,
             manager,
             monitors,
@@ -492,13 +557,17 @@ impl Inner {
                     }
                     return Ok(());
                 }
-                let accepted = self.manager.accept_inbound_channel_from_trusted_peer(
-                    &temporary_channel_id,
-                    &counterparty_node_id,
-                    0,
-                    TrustedChannelFeatures::ZeroConf,
-                    None,
-                );
+                let (id, peer) = (temporary_channel_id, counterparty_node_id);
+                let accepted = match self.habits.patient.load(Ordering::SeqCst) {
+                    true => self.manager.accept_inbound_channel(&id, &peer, 0, None),
+                    false => self.manager.accept_inbound_channel_from_trusted_peer(
+                        &id,
+                        &peer,
+                        0,
+                        TrustedChannelFeatures::ZeroConf,
+                        None,
+                    ),
+                };
                 if let Err(error) = accepted {
                     eprintln!("independent: a channel is not accepted: {error:?}");
                 }

@@ -5,15 +5,18 @@ use std::sync::{Arc, Mutex};
 use anyhow::Result;
 use bitcoin::absolute::LockTime;
 use bitcoin::consensus::encode::serialize_hex;
+use bitcoin::secp256k1::PublicKey;
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
-use channel_host::{ExitReason, FeeCoins, KnownSpend, NodeEvent, SpendKind, Stage};
+use channel_host::{
+    CLAIM_BUFFER, ExitReason, FeeCoins, KnownSpend, NodeEvent, Side, SpendKind, Stage,
+};
 use scenarios::bitcoind::Bitcoind;
 use scenarios::coins::Coins;
 
 use super::harness::{
-    CAPACITY, Member, PREIMAGE, Unborn, child_in_mempool, fee_coins, held, holds, paid_pair, pair,
-    spent_by, until,
+    CAPACITY, EXIT_DELAY, Member, PREIMAGE, Unborn, child_in_mempool, fee_coins, held, held_for,
+    holds, outside, paid_pair, pair, spent_by, until,
 };
 use crate::chain::support::{payout_script, sat};
 
@@ -311,6 +314,117 @@ async fn stays(member: &mut Member) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Blocks more than usual for a payment, so that nobody is to be woken for it yet.
+const LATER: u32 = 40;
+
+/// Returns who it was.
+async fn goes_away(lsp: &Member, client: &mut Member) -> Result<PublicKey> {
+    let id = client.node().id();
+    client.abort().await;
+    until("a client that is away", || {
+        Ok(!lsp.node().peers().contains(&id))
+    })
+    .await?;
+    Ok(id)
+}
+
+/// Whoever is away is to be woken in the 23 blocks before its channel goes to the chain, and not earlier.
+async fn is_to_be_woken(lsp: &mut Member, id: PublicKey, exits_at: u32) -> Result<()> {
+    let node = Arc::clone(&lsp.bitcoind);
+    assert!(node.height()? < exits_at - 24);
+    node.mine_until(exits_at - 24)?;
+    lsp.synced().await?;
+    while let Some(event) = lsp.heard() {
+        let soon = matches!(event, NodeEvent::ExpirySoon { .. });
+        assert!(!soon, "{event:?}");
+    }
+    node.mine(1)?;
+    let told = lsp
+        .event(|event| match event {
+            NodeEvent::ExpirySoon { client, exits_at } => Some((*client, *exits_at)),
+            _ => None,
+        })
+        .await?;
+    assert_eq!(told, (id, exits_at));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_away_is_to_be_woken_before_a_payment_forces_its_leaf_to_the_chain() -> Result<()> {
+    let (node, mut lsp, mut client, _leaf) = paid_pair().await?;
+    let expiry = held_for(&mut client, &mut lsp, LATER).await?;
+    let id = goes_away(&lsp, &mut client).await?;
+    lsp.node().claim(PREIMAGE)?;
+    let exits_at = expiry - EXIT_DELAY - CLAIM_BUFFER - 1;
+    is_to_be_woken(&mut lsp, id, exits_at).await?;
+
+    // It comes and settles it: nothing is forced.
+    client.launch().await?;
+    client.connect(&lsp).await?;
+    client.sent().await?;
+    until("a settled payment", || {
+        let channels = lsp.node().channels();
+        Ok(channels.iter().all(|channel| channel.pending == 0))
+    })
+    .await?;
+    node.mine_until(exits_at)?;
+    assert!(stays(&mut lsp).await?);
+    Ok(())
+}
+
+/// The coordinator, and somebody with an ordinary channel of which both have something.
+async fn ordinary_pair() -> Result<(Member, Member)> {
+    let node = Arc::new(Bitcoind::start()?);
+    let mut lsp = Member::start(&node, Side::Lsp, 11).await?;
+    lsp.synced().await?;
+    let mut client = outside(&mut lsp).await?;
+    for member in [&lsp, &client] {
+        member.synced().await?;
+        member.usable(1).await?;
+    }
+    let invoice = lsp.plain_invoice(300_000_000)?;
+    client.node().pay(&invoice, None)?;
+    client.sent().await?;
+    until("a settled payment", || {
+        let sides = [&lsp, &client].map(|side| side.node().channels());
+        Ok(sides.iter().flatten().all(|channel| channel.pending == 0))
+    })
+    .await?;
+    Ok((lsp, client))
+}
+
+/// Lightning closes an ordinary channel by itself, at that height.
+async fn is_closed_at(lsp: &mut Member, height: u32) -> Result<()> {
+    let node = Arc::clone(&lsp.bitcoind);
+    node.mine_until(height - 1)?;
+    lsp.synced().await?;
+    assert_eq!(lsp.node().channels().len(), 1);
+    node.mine(1)?;
+    lsp.event(|event| matches!(event, NodeEvent::ChannelClosed { .. }).then_some(()))
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_away_is_to_be_woken_before_what_it_pays_closes_its_ordinary_channel() -> Result<()>
+{
+    let (mut lsp, mut client) = ordinary_pair().await?;
+    let expiry = held_for(&mut client, &mut lsp, LATER).await?;
+    let id = goes_away(&lsp, &mut client).await?;
+    lsp.node().claim(PREIMAGE)?;
+    is_to_be_woken(&mut lsp, id, expiry - CLAIM_BUFFER).await?;
+    is_closed_at(&mut lsp, expiry - CLAIM_BUFFER).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_away_is_to_be_woken_before_what_it_is_paid_closes_its_ordinary_channel()
+-> Result<()> {
+    let (mut lsp, mut client) = ordinary_pair().await?;
+    let expiry = held(&mut lsp, &mut client).await?;
+    let id = goes_away(&lsp, &mut client).await?;
+    is_to_be_woken(&mut lsp, id, expiry + 3).await?;
+    is_closed_at(&mut lsp, expiry + 3).await
 }
 
 async fn closed(member: &mut Member) -> Result<()> {

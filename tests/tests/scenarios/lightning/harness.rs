@@ -494,6 +494,11 @@ pub const PREIMAGE: [u8; 32] = [9; 32];
 
 /// One side pays the other 100,000 sat, which that holds. Returns when it expires.
 pub async fn held(payer: &mut Member, payee: &mut Member) -> Result<u32> {
+    held_for(payer, payee, 0).await
+}
+
+/// The same, and so many blocks more are left to claim it in.
+pub async fn held_for(payer: &mut Member, payee: &mut Member, blocks: u32) -> Result<u32> {
     let request = InvoiceRequest {
         amount: Some(Msat(100_000_000)),
         description: "held".into(),
@@ -501,7 +506,7 @@ pub async fn held(payer: &mut Member, payee: &mut Member) -> Result<u32> {
         hints: vec![],
     };
     let hash = PaymentHash(sha256::Hash::hash(&PREIMAGE).to_byte_array());
-    let invoice = payee.node().hold_invoice(&request, hash, 0)?;
+    let invoice = payee.node().hold_invoice(&request, hash, blocks)?;
     payer.node().pay(&invoice, None)?;
     payee
         .event(|event| match event {

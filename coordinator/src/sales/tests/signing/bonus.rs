@@ -175,6 +175,11 @@ async fn a_mate_that_refuses_its_channel_costs_the_buyer_nothing() {
     let answer = ask(&market.world, client, method::CANCEL, params).await;
     assert_eq!(answer.unwrap()["state"], "cancelled");
     assert!(market.sent_back());
+    let store = &market.world.ctx.store;
+    let scores = store.read(async |tx| store::clients::scores(tx).await);
+    let scores = scores.await.unwrap();
+    let points = |number| scores.get(&member(number).id()).map(|score| score.points);
+    assert_eq!((points(0), points(1)), (None, Some(1.0)));
     // What is taken up again is the same, with the bonus.
     assert_eq!(given(&market.world, market.sale).await.len(), 1);
     let again = quote(&market.world, client, 30_000).await.unwrap();
