@@ -148,6 +148,11 @@ pub enum JitRefusal {
     /// The client needs no channel for it.
     #[error("the client can be paid over a channel that it has")]
     HasRoom,
+    /// LDK would send a part of it over another channel, where nothing may be kept of it.
+    #[error(
+        "a part of it fits into a channel that the client has, and would go over that one: pay less, or in fewer parts"
+    )]
+    PartHasRoom,
     /// The host says no.
     #[error("{0}")]
     Host(String),

@@ -54,6 +54,16 @@ fn total(set: &[Held]) -> u64 {
     parts.fold(0, u64::saturating_add)
 }
 
+/// What is left of each part.
+fn arriving(set: &[Held], fee: u64) -> Result<Vec<u64>, JitRefusal> {
+    let amounts: Vec<u64> = set.iter().map(|held| held.htlc.outbound_msat).collect();
+    let shares = shares(&amounts, fee).ok_or(JitRefusal::Size(total(set)))?;
+    let left = amounts.iter().zip(shares);
+    Ok(left
+        .map(|(part, share)| part.saturating_sub(share))
+        .collect())
+}
+
 impl Core {
     fn held(&self) -> MutexGuard<'_, Vec<Held>> {
         self.jit_held.lock().unwrap_or_else(PoisonError::into_inner)
@@ -249,9 +259,8 @@ impl Core {
                 return Ok(());
             }
         };
-        let payment = total(&set);
         // Before it costs anything.
-        if let Err(reason) = self.jit_servable(order, &set, payment.saturating_sub(fee)) {
+        if let Err(reason) = self.jit_servable(order, &set, fee) {
             self.jit_refuse(&set, reason).await;
             return Ok(());
         }
@@ -329,14 +338,22 @@ impl Core {
 
     /// Whether a payment can go on over a new channel, and needs one: LDK takes a channel of its own choice, perhaps one where the client has
     /// agreed to no fee.
-    fn jit_servable(&self, order: &JitOrder, set: &[Held], arrives: u64) -> Result<(), JitRefusal> {
+    fn jit_servable(&self, order: &JitOrder, set: &[Held], fee: u64) -> Result<(), JitRefusal> {
+        let arriving = arriving(set, fee)?;
+        let arrives = arriving.iter().copied().fold(0, u64::saturating_add);
+        let least = arriving.iter().copied().min().unwrap_or(arrives);
         let channels = self.manager.list_channels();
         let mut known = channels.iter().filter(|channel| {
             channel.counterparty.node_id == order.client
                 && !self.jit.is_unpaid(channel.user_channel_id)
         });
-        if known.any(|channel| channel.outbound_capacity_msat >= arrives) {
-            return Err(JitRefusal::HasRoom);
+        if let Some(known) = known.find(|channel| channel.outbound_capacity_msat >= least) {
+            let all = known.outbound_capacity_msat >= arrives;
+            return Err(if all {
+                JitRefusal::HasRoom
+            } else {
+                JitRefusal::PartHasRoom
+            });
         }
         for held in set {
             leaves_time(&self.book, &channels, &FREE, &held.htlc)?;
@@ -463,13 +480,11 @@ impl Core {
         channels: &[ChannelDetails],
     ) -> Result<(u64, Vec<Way>), JitRefusal> {
         let fee = Self::jit_fee(record, set)?;
-        let amounts: Vec<u64> = set.iter().map(|held| held.htlc.outbound_msat).collect();
-        let shares = shares(&amounts, fee).ok_or(JitRefusal::Size(total(set)))?;
         let client = Some(record.order.client);
         let mut ways = Vec::with_capacity(set.len());
-        for (held, share) in set.iter().zip(shares) {
+        for (held, arrives) in set.iter().zip(arriving(set, fee)?) {
             let mut htlc = held.htlc;
-            htlc.outbound_msat = htlc.outbound_msat.saturating_sub(share);
+            htlc.outbound_msat = arrives;
             let gates = self.gates(Some(record.id));
             let way = decide(&gates, channels, client, &FREE, &htlc)?;
             if !way.fits {

@@ -10,6 +10,8 @@ mod tests;
 mod writer;
 
 use std::fmt;
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
@@ -65,12 +67,24 @@ impl fmt::Debug for Store {
     }
 }
 
+/// Creates the file for its owner only, and takes it from others who had it; the journals take its mode over. If that fails, opening it says why.
+fn make_private(path: &Path) {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path);
+    let _ = file.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)));
+}
+
 impl Store {
     /// Opens or creates the file, checks that it is whole, and brings it up to date. Blocks for as long as that takes.
     ///
     /// # Errors
     /// [`StoreError`], which names the file and what to do.
     pub fn open(path: &Path) -> Result<Self> {
+        make_private(path);
         Ok(Self {
             writer: Arc::new(Writer::start(path)?),
         })

@@ -26,6 +26,22 @@ fn crashed_copy(directory: &TempDir) -> TempDir {
     copy
 }
 
+/// There is what a wallet's secrets of old states can be made of.
+#[test]
+fn the_file_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = TempDir::new().unwrap();
+    std::fs::write(file(&directory), []).unwrap();
+    let readable = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(file(&directory), readable).unwrap();
+    let store = Store::open(&file(&directory)).unwrap();
+    store.write(vec![put("a", b"1")]).unwrap();
+    for name in ["channels.sqlite", "channels.sqlite-wal"] {
+        let found = std::fs::metadata(directory.path().join(name)).unwrap();
+        assert_eq!(found.permissions().mode() & 0o777, 0o600, "{name}");
+    }
+}
+
 #[test]
 fn what_was_answered_survives_a_crash() {
     let directory = TempDir::new().unwrap();

@@ -50,7 +50,8 @@ pub enum CreateError {
     },
     /// Fewer than two, or more at least than at all.
     #[error(
-        "at least {min} and {clients:?} clients: a factory has 2 or more, and not fewer than --min-clients"
+        "--min-clients {min}{}: a factory has 2 clients or more, and --clients must not be less than --min-clients (left out: ceremony.min_clients)",
+        .clients.map_or_else(String::new, |asked| format!(", --clients {asked}"))
     )]
     Clients {
         /// `--min-clients`.

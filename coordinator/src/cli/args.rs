@@ -247,7 +247,7 @@ pub enum LiquidityCommand {
         #[arg(long, value_name = "N", default_value_t = 100)]
         limit: u32,
     },
-    /// What channels cost: from stocks, ordered in advance, and just in time.
+    /// What channels cost: from stocks, ordered in advance (LSPS1), and just in time (LSPS2).
     #[command(subcommand)]
     Prices(PricesCommand),
     /// What was earned and spent, day by day (UTC).
@@ -266,9 +266,11 @@ pub enum LiquidityCommand {
 pub enum PricesCommand {
     /// What is configured, what was set, and what that comes to.
     Show,
-    /// Set a price; what is not given stays as it is.
+    /// Set prices of channels from stocks, ordered in advance (LSPS1) and just in time (LSPS2); what is not given stays as it is.
+    ///
+    /// Those that begin with jit are for channels just in time; the others for channels from stocks and for those ordered in advance.
     Set {
-        /// For this client alone (node id) [default: for all].
+        /// For this client alone: its id, or an unambiguous beginning of it [default: for all].
         #[arg(long, value_name = "ID")]
         client: Option<String>,
         /// Fixed price, in satoshi.
@@ -277,16 +279,16 @@ pub enum PricesCommand {
         /// Price in parts per million of the capacity.
         #[arg(long, value_name = "PPM")]
         fee_ppm: Option<u32>,
-        /// The same for each day until the factory's dying days.
+        /// The same for each day until the factory's dying days, or that an ordered channel is kept open.
         #[arg(long, value_name = "PPM")]
         fee_ppm_per_day: Option<u32>,
-        /// Price in parts per million of what a sale from a stock would cost on the chain, as feerates are.
+        /// From stocks alone: price in parts per million of what the sale would cost on the chain, as feerates are.
         #[arg(long, value_name = "PPM")]
         onchain_ppm: Option<u32>,
         /// Least price, in satoshi.
         #[arg(long, value_name = "SAT")]
         min_fee_sat: Option<u64>,
-        /// Highest price, in satoshi, never less than the least; 0 for none.
+        /// Highest price, in satoshi, never less than the least; 0 for none. An ordered channel's funding comes on top.
         #[arg(long, value_name = "SAT")]
         max_fee_sat: Option<u64>,
         /// Not a price: what a client gets for signing with others who buy, a channel that holds so much; 0 for none.
@@ -299,9 +301,9 @@ pub enum PricesCommand {
         #[arg(long, value_name = "PPM")]
         jit_fee_ppm: Option<u32>,
     },
-    /// Take back what was set.
+    /// Take back all that was set, for channels from stocks, ordered in advance and just in time.
     Unset {
-        /// For this client (node id) [default: for all].
+        /// For this client: its id, or an unambiguous beginning of it [default: for all].
         #[arg(long, value_name = "ID")]
         client: Option<String>,
     },

@@ -7,7 +7,7 @@ use tonic::transport::Channel;
 
 use super::args::LiquidityCommand;
 use super::operator::refused;
-use super::output::{pairs, sat, table, yes};
+use super::output::{pairs, sat, sold, table};
 use super::{Failure, outln, sales};
 
 pub async fn call(
@@ -62,7 +62,7 @@ fn jit(json: bool, answer: &LiquidityJitResponse) {
     }
     let of = |used: u64, limit: u64| format!("{used} of {limit}");
     pairs(&[
-        ("sold", yes(answer.enabled)),
+        ("sold", sold(answer.enabled, "jit")),
         ("opened this hour", of(answer.opens, answer.opens_limit)),
         (
             "on-chain fees today (sat)",
@@ -133,7 +133,7 @@ fn orders(json: bool, answer: &LiquidityOrdersResponse) {
     }
     let of = |used: u64, limit: u64| format!("{used} of {limit}");
     pairs(&[
-        ("sold", yes(answer.enabled)),
+        ("sold", sold(answer.enabled, "lsps1")),
         ("opened this hour", of(answer.opens, answer.opens_limit)),
         (
             "on-chain fees today (sat)",

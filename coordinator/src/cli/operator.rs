@@ -211,14 +211,22 @@ async fn find(
         let ceremony = factory.round.as_ref().map(|round| &round.ceremony);
         factory.id.iter().chain(ceremony)
     });
-    let mut found = ids.filter(|id| hex::encode(id).starts_with(&text));
+    unambiguous(&text, ids, "factory's and no ceremony's id", "factory list")
+}
+
+/// The one of these ids that begins with `text`, in lower case; `list` is the command that lists them.
+pub(super) fn unambiguous<'a>(
+    text: &str,
+    ids: impl Iterator<Item = &'a prost::bytes::Bytes>,
+    what: &str,
+    list: &str,
+) -> Result<prost::bytes::Bytes, Failure> {
+    let mut found = ids.filter(|id| hex::encode(id).starts_with(text));
     match (found.next(), found.next()) {
         (Some(id), None) => Ok(id.clone()),
         (None, _) => Err(Failure::new(
             Exit::Refused,
-            anyhow!(
-                "no factory's and no ceremony's id begins with {text}; see `coordinator factory list`"
-            ),
+            anyhow!("no {what} begins with {text}; see `coordinator {list}`"),
         )),
         (Some(_), Some(_)) => Err(usage(format!(
             "more than one id begins with {text}; write more of it"
@@ -297,5 +305,14 @@ mod tests {
         for wrong in ["", "xy", &"a".repeat(65)] {
             assert_eq!(whole_id(wrong).unwrap_err().exit, Exit::Usage);
         }
+    }
+
+    #[test]
+    fn a_beginning_names_one_id_or_none() {
+        let ids = [0xab, 0xac].map(|byte| prost::bytes::Bytes::from(vec![byte; 33]));
+        let find = |text| unambiguous(text, ids.iter(), "client's id", "client list");
+        assert_eq!(find("abab").unwrap(), ids[0]);
+        assert_eq!(find("a").unwrap_err().exit, Exit::Usage);
+        assert_eq!(find("ff").unwrap_err().exit, Exit::Refused);
     }
 }

@@ -47,6 +47,14 @@ pub(super) fn yes(flag: bool) -> String {
     if flag { "yes" } else { "no" }.to_owned()
 }
 
+/// Whether something is sold; if not, how that is switched on.
+pub(super) fn sold(enabled: bool, section: &str) -> String {
+    match enabled {
+        true => "yes".to_owned(),
+        false => format!("no: set {section}.enabled = true in coordinator.toml, and restart"),
+    }
+}
+
 fn network(value: i32) -> String {
     network_from_wire("network", value)
         .map_or_else(|_| "?".to_owned(), |network| network.to_string())

@@ -8,8 +8,8 @@ use tonic::transport::Channel;
 
 use super::args::PricesCommand;
 use super::node::node_id;
-use super::operator::refused;
-use super::output::{pairs, sat, table, yes};
+use super::operator::{refused, unambiguous};
+use super::output::{pairs, sat, sold, table};
 use super::{Failure, outln};
 
 fn short(id: &[u8]) -> String {
@@ -22,7 +22,7 @@ pub(super) fn stock(as_json: bool, answer: &LiquidityStockResponse) {
         outln!("{}", json!({ "enabled": answer.enabled, "stocks": stocks }));
         return;
     }
-    pairs(&[("sold", yes(answer.enabled))]);
+    pairs(&[("sold", sold(answer.enabled, "sales"))]);
     let rows: Vec<Vec<String>> = answer
         .stocks
         .iter()
@@ -126,9 +126,27 @@ fn sale_json(sale: &StockSale) -> Value {
 
 // ---- prices --------------------------------------------------------------------------------------------------------
 
-fn client_id(text: Option<&String>) -> Result<Option<prost::bytes::Bytes>, Failure> {
-    let id = text.map(|text| node_id(text)).transpose()?;
-    Ok(id.map(Into::into))
+/// The client whose id this is, or is an unambiguous beginning of.
+async fn client_id(
+    admin: &mut AdminClient<Channel>,
+    text: Option<&String>,
+) -> Result<Option<prost::bytes::Bytes>, Failure> {
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    // Fewer digits are more likely a slip.
+    let is_beginning = (4..66).contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit());
+    if !is_beginning {
+        return Ok(Some(node_id(text)?.into()));
+    }
+    let request = ClientListRequest {
+        connected_only: false,
+    };
+    let list = admin.client_list(request).await.map_err(refused)?;
+    let clients = list.into_inner().clients;
+    let ids = clients.iter().map(|client| &client.id);
+    let text = text.to_ascii_lowercase();
+    unambiguous(&text, ids, "client's id", "client list").map(Some)
 }
 
 pub(super) async fn prices(
@@ -162,13 +180,13 @@ pub(super) async fn prices(
                 jit_fee_ppm: *jit_fee_ppm,
             };
             let request = LiquiditySetPriceRequest {
-                client: client_id(client.as_ref())?,
+                client: client_id(admin, client.as_ref()).await?,
                 price: Some(price),
             };
             admin.liquidity_set_price(request).await
         }
         PricesCommand::Unset { client } => {
-            let client = client_id(client.as_ref())?;
+            let client = client_id(admin, client.as_ref()).await?;
             let request = LiquidityUnsetPriceRequest { client };
             admin.liquidity_unset_price(request).await
         }

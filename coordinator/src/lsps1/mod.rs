@@ -229,7 +229,7 @@ fn answer(row: &OrderRow) -> Value {
         State::Paid => ("COMPLETED", "PAID"),
         State::Failed => ("FAILED", "REFUNDED"),
     };
-    json!({
+    let mut answer = json!({
         "order_id": order.id,
         "lsp_balance_sat": Text(order.lsp_balance_sat),
         "client_balance_sat": Text(0),
@@ -254,8 +254,16 @@ fn answer(row: &OrderRow) -> Value {
             "funding_outpoint": funding.to_string(),
             "expires_at": datetime(expires_at(order, funded_at)),
         })),
-    })
+    });
+    // Not bLIP-51's: whom that is nothing to is told nothing.
+    if order.at_birth {
+        answer[WITH_NEXT_FACTORY] = Value::Bool(true);
+    }
+    answer
 }
+
+/// What an order says beyond bLIP-51 whose channel comes with the next factory.
+const WITH_NEXT_FACTORY: &str = "superscalar_next_factory";
 
 /// Blocks that are enough for the time an order's channel is kept open, whenever they come on average.
 #[must_use]

@@ -39,13 +39,13 @@ pub enum NoSale {
     #[error("the stock you share has nothing left to sell; the next factory has a new one")]
     NoStock,
     /// Smaller than what is sold.
-    #[error("ask for at least {least}")]
+    #[error("ask for at least {} sat", least.to_sat())]
     TooSmall {
         /// The least.
         least: Amount,
     },
     /// Larger than what is sold, or left.
-    #[error("ask for at most {most}")]
+    #[error("ask for at most {} sat", most.to_sat())]
     TooLarge {
         /// The most.
         most: Amount,

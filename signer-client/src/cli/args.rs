@@ -121,11 +121,23 @@ pub(super) enum Limit {
     Upgrade(Upgrade),
     /// List purchases, oldest first, and orders from a stock or else from the chain.
     Purchases,
-    /// Take a purchase back, while that is possible.
+    /// Take a purchase from a stock back, while that is possible. Orders of channels (--or-onchain, --next-factory) expire by themselves.
     Cancel {
-        /// Its id; `limit purchases` lists them.
+        /// Its id; `limit purchases` lists them. An id with dashes is that of an order of a channel: it is not cancelled, and what was paid comes back
+        /// when nothing comes of it.
+        #[arg(value_parser = purchase)]
         sale: SaleId,
     },
+}
+
+fn purchase(text: &str) -> Result<SaleId, String> {
+    text.parse::<SaleId>().map_err(|error| {
+        if text.contains('-') {
+            "orders of channels are not cancelled: they expire by themselves, and what was paid comes back when nothing comes of them".to_owned()
+        } else {
+            error.to_string()
+        }
+    })
 }
 
 #[derive(Debug, clap::Args)]
@@ -278,7 +290,7 @@ pub(super) struct Invoice {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Close {
-    /// The channel's id; `channels --json` lists it as `channel`.
+    /// The channel's id, or an unambiguous beginning of it; `channels` lists them.
     pub(super) channel: String,
     /// Alone, for when the coordinator is away: a confirmed coin of this wallet pays for it.
     #[arg(long)]
@@ -352,6 +364,10 @@ mod tests {
             matches!(args.unwrap().command, Command::Limit(Limit::Upgrade(upgrade)) if upgrade.yes)
         );
         assert!(Args::try_parse_from(["signer-client", "limit", "cancel", "07"]).is_err());
+        let order = "01234567-89ab-4cde-8f01-23456789abcd";
+        let refused = Args::try_parse_from(["signer-client", "limit", "cancel", order]);
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("expire by themselves"), "{refused}");
         for bad in [
             ["invoice", "5", "--msat", "5000"],
             ["invoice", "5", "--max-fee", "5"],

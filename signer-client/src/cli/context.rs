@@ -21,7 +21,7 @@ use crate::keys::ClientKeys;
 use crate::lock::{self, DataDirLock, LockError, Occupant};
 use crate::store::{Answer, Request, SharedStore, SqliteStore};
 
-/// Digits of a factory's id that name it, if they are not ambiguous: what cannot be taken back is not done by a slip.
+/// Digits of an id that name it, if they are not ambiguous: what cannot be taken back is not done by a slip.
 const LEAST_ID: usize = 4;
 
 const PASSPHRASE_VARIABLE: &str = "SUPERSCALAR_PASSPHRASE_FILE";
@@ -231,26 +231,9 @@ impl Context {
         if let Ok(id) = text.parse() {
             return Ok(id);
         }
-        let wanted = text.to_ascii_lowercase();
-        if wanted.len() < LEAST_ID {
-            return Err(CliError::Usage(format!(
-                "{text:?} is too short for a factory's id; write at least {LEAST_ID} digits of it"
-            )));
-        }
         let rows = store.factories().await?;
-        let mut found = rows
-            .iter()
-            .map(|row| row.factory)
-            .filter(|id| id.to_string().starts_with(&wanted));
-        match (found.next(), found.next()) {
-            (Some(id), None) => Ok(id),
-            (None, _) => Err(CliError::Refused(format!(
-                "no factory's id begins with {text:?}; `factories` lists those this wallet holds"
-            ))),
-            (Some(_), Some(_)) => Err(CliError::Usage(format!(
-                "more than one factory's id begins with {text:?}; write more of it"
-            ))),
-        }
+        let ids = rows.iter().map(|row| row.factory);
+        unambiguous(text, ids, "factory", "factories")
     }
 
     /// Prints a result: as JSON, or as this text.
@@ -268,6 +251,31 @@ impl Context {
     /// Whether a person can be asked something.
     pub(super) fn interactive(&self) -> bool {
         std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+    }
+}
+
+/// The one of these ids that begins with `text`; `list` is the command that lists them.
+pub(super) fn unambiguous<T: ToString>(
+    text: &str,
+    ids: impl Iterator<Item = T>,
+    what: &str,
+    list: &str,
+) -> Result<T, CliError> {
+    let wanted = text.to_ascii_lowercase();
+    if wanted.len() < LEAST_ID {
+        return Err(CliError::Usage(format!(
+            "{text:?} is too short for a {what}'s id; write at least {LEAST_ID} digits of it"
+        )));
+    }
+    let mut found = ids.filter(|id| id.to_string().starts_with(&wanted));
+    match (found.next(), found.next()) {
+        (Some(id), None) => Ok(id),
+        (None, _) => Err(CliError::Refused(format!(
+            "no {what}'s id begins with {text:?}; `{list}` lists those this wallet holds"
+        ))),
+        (Some(_), Some(_)) => Err(CliError::Usage(format!(
+            "more than one {what}'s id begins with {text:?}; write more of it"
+        ))),
     }
 }
 

@@ -205,7 +205,7 @@ fn explain(quote: &Quote) -> String {
     ));
     if quote.coverage_sat > 0 {
         text.push_str(&format!(
-            "  If you stay away instead, you are paid at least {} sat after height {}, and it costs you nothing.",
+            "  If you stay away instead, the coordinator brings your balance to the chain when the factory ends; only if it breaks off, the timeouts pay at least {} sat after height {}. You need no coins for either.",
             grouped(quote.coverage_sat),
             quote.expiry_height
         ));

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::CliError;
 use super::args::{Close, Invoice};
-use super::context::Context;
+use super::context::{Context, unambiguous};
 use super::lightning::ask;
 use super::table::{grouped, time, with_msat};
 use crate::jit::{JitInvoice, JitQuote};
@@ -83,6 +83,9 @@ pub(super) fn confirm(
 }
 
 pub(super) async fn close(context: &Context, options: Close) -> Result<(), CliError> {
+    let channels: Vec<ChannelView> = parsed(ask(context, "close", Request::Channels).await?)?;
+    let ids = channels.into_iter().filter_map(|view| view.channel);
+    let channel = unambiguous(&options.channel, ids, "channel", "channels")?;
     if options.force {
         eprintln!(
             "Alone, a coin of this wallet pays for the closing transaction, and what is yours comes when the coordinator's chance to object is over."
@@ -95,7 +98,7 @@ pub(super) async fn close(context: &Context, options: Close) -> Result<(), CliEr
         "nothing was closed",
     )?;
     let request = Request::CloseChannel {
-        channel: options.channel,
+        channel,
         force: options.force,
     };
     let closed: ChannelView = parsed(ask(context, "close", request).await?)?;

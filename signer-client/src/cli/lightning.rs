@@ -212,6 +212,7 @@ pub(super) async fn channels(context: &Context) -> Result<(), CliError> {
 fn table(channels: &[Shown]) -> String {
     let mut table = Table::new([
         "factory",
+        "channel",
         "state",
         "capacity sat",
         "yours sat",
@@ -226,6 +227,7 @@ fn table(channels: &[Shown]) -> String {
         };
         table.row([
             channel.factory.as_ref().map_or("-".to_owned(), short),
+            channel.channel.as_ref().map_or("-".to_owned(), short),
             state,
             grouped(channel.capacity_sat),
             sat(channel.ours_msat),

@@ -113,14 +113,14 @@ fn text(context: &Context, view: &LimitView) -> String {
     };
     let coverage = &view.coverage;
     format!(
-        "{}\n{stocks}You can receive {} sat now; your limit is {} sat in all.\nIf the coordinator breaks off, {} sat are covered while you stay away, {} sat if you or your watcher looks every 60 blocks.\n{outside}{}{}",
+        "{}\n{stocks}You can receive {} sat now; your limit is {} sat in all.\nCovered if the coordinator breaks off:\n  away   {} sat: what the timeouts of the factory's birth pay if you do nothing\n  awake  {} sat: what you are sure of wherever it stops publishing, if you or a watcher looks every 60 blocks\n{outside}{}{}",
         channels.render(),
         with_msat(view.receivable_msat),
         grouped(view.limit_sat),
         grouped(coverage.away_sat),
         grouped(coverage.awake_sat),
         if view.needs_consent {
-            "You can hold more than is covered: whatever you buy needs --accept-uncovered.\n"
+            "You can hold more than is covered awake: whatever you buy needs --accept-uncovered.\n"
         } else {
             ""
         },

@@ -57,7 +57,9 @@ fn describe(status: &Status, occupant: Option<&Occupant>) -> String {
     let exits_only = occupant.is_some_and(|occupant| occupant.command == EXIT);
     let connection = match (&live.disconnected_because, live.connected, status.running) {
         _ if status.coordinator.is_none() => "none is configured".to_owned(),
-        (_, _, false) => "`run` is not running: nothing is watched".to_owned(),
+        (_, _, false) => {
+            "not connected: this wallet's `run` is not running, so nothing is watched".to_owned()
+        }
         _ if exits_only => "not connected: only `exit` is running".to_owned(),
         (_, true, _) => "connected".to_owned(),
         (Some(why), _, _) => format!("disconnected: {why}"),
@@ -275,7 +277,7 @@ fn quote_text(quote: &Quote) -> String {
     }
     let away = if quote.coverage_sat > 0 {
         format!(
-            "Staying away instead pays at least {} sat after height {}, and costs nothing.",
+            "If you stay away instead, the coordinator brings your balance to the chain when the factory ends; only if it breaks off, the timeouts pay at least {} sat after height {}. You need no coins for either.",
             grouped(quote.coverage_sat),
             quote.expiry_height
         )

@@ -19,6 +19,11 @@ pub enum OrderError {
         /// The most.
         most_sat: u64,
     },
+    /// It would come from the chain.
+    #[error(
+        "this channel does not come with the next factory: the coordinator's ladder is not running, or has no place for it; --or-onchain orders one from a stock or the chain. Nothing was paid"
+    )]
+    NoBirth,
     /// More than was agreed to.
     #[error(
         "the channel costs {fee_msat} msat, more than the {max_msat} msat that are allowed; raise --max-fee, or order less"

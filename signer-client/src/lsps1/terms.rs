@@ -38,6 +38,7 @@ pub(super) struct Asked {
     pub(super) blocks: u32,
     confirmations: u16,
     confirm_within: u16,
+    at_birth: bool,
 }
 
 /// Where a channel should come from.
@@ -80,6 +81,7 @@ impl Asked {
                 .min(info.max_channel_expiry_blocks),
             confirmations,
             confirm_within,
+            at_birth: matches!(wanted, Wanted::Birth(_)),
         })
     }
 
@@ -107,6 +109,9 @@ pub(super) struct Answer {
     pub(super) order_state: State,
     payment: Payment,
     pub(super) channel: Option<Channel>,
+    /// Not bLIP-51's: the channel comes with the next factory.
+    #[serde(default, rename = "superscalar_next_factory")]
+    with_next_factory: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -146,6 +151,9 @@ impl Answer {
         invoice: &InvoiceView,
         coordinator: PublicKey,
     ) -> Result<Msat, OrderError> {
+        if asked.at_birth && !self.with_next_factory {
+            return Err(OrderError::NoBirth);
+        }
         let bolt11 = &self.payment.bolt11;
         let sat = bolt11.order_total_sat.0;
         let rules = [
@@ -304,5 +312,14 @@ mod tests {
         for wrong in [invoice(node(2), 2_000_000), invoice(node(1), 2_000_001)] {
             assert!(price(good(), &wrong).is_err());
         }
+        let of_birth = Asked::new(&info(), Amount::from_sat(100_000), Wanted::Birth(None)).unwrap();
+        let told = |said: Value| {
+            let mut answer = good();
+            answer["superscalar_next_factory"] = said;
+            let answer: Answer = serde_json::from_value(answer).unwrap();
+            answer.price(&of_birth, &due, node(1))
+        };
+        assert_eq!(told(json!(true)), Ok(Msat(2_000_000)));
+        assert_eq!(told(json!(false)), Err(OrderError::NoBirth));
     }
 }

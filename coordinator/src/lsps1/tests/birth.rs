@@ -50,6 +50,12 @@ async fn what_the_next_factory_can_serve_comes_with_it_and_takes_no_funding() {
     let config = &world.ctx.config;
     assert!(blocks > config.ladder.spacing + config.lsps1.hold_blocks);
     assert!(blocks <= 1_008);
+    let says = async |client, id: &str| {
+        let params = json!({ "order_id": id });
+        let answer = ask(&world, client, "lsps1.get_order", params).await;
+        answer.unwrap()["superscalar_next_factory"].clone()
+    };
+    assert_eq!(says(buyer(1), &ours.id).await, json!(true));
 
     for (client, changes) in [
         (buyer(2), json!({})),
@@ -60,6 +66,7 @@ async fn what_the_next_factory_can_serve_comes_with_it_and_takes_no_funding() {
     ] {
         let order = ordered_with(&world, client, changes.clone()).await.order;
         assert!(!order.at_birth, "{changes}");
+        assert_eq!(says(client, &order.id).await, Value::Null);
         set(&world, "state = 'failed'").await;
     }
 }

@@ -155,6 +155,40 @@ async fn what_was_promised_survives_and_is_paid() -> Result<()> {
     Ok(())
 }
 
+/// LDK would send the smaller part over the channel there is, where nothing may be kept of it: all goes back before anything was opened.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_fits_into_an_old_channel_opens_none() -> Result<()> {
+    let (bitcoind, mut lsp, mut client, mut outside) = town().await?;
+    let first = invoice(&client, ordered(&lsp, &client, FEE)?)?;
+    outside.node().pay(&first, None)?;
+    received(&mut client).await?;
+    outside.sent().await?;
+    // What is left of its channel is too little now, and this one is smaller than what the client can be paid.
+    bitcoind.send_to(&payout_script(outside.number), sat(100_000))?;
+    bitcoind.mine(1)?;
+    outside.synced().await?;
+    outside
+        .node()
+        .open_channel(lsp.node().id(), sat(60_000), false)?;
+    until("a second funding", || Ok(!bitcoind.mempool()?.is_empty())).await?;
+    bitcoind.mine(8)?;
+    outside.usable(2).await?;
+    lsp.synced().await?;
+    let second = invoice(&client, ordered(&lsp, &client, FEE)?)?;
+    outside.node().pay(&second, None)?;
+    let why = lsp
+        .event(|event| match event {
+            NodeEvent::JitRefused { reason, .. } => Some(reason.clone()),
+            _ => None,
+        })
+        .await?;
+    assert_eq!(why, JitRefusal::PartHasRoom);
+    outside.failed().await?;
+    assert_eq!(client.node().channels().len(), 1);
+    assert!(bitcoind.mempool()?.is_empty());
+    Ok(())
+}
+
 /// The coordinator keeps a thousandth of a satoshi more than it promised: the wallet sends the payment back, and nobody has lost anything.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_than_was_promised_is_not_taken() -> Result<()> {
