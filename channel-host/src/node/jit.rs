@@ -343,17 +343,17 @@ impl Core {
         let arrives = arriving.iter().copied().fold(0, u64::saturating_add);
         let least = arriving.iter().copied().min().unwrap_or(arrives);
         let channels = self.manager.list_channels();
-        let mut known = channels.iter().filter(|channel| {
+        let known = channels.iter().filter(|channel| {
             channel.counterparty.node_id == order.client
                 && !self.jit.is_unpaid(channel.user_channel_id)
         });
-        if let Some(known) = known.find(|channel| channel.outbound_capacity_msat >= least) {
-            let all = known.outbound_capacity_msat >= arrives;
-            return Err(if all {
-                JitRefusal::HasRoom
-            } else {
-                JitRefusal::PartHasRoom
-            });
+        let mut rooms = known.map(|channel| (channel.outbound_capacity_msat, channel.is_usable));
+        // One that is closing takes nothing more.
+        if rooms.clone().any(|(room, _)| room >= arrives) {
+            return Err(JitRefusal::HasRoom);
+        }
+        if rooms.any(|(room, usable)| usable && room >= least) {
+            return Err(JitRefusal::PartHasRoom);
         }
         for held in set {
             leaves_time(&self.book, &channels, &FREE, &held.htlc)?;

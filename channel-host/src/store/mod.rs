@@ -75,7 +75,14 @@ fn make_private(path: &Path) {
         .truncate(false)
         .mode(0o600)
         .open(path);
-    let _ = file.and_then(|file| file.set_permissions(Permissions::from_mode(0o600)));
+    let private = || Permissions::from_mode(0o600);
+    let _ = file.and_then(|file| file.set_permissions(private()));
+    // Left by a crash, these are used again as they are.
+    for journal in ["-wal", "-shm"] {
+        let mut path = path.as_os_str().to_owned();
+        path.push(journal);
+        let _ = std::fs::set_permissions(path, private());
+    }
 }
 
 impl Store {

@@ -217,15 +217,17 @@ pub async fn set_price(
     if let Some(problem) = said.problem() {
         return Err(wrong(problem));
     }
+    let bounds = said.min_fee_sat.is_some() || said.max_fee_sat.is_some();
     let write = ctx.store.write(async |tx| {
         let all = price_rows::get(tx, None).await?.unwrap_or_default();
         let known = price_rows::get(tx, client).await?.unwrap_or_default();
         let said = known.then(said);
         let price = all.then(said).over(ctx.config.sales.price());
-        if price.is_consistent() {
+        let is_good = !bounds || price.is_consistent();
+        if is_good {
             price_rows::set(tx, client, &said).await?;
         }
-        Ok(price.is_consistent())
+        Ok(is_good)
     });
     if !write.await.map_err(|error| store_error(&error))? {
         return Err(wrong(

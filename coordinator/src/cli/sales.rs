@@ -135,7 +135,7 @@ async fn client_id(
         return Ok(None);
     };
     // Fewer digits are more likely a slip.
-    let is_beginning = (4..66).contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit());
+    let is_beginning = (8..66).contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit());
     if !is_beginning {
         return Ok(Some(node_id(text)?.into()));
     }

@@ -113,6 +113,12 @@ impl Lightning {
         self.host.get()?.node()
     }
 
+    /// Whether it runs.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.up.borrow().is_some()
+    }
+
     /// Whether a leaf's channel stands, in our book and in Lightning's.
     #[must_use]
     pub fn stands(&self, leaf: LeafId) -> bool {

@@ -84,7 +84,11 @@ struct Nothing {}
 /// Those of the parameters.
 pub fn get_info(ctx: &Context, params: Map<String, Value>) -> Result<Value, Refusal> {
     let Nothing {} = read_params(params, &[])?;
-    Ok(ctx.config.lsps1.options())
+    let mut options = ctx.config.lsps1.options();
+    if ctx.config.ladder.enabled {
+        options[WITH_NEXT_FACTORY] = Value::Bool(true);
+    }
+    Ok(options)
 }
 
 /// `lsps1.create_order`: promises a channel for a price. It is on the disk when this returns.
@@ -262,7 +266,7 @@ fn answer(row: &OrderRow) -> Value {
     answer
 }
 
-/// What an order says beyond bLIP-51 whose channel comes with the next factory.
+/// What is said beyond bLIP-51 of an order whose channel comes with the next factory, and of us, if there may be such.
 const WITH_NEXT_FACTORY: &str = "superscalar_next_factory";
 
 /// Blocks that are enough for the time an order's channel is kept open, whenever they come on average.

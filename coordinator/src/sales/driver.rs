@@ -422,8 +422,14 @@ impl Driver {
         let drops = reason == FailReason::Declined && !bound && self.known.bound().is_none();
         let drops = drops && !self.bonus.is_empty();
         if drops {
-            self.write(&Entry::WithoutBonus).await?;
-            self.bonus.clear();
+            let own = |client: &ClientId| self.bonus.iter().any(|bonus| bonus.client == *client);
+            // Their own alone; all, if it is somebody's who has none.
+            let mut without = by.clone();
+            if !by.iter().all(own) {
+                without = self.bonus.iter().map(|bonus| bonus.client).collect();
+            }
+            self.bonus.retain(|bonus| !without.contains(&bonus.client));
+            self.write(&Entry::WithoutBonus(without)).await?;
         }
         let again = drops || (declined.is_none() && reason != FailReason::Cancelled);
         let text = declined.unwrap_or_else(|| fail_text(&reason));
@@ -470,11 +476,17 @@ impl Driver {
         self.write(&Entry::Faults(faults)).await
     }
 
-    /// Whose channels did not come about, when everybody had signed for them.
+    /// Whose channels ended, or else did not come about, when everybody had signed for them; nobody's, where we have no node ourselves.
     async fn count_absent(&mut self, leaves: &[(Leaf, PublicKey)]) -> Result<(), Stop> {
-        let absent = leaves
-            .iter()
-            .filter(|(leaf, _)| !self.ctx.lightning.stands(leaf.id));
+        let lightning = &self.ctx.lightning;
+        if !lightning.is_up() {
+            return Ok(());
+        }
+        let ended = leaves.iter().any(|(leaf, _)| lightning.is_over(leaf.id));
+        let absent = leaves.iter().filter(|(leaf, _)| match ended {
+            true => lightning.is_over(leaf.id),
+            false => !lightning.stands(leaf.id),
+        });
         let absent: Vec<_> = absent.map(|(_, peer)| ClientId(peer.serialize())).collect();
         self.count_faults(&FailReason::Silent, &absent, true).await
     }
@@ -534,7 +546,10 @@ impl Driver {
                     fault::point("sale_channel_opened");
                     return Ok(Ok(()));
                 }
-                Look::Never(why) => return failed(false, &why),
+                Look::Never(why) => {
+                    self.count_absent(&leaves).await?;
+                    return failed(false, &why);
+                }
                 Look::Waits if self.is_due(self.ctx.height()) => return failed(false, TOO_LONG),
                 Look::Waits if Instant::now() >= until => {
                     self.count_absent(&leaves).await?;

@@ -23,6 +23,7 @@ mod stocks;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -92,6 +93,8 @@ pub struct Sales {
     changes: watch::Sender<u64>,
     /// Counts what may ask for a look at all orders.
     work: watch::Sender<u64>,
+    /// Whether what can have a task has had one since the start.
+    looked: AtomicBool,
 }
 
 impl Default for Sales {
@@ -100,6 +103,7 @@ impl Default for Sales {
             running: Mutex::default(),
             changes: watch::Sender::new(0),
             work: watch::Sender::new(0),
+            looked: AtomicBool::new(false),
         }
     }
 }
@@ -116,6 +120,11 @@ impl Sales {
     /// An order was paid.
     pub(crate) fn look_again(&self) {
         count(&self.work);
+    }
+
+    /// Whether what can have a task has had one since the start.
+    fn has_looked(&self) -> bool {
+        self.looked.load(Ordering::Acquire)
     }
 
     fn is_running(&self, sale: SaleId) -> bool {
@@ -239,6 +248,7 @@ pub async fn run(ctx: Arc<Context>, mut shutdown: watch::Receiver<bool>) {
             });
         } else {
             is_new = false;
+            ctx.sales.looked.store(true, Ordering::Release);
         }
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => break,

@@ -7,6 +7,7 @@ use channel_host::{JitGround, JitOpening, LeafId, jit_capacity, lsp_channel_id};
 use factory_tree::ids::{ClientId, ShortChannelId};
 use factory_tree::sale::order::{PaidBy, PurchaseState};
 
+use super::channel;
 use super::error::{NoSale, SalesError};
 use super::payment::{self, Paying};
 use super::stocks::{self, KnownStock};
@@ -17,7 +18,7 @@ use crate::fault;
 use crate::lsps1::{lasts, release_at};
 use crate::store::lsps1::{self as lsps1_orders, OrderRow};
 use crate::store::sales::{self as rows, SaleRow};
-use crate::store::{self, Conn, jit as jit_orders};
+use crate::store::{self, Conn, bonus, jit as jit_orders};
 
 /// Blocks that an ordinary channel has to come about when nothing came of a sale.
 const SPARE: u32 = 6;
@@ -163,13 +164,23 @@ pub(crate) async fn brings(ctx: &Context, order: &OrderRow) -> store::Result<boo
 }
 
 /// A sale whose task ended before it did (what is stored does not fit) is not waited for longer than its payment can be held. A task would have ended
-/// it by now.
+/// it by now, if there was time for one since the start. Its channels end first, as there.
 async fn given_up(ctx: &Context, row: &SaleRow, order: &OrderRow) -> store::Result<bool> {
-    if ctx.height() < release_at(ctx, order) || ctx.sales.is_running(row.order.sale) {
+    let sale = row.order.sale;
+    let waits = ctx.height() < release_at(ctx, order) || !ctx.sales.has_looked();
+    if waits || ctx.sales.is_running(sale) {
         return Ok(false);
     }
-    payment::cancel(ctx, row, PurchaseState::Paid, "the sale could not go on").await?;
-    Ok(true)
+    let given = ctx
+        .store
+        .read(async |tx| bonus::of_sale(tx, sale).await)
+        .await?;
+    let given = given.iter().map(|given| given.leaf_id);
+    for leaf in std::iter::once(row.order.leaf_id).chain(given) {
+        channel::abandon(ctx, LeafId(leaf.0)).await;
+    }
+    let why = "the sale could not go on";
+    payment::cancel(ctx, row, PurchaseState::Paid, why).await
 }
 
 /// The stock is this order's from now on, if its payment leaves time for that and for an ordinary channel afterwards.

@@ -27,7 +27,7 @@ pub(super) enum Entry {
     /// A client may sign these terms from now on.
     Bound(Box<Sale>),
     /// It makes no bonus channels after all.
-    WithoutBonus,
+    WithoutBonus(Vec<ClientId>),
     /// The chain transaction is complete.
     Chain(schnorr::Signature),
     /// Everything is.
@@ -61,7 +61,12 @@ impl Driver {
         let written = self.ctx.store.write(async |tx| match entry {
             Entry::Note(text) => rows::note(tx, sale, text).await,
             Entry::Bound(terms) => rows::bind(tx, terms).await,
-            Entry::WithoutBonus => bonus::take_back(tx, sale).await,
+            Entry::WithoutBonus(clients) => {
+                for client in clients {
+                    bonus::decline(tx, sale, *client).await?;
+                }
+                Ok(())
+            }
             Entry::Chain(signature) => rows::chain(tx, sale, signature).await,
             Entry::Sold(record) => rows::sold(tx, record).await,
             Entry::Delivered => rows::delivered(tx, sale).await,

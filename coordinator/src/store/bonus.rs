@@ -123,6 +123,21 @@ pub async fn take_back(conn: &mut Conn, sale: SaleId) -> Result<()> {
     Ok(())
 }
 
+/// A sale makes none for this client, which did not want it and draws another; unless terms are bound that have it.
+///
+/// # Errors
+/// Those of the database.
+pub async fn decline(conn: &mut Conn, sale: SaleId, client: ClientId) -> Result<()> {
+    sqlx::query(
+        "DELETE FROM bonus WHERE client = ? AND sale = (SELECT sale FROM sale WHERE sale = ? AND bound IS NULL)",
+    )
+    .bind(client.0.as_slice())
+    .bind(sale.0.as_slice())
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
 fn read(row: &SqliteRow) -> Result<ClientChannel> {
     let leaf: &[u8] = row.try_get("leaf_id")?;
     let capacity: Option<i64> = row.try_get("capacity_sat")?;

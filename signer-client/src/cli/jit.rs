@@ -84,19 +84,27 @@ pub(super) fn confirm(
 
 pub(super) async fn close(context: &Context, options: Close) -> Result<(), CliError> {
     let channels: Vec<ChannelView> = parsed(ask(context, "close", Request::Channels).await?)?;
-    let ids = channels.into_iter().filter_map(|view| view.channel);
+    let ids = channels.iter().filter_map(|view| view.channel.clone());
     let channel = unambiguous(&options.channel, ids, "channel", "channels")?;
+    let found = channels
+        .iter()
+        .find(|view| view.channel.as_ref() == Some(&channel));
+    let question = found.map_or_else(
+        || "Close the channel?".to_owned(),
+        |view| {
+            format!(
+                "Close the channel of {} sat, with {} sat of yours?",
+                grouped(view.capacity_sat),
+                grouped(view.ours_msat / 1000)
+            )
+        },
+    );
     if options.force {
         eprintln!(
             "Alone, a coin of this wallet pays for the closing transaction, and what is yours comes when the coordinator's chance to object is over."
         );
     }
-    confirm(
-        context,
-        options.yes,
-        "Close the channel?",
-        "nothing was closed",
-    )?;
+    confirm(context, options.yes, &question, "nothing was closed")?;
     let request = Request::CloseChannel {
         channel,
         force: options.force,

@@ -29,6 +29,9 @@ pub(super) struct Info {
     max_channel_expiry_blocks: u32,
     min_initial_lsp_balance_sat: Text,
     max_initial_lsp_balance_sat: Text,
+    /// Not bLIP-51's: there may be channels that come with the next factory.
+    #[serde(default, rename = "superscalar_next_factory")]
+    next_factory: bool,
 }
 
 /// What is asked for.
@@ -64,6 +67,11 @@ impl Asked {
                 most_sat,
             });
         }
+        let at_birth = matches!(wanted, Wanted::Birth(_));
+        // An order that is refused afterwards is one all the same, for an hour.
+        if at_birth && !info.next_factory {
+            return Err(OrderError::NoBirth);
+        }
         let within = info.min_funding_confirms_within_blocks;
         let least = info.min_required_channel_confirmations;
         let (lives, spare, confirm_within, confirmations) = match wanted {
@@ -81,7 +89,7 @@ impl Asked {
                 .min(info.max_channel_expiry_blocks),
             confirmations,
             confirm_within,
-            at_birth: matches!(wanted, Wanted::Birth(_)),
+            at_birth,
         })
     }
 
@@ -176,6 +184,10 @@ impl Answer {
             ),
             (!self.announce_channel, "the channel would be announced"),
             (
+                asked.at_birth || !self.with_next_factory,
+                "its payment would be held until the next factory is born",
+            ),
+            (
                 bolt11.fee_total_sat.0 == sat,
                 "more than the fee is to be paid",
             ),
@@ -215,6 +227,7 @@ mod tests {
 
     fn info() -> Info {
         let info = json!({
+            "superscalar_next_factory": true,
             "min_required_channel_confirmations": 0,
             "min_funding_confirms_within_blocks": 6,
             "supports_zero_channel_reserve": false,
@@ -279,6 +292,7 @@ mod tests {
             });
             let more = more.as_object().unwrap().clone();
             answer.as_object_mut().unwrap().extend(more);
+            answer["superscalar_next_factory"] = json!(false);
             answer
         };
         let invoice = |payee, msat| InvoiceView {
@@ -303,6 +317,7 @@ mod tests {
             ("/client_balance_sat", json!("1")),
             ("/channel_expiry_blocks", json!(4_319)),
             ("/announce_channel", json!(true)),
+            ("/superscalar_next_factory", json!(true)),
             ("/payment/bolt11/order_total_sat", json!("2001")),
         ] {
             let mut answer = good();
@@ -321,5 +336,11 @@ mod tests {
         };
         assert_eq!(told(json!(true)), Ok(Msat(2_000_000)));
         assert_eq!(told(json!(false)), Err(OrderError::NoBirth));
+        let none = Info {
+            next_factory: false,
+            ..info()
+        };
+        let asked = Asked::new(&none, Amount::from_sat(100_000), Wanted::Birth(None));
+        assert!(matches!(asked, Err(OrderError::NoBirth)));
     }
 }

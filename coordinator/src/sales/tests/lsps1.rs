@@ -283,6 +283,10 @@ async fn a_sale_that_cannot_go_on_is_waited_for_as_long_as_its_payment_is_held()
     look(&world).await;
     assert_eq!(row(&world, sale).await.state, PurchaseState::Paid);
     at(&world, due);
+    // After a start somebody may yet.
+    look(&world).await;
+    assert_eq!(row(&world, sale).await.state, PurchaseState::Paid);
+    world.ctx.sales.looked.store(true, Ordering::Release);
     // Nobody drives it; while somebody does, that is who ends it.
     let mailbox = world.ctx.sales.register(sale);
     look(&world).await;
