@@ -23,7 +23,7 @@ const CAPACITY: Amount = Amount::from_sat(200_000);
 /// In a factory, where the payment does not fit into it ..
 const SMALL: Amount = Amount::from_sat(30_000);
 /// .. and what a new one holds beyond the payment.
-const MARGIN: i64 = 10_000;
+const MARGIN: i64 = 20_000;
 
 /// What channels just in time cost.
 #[derive(Clone, Copy, Debug, Serialize)]
