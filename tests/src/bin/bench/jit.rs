@@ -14,7 +14,7 @@ use signer_client::{JitInvoice, JitOptions, SignerClient};
 
 use crate::cpu;
 use crate::sales::one_of_each_stock;
-use crate::town::{PATIENCE, Rate, Town};
+use crate::town::{PATIENCE, Rate, Town, fill};
 
 /// What each payment moves.
 const PAYMENT: Msat = Msat(50_000_000);
@@ -62,6 +62,8 @@ pub(crate) fn run(payments: u32, from_stock: bool) -> Result<Cost> {
         Town::open("bench-jit", both, CAPACITY, configure)?
     };
     if from_stock {
+        // That they can be paid is when they can buy.
+        runtime.block_on(fill(&world, &wallets, 1_000))?;
         wallets = runtime.block_on(one_of_each_stock(&wallets))?;
     } else {
         // Every channel is funded with coins of its own.
