@@ -270,7 +270,7 @@ pub enum PricesCommand {
     ///
     /// Those that begin with jit are for channels just in time; the others for channels from stocks and for those ordered in advance.
     Set {
-        /// For this client alone: its id, or an unambiguous beginning of it [default: for all].
+        /// For this client alone: its id, or 8 digits or more that it alone begins with [default: for all].
         #[arg(long, value_name = "ID")]
         client: Option<String>,
         /// Fixed price, in satoshi.
@@ -303,7 +303,7 @@ pub enum PricesCommand {
     },
     /// Take back all that was set, for channels from stocks, ordered in advance and just in time.
     Unset {
-        /// For this client: its id, or an unambiguous beginning of it [default: for all].
+        /// For this client: its id, or 8 digits or more that it alone begins with [default: for all].
         #[arg(long, value_name = "ID")]
         client: Option<String>,
     },

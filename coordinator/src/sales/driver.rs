@@ -25,6 +25,7 @@ use crate::context::Context;
 use crate::event::Event;
 use crate::fault;
 use crate::keys::{FreshSeed, random};
+use crate::lightning::Lightning;
 use crate::reputation::Fault;
 use crate::store::sales::{self as rows, ClientChannel, SaleRow};
 use crate::store::{attempts, bonus};
@@ -476,17 +477,15 @@ impl Driver {
         self.write(&Entry::Faults(faults)).await
     }
 
-    /// Whose channels ended, or else did not come about, when everybody had signed for them; nobody's, where we have no node ourselves.
-    async fn count_absent(&mut self, leaves: &[(Leaf, PublicKey)]) -> Result<(), Stop> {
+    /// Whose channels are not there, when everybody had signed for them; nobody's, where we have no node ourselves.
+    async fn count_absent(
+        &mut self,
+        leaves: &[(Leaf, PublicKey)],
+        is_absent: impl Fn(&Lightning, LeafId) -> bool,
+    ) -> Result<(), Stop> {
         let lightning = &self.ctx.lightning;
-        if !lightning.is_up() {
-            return Ok(());
-        }
-        let ended = leaves.iter().any(|(leaf, _)| lightning.is_over(leaf.id));
-        let absent = leaves.iter().filter(|(leaf, _)| match ended {
-            true => lightning.is_over(leaf.id),
-            false => !lightning.stands(leaf.id),
-        });
+        let leaves = leaves.iter().filter(|_| lightning.is_up());
+        let absent = leaves.filter(|(leaf, _)| is_absent(lightning, leaf.id));
         let absent: Vec<_> = absent.map(|(_, peer)| ClientId(peer.serialize())).collect();
         self.count_faults(&FailReason::Silent, &absent, true).await
     }
@@ -547,12 +546,14 @@ impl Driver {
                     return Ok(Ok(()));
                 }
                 Look::Never(why) => {
-                    self.count_absent(&leaves).await?;
+                    // What we could not open ourselves did not end.
+                    self.count_absent(&leaves, Lightning::is_over).await?;
                     return failed(false, &why);
                 }
                 Look::Waits if self.is_due(self.ctx.height()) => return failed(false, TOO_LONG),
                 Look::Waits if Instant::now() >= until => {
-                    self.count_absent(&leaves).await?;
+                    let is_absent = |node: &Lightning, leaf| !node.stands(leaf);
+                    self.count_absent(&leaves, is_absent).await?;
                     return failed(true, NO_CHANNEL);
                 }
                 Look::Waits => {}

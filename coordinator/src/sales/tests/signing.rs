@@ -11,6 +11,7 @@ use factory_tree::ceremony::signer::ChannelSigner;
 use factory_tree::factory::FactoryTx;
 use factory_tree::guard::SignedRecord;
 use factory_tree::kit::ExitKit;
+use factory_tree::sale::Sale;
 use factory_tree::sale::cosigner::{
     CoSigner, CoSignerEffect, CoSignerInput, CoSignerStep, PendingSale, Secrets,
 };
@@ -459,17 +460,23 @@ async fn a_buyer_who_takes_it_back_is_paid_back_until_it_is_complete() {
     assert!(!market.sent_back());
 }
 
-#[tokio::test]
-async fn bound_terms_that_were_abandoned_are_the_buyers_and_nobody_elses() {
+/// The mate is silent when terms are bound, and the buyer takes it back.
+async fn abandoned() -> (Market, Sale) {
     let mut market = Market::paid(|_| {}).await;
-    let (buyer, mate) = (member(0).id(), member(1).id());
-    market.wallets.get_mut(&mate).unwrap().manner = Manner::Silent;
+    market.wallets.get_mut(&member(1).id()).unwrap().manner = Manner::Silent;
     market.come(0).await;
     market.come(1).await;
     let bound = market.until(|row| row.bound.is_some()).await.bound.unwrap();
     let params = json!({ "sale": market.sale });
-    let answer = ask(&market.world, buyer, method::CANCEL, params).await;
+    let answer = ask(&market.world, member(0).id(), method::CANCEL, params).await;
     assert_eq!(answer.unwrap()["state"], "cancelled");
+    (market, bound)
+}
+
+#[tokio::test]
+async fn bound_terms_that_were_abandoned_are_the_buyers_and_nobody_elses() {
+    let (mut market, bound) = abandoned().await;
+    let (buyer, mate) = (member(0).id(), member(1).id());
     assert_eq!(
         quote(&market.world, mate, 30_000).await.unwrap_err(),
         "reserved"
@@ -494,15 +501,8 @@ async fn bound_terms_that_were_abandoned_are_the_buyers_and_nobody_elses() {
 
 #[tokio::test]
 async fn bound_terms_whose_channel_ended_are_quoted_to_nobody() {
-    let mut market = Market::paid(|_| {}).await;
+    let (market, bound) = abandoned().await;
     let (buyer, mate) = (member(0).id(), member(1).id());
-    market.wallets.get_mut(&mate).unwrap().manner = Manner::Silent;
-    market.come(0).await;
-    market.come(1).await;
-    let bound = market.until(|row| row.bound.is_some()).await.bound.unwrap();
-    let params = json!({ "sale": market.sale });
-    let answer = ask(&market.world, buyer, method::CANCEL, params).await;
-    assert_eq!(answer.unwrap()["state"], "cancelled");
     let again = quote(&market.world, buyer, 30_000).await.unwrap();
     let pretended = &market.world.ctx.lightning.pretended;
     let leaf = channel_host::LeafId(bound.bought.leaf_id.0);
