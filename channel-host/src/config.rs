@@ -89,11 +89,18 @@ pub(crate) fn ldk_jit_update() -> ChannelConfigUpdate {
     }
 }
 
+/// What is never left to whatever LDK thinks best.
+fn ldk_over(mut config: UserConfig) -> UserConfig {
+    config.channel_handshake_config.negotiate_scid_privacy = false;
+    // A leaf's channel spends an output that others have signed for: another funding would not be in anybody's exit kit.
+    config.reject_inbound_splices = true;
+    config
+}
+
 impl NodeConfig {
     /// LDK's configuration of this node.
     pub(crate) fn ldk(&self) -> UserConfig {
-        let mut config = UserConfig::default();
-        config.channel_handshake_config.negotiate_scid_privacy = false;
+        let mut config = ldk_over(UserConfig::default());
         config
             .channel_handshake_config
             .negotiate_anchor_zero_fee_commitments = true;
@@ -123,6 +130,18 @@ impl NodeConfig {
         config
     }
 
+    /// LDK's configuration of a channel just in time that we fund.
+    pub(crate) fn ldk_jit(&self, max_to_self_delay: u16) -> UserConfig {
+        let mut config = self.ldk();
+        config.channel_handshake_config.announce_for_forwarding = false;
+        // bLIP-52 wants `option_scid_alias`: nobody pays the client by the number that its funding has in the chain.
+        config.channel_handshake_config.negotiate_scid_privacy = true;
+        config.channel_handshake_limits.their_to_self_delay = max_to_self_delay;
+        // Who wants to see it confirmed would never be paid in time.
+        config.channel_handshake_limits.max_minimum_depth = 0;
+        config
+    }
+
     /// What a client changes for its leaf channels.
     pub(crate) fn ldk_leaf_overrides(&self) -> ChannelConfigOverrides {
         ChannelConfigOverrides {
@@ -141,5 +160,19 @@ impl NodeConfig {
             update_overrides: Some(ldk_jit_update()),
             ..self.ldk_leaf_overrides()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_channel_is_spliced_whatever_ldk_thinks_best() {
+        let theirs = UserConfig {
+            reject_inbound_splices: false,
+            ..UserConfig::default()
+        };
+        assert!(ldk_over(theirs).reject_inbound_splices);
     }
 }

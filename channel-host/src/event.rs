@@ -157,9 +157,11 @@ pub enum NodeEvent {
     },
     /// A payment went through us.
     PaymentForwarded {
+        /// Which one: the same when it is told again.
+        number: [u8; 32],
         /// How much went out.
         amount: Msat,
-        /// What we earned.
+        /// What we earned, without what was kept for opening a channel.
         fee: Msat,
     },
     /// A payment through us was sent back at once.
@@ -300,7 +302,7 @@ pub trait EventSink: Send + Sync + std::fmt::Debug {
     /// Takes one in, durably if it matters. May call the node.
     ///
     /// # Errors
-    /// [`NotTakenIn`] if it could not be stored: it comes again.
+    /// [`NotTakenIn`] if it could not be stored: it comes again, and what comes after it waits. Not for what would be the same then.
     async fn take(&self, event: NodeEvent) -> Result<(), NotTakenIn>;
 }
 

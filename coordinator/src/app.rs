@@ -28,6 +28,7 @@ use crate::event::{Event, Events};
 use crate::keys::NodeKeys;
 use crate::ladder::{self, LadderState};
 use crate::lightning::{self, Lightning, LightningError};
+use crate::limits::Feerates;
 use crate::lsps1::{self, Lsps1};
 use crate::sales::{self, Sales};
 use crate::server::{self, Front};
@@ -219,6 +220,8 @@ impl Coordinator {
             webhooks: Webhooks::default(),
             lsps1: Lsps1::default(),
             sales: Sales::default(),
+            feerates: Feerates::default(),
+            alarms: crate::alarms::Alarms::default(),
         });
         // Before it can be named to clients; a Bitcoin node that is away is waited for.
         lightning::start(&ctx, data.channels()).await?;

@@ -529,7 +529,7 @@ impl Config {
             self.webhooks.max_per_client as u64,
         )?;
         positive("webhooks.timeout_seconds", self.webhooks.timeout_seconds)?;
-        self.jit.check()?;
+        self.jit.check(self.network)?;
         self.lsps1.check()?;
         self.sales.check()?;
         let factory = self.factory_params(&BTreeMap::new())?;

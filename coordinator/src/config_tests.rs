@@ -160,6 +160,15 @@ fn unknown_keys_and_bad_values_are_named() {
             "sales.max_fee_sat",
         ),
         ("[jit]\nfee_ppm = 1000000\n", "jit.fee_ppm"),
+        (
+            "network = \"signet\"\n[jit]\nvalid_seconds = 599\n",
+            "jit.valid_seconds",
+        ),
+        (
+            "network = \"signet\"\n[jit]\nhold_seconds = 89\n",
+            "jit.hold_seconds",
+        ),
+        ("[jit]\nhold_seconds = 0\n", "jit.hold_seconds"),
         ("[factory.set]\nk = 9\n", "k is 9"),
         ("[factory.set]\nkk = 9\n", "kk"),
     ] {

@@ -7,16 +7,19 @@ use chain::ChainSource;
 use chain::wallet::OnchainWallet;
 use tokio::sync::watch;
 
+use crate::alarms::Alarms;
 use crate::ceremony::Ceremonies;
+use crate::clock::unix_time;
 use crate::config::Config;
-use crate::event::Events;
+use crate::event::{Event, Events};
 use crate::keys::NodeKeys;
 use crate::ladder::LadderState;
 use crate::lightning::Lightning;
+use crate::limits::Feerates;
 use crate::lsps1::Lsps1;
 use crate::sales::Sales;
 use crate::sessions::Sessions;
-use crate::store::Store;
+use crate::store::{self, Store, StoreError};
 use crate::trees::Trees;
 use crate::webhooks::Webhooks;
 
@@ -73,6 +76,10 @@ pub struct Context {
     pub lsps1: Lsps1,
     /// Sales from stocks under way.
     pub sales: Sales,
+    /// Feerates for who asks what a channel costs.
+    pub feerates: Feerates,
+    /// What the operator was told of the database.
+    pub alarms: Alarms,
 }
 
 impl Context {
@@ -92,6 +99,27 @@ impl Context {
                 tracing::warn!(%error, "no feerate estimate: using the configured one");
                 FeeRate::from_sat_per_vb_u32(chain.fallback_feerate)
             }
+        }
+    }
+
+    /// Those of many rows that can be read: one that cannot is an alarm, and in nobody else's way.
+    pub(crate) fn readable<T>(&self, rows: Vec<store::Result<T>>) -> Vec<T> {
+        let rows = rows.into_iter();
+        let readable = rows.filter_map(|row| match row {
+            Ok(row) => Some(row),
+            Err(error) => {
+                self.alarm(&error);
+                None
+            }
+        });
+        readable.collect()
+    }
+
+    /// Tells the operator what the database could not do; what is met at every look, or told again and again, only once an hour.
+    pub(crate) fn alarm(&self, error: &StoreError) {
+        let problem = error.to_string();
+        if self.alarms.is_due(&problem, unix_time()) {
+            self.events.emit(Event::StoreFailed { problem });
         }
     }
 

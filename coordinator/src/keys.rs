@@ -90,16 +90,19 @@ impl NodeKeys {
         self.derived(b"superscalar/lsps2/promise", &[])
     }
 
-    /// The preimage of the payment for a sale. It follows from the seed, so that it is in no database.
+    /// The preimage of the payment for a sale by this quote. It follows from the seed, so that it is in no database. A sale that is begun anew is so
+    /// by another quote: an older invoice, which Lightning still takes payments for at its own amount, pays for nothing.
     #[must_use]
-    pub fn sale_preimage(&self, sale: SaleId) -> Zeroizing<[u8; 32]> {
-        self.derived(b"superscalar/sale/preimage", &sale.0)
+    pub fn sale_preimage(&self, sale: SaleId, quote: &str) -> Zeroizing<[u8; 32]> {
+        let quote = sha256::Hash::hash(quote.as_bytes()).to_byte_array();
+        let of = [sale.0.as_slice(), quote.as_slice()].concat();
+        self.derived(b"superscalar/sale/preimage", &of)
     }
 
     /// The hash that names this payment.
     #[must_use]
-    pub fn sale_hash(&self, sale: SaleId) -> PaymentHash {
-        PaymentHash(sha256::Hash::hash(&*self.sale_preimage(sale)).to_byte_array())
+    pub fn sale_hash(&self, sale: SaleId, quote: &str) -> PaymentHash {
+        PaymentHash(sha256::Hash::hash(&*self.sale_preimage(sale, quote)).to_byte_array())
     }
 
     /// The preimage of the payment for an order (LSPS1), as that of a sale.

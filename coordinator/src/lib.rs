@@ -1,6 +1,7 @@
 //! The LSP's service: adapters around `factory-tree`, and the operator's surfaces.
 
 pub mod admin;
+pub mod alarms;
 pub mod app;
 pub mod ceremony;
 pub mod chain_task;

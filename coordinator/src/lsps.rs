@@ -109,6 +109,12 @@ impl LspsService for Lsps {
         served.map(|(number, _)| number).collect()
     }
 
+    fn came(&self, peer: PublicKey) {
+        if let Some(ctx) = self.0.upgrade() {
+            ctx.webhooks.came(ClientId(peer.serialize()));
+        }
+    }
+
     async fn answer(
         &self,
         peer: PublicKey,
@@ -164,5 +170,15 @@ impl LspsService for Lsps {
         self.0
             .upgrade()
             .map_or_else(JitGates::default, |ctx| jit::gates(&ctx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_in_utc_with_milliseconds() {
+        assert_eq!(datetime(1_700_000_000), "2023-11-14T22:13:20.000Z");
     }
 }

@@ -38,6 +38,7 @@ use crate::event::{Event, Events};
 use crate::keys::{FreshSeed, NodeKeys};
 use crate::ladder::LadderState;
 use crate::lightning::Lightning;
+use crate::limits::Feerates;
 use crate::lsps1::Lsps1;
 use crate::sales::Sales;
 use crate::sessions::Sessions;
@@ -514,6 +515,8 @@ async fn context(
         webhooks: Webhooks::default(),
         lsps1: Lsps1::default(),
         sales: Sales::default(),
+        feerates: Feerates::default(),
+        alarms: crate::alarms::Alarms::default(),
     };
     (Arc::new(ctx), reader)
 }

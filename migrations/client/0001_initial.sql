@@ -263,6 +263,13 @@ CREATE TABLE bonus_places (
 ) STRICT;
 CREATE UNIQUE INDEX bonus_places_next ON bonus_places (factory_id) WHERE sale IS NULL;
 
+-- Offers to sell on other terms what this wallet had signed away: only a coordinator that cheats makes one. The first of each factory.
+CREATE TABLE refused_sales (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    found TEXT NOT NULL,
+    height INTEGER NOT NULL
+) STRICT;
+
 -- The way to the coordinator's Lightning node, as it said last. At most one row.
 CREATE TABLE lightning_route (
     id INTEGER PRIMARY KEY CHECK (id = 1),

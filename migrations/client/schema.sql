@@ -257,6 +257,12 @@ CREATE TABLE purchases (
     ended_time INTEGER
 ) STRICT;
 
+CREATE TABLE refused_sales (
+    factory_id BLOB PRIMARY KEY REFERENCES factories (factory_id),
+    found TEXT NOT NULL,
+    height INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE requests (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     request TEXT NOT NULL,

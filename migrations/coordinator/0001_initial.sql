@@ -327,7 +327,7 @@ CREATE TABLE sale (
     jit INTEGER, -- the scid of the just-in-time order, if that is one
     lsps1 TEXT, -- the id of the order of a channel, if that is one
     state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'sold', 'settled', 'cancelled')),
-    held_until INTEGER, -- height at which the held payment expires
+    held_until INTEGER, -- height at which the held payment expires, or that we hold it for if that is sooner
     attempts INTEGER NOT NULL DEFAULT 0,
     bound TEXT, -- JSON: the terms, once a client may have signed them
     chain BLOB, -- our complete signature of the chain transaction
@@ -352,16 +352,19 @@ CREATE TABLE bonus (
     factory BLOB NOT NULL REFERENCES factory (factory),
     position INTEGER NOT NULL,
     sale BLOB REFERENCES sale (sale),
-    capacity_sat INTEGER -- once there is a sale
+    capacity_sat INTEGER, -- once there is a sale
+    acked INTEGER NOT NULL DEFAULT 0 -- whether its client has that sale in its exit kit
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX bonus_next ON bonus (factory, position) WHERE sale IS NULL;
 CREATE INDEX bonus_sale ON bonus (sale);
 
--- Every channel of a signed sale, the buyer's and those of the others; paid: it may carry payments.
+-- Every channel of a signed sale, the buyer's and those of the others; paid: it may carry payments. That of another than the buyer, whom it costs
+-- nothing, as soon as its client can enforce it.
 CREATE VIEW sold_channel AS
     SELECT sale, client, factory, position, place, leaf_id, channel_key, capacity_sat, state = 'settled' AS paid
     FROM sale WHERE sold IS NOT NULL
-    UNION ALL SELECT b.sale, b.client, b.factory, b.position, s.place, b.leaf_id, b.channel_key, b.capacity_sat, s.ended_at IS NOT NULL
+    UNION ALL SELECT b.sale, b.client, b.factory, b.position, s.place, b.leaf_id, b.channel_key, b.capacity_sat,
+    b.acked OR s.ended_at IS NOT NULL
     FROM bonus b JOIN sale s USING (sale) WHERE s.sold IS NOT NULL;
 
 -- What liquidity costs: one row for everybody (no client), and those for single clients. The configuration says it where there is none.
@@ -369,3 +372,16 @@ CREATE TABLE price (
     client BLOB UNIQUE,
     price TEXT NOT NULL -- JSON
 ) STRICT;
+
+-- What we kept of payments that went through us, by day (the Unix time it begins at).
+CREATE TABLE routing (
+    day INTEGER PRIMARY KEY,
+    fee_msat INTEGER NOT NULL
+) STRICT;
+
+-- Those that were counted lately: the node may tell of each again.
+CREATE TABLE forward (
+    number BLOB PRIMARY KEY, -- a hash over the HTLCs that brought it
+    at INTEGER NOT NULL -- Unix time
+) STRICT, WITHOUT ROWID;
+CREATE INDEX forward_at ON forward (at);

@@ -33,7 +33,8 @@ CREATE TABLE bonus (
     factory BLOB NOT NULL REFERENCES factory (factory),
     position INTEGER NOT NULL,
     sale BLOB REFERENCES sale (sale),
-    capacity_sat INTEGER -- once there is a sale
+    capacity_sat INTEGER, -- once there is a sale
+    acked INTEGER NOT NULL DEFAULT 0 -- whether its client has that sale in its exit kit
 ) STRICT, WITHOUT ROWID;
 
 CREATE UNIQUE INDEX bonus_next ON bonus (factory, position) WHERE sale IS NULL;
@@ -102,6 +103,13 @@ CREATE TABLE factory (
 CREATE INDEX factory_round ON factory (ceremony, attempt);
 
 CREATE INDEX factory_state ON factory (state);
+
+CREATE TABLE forward (
+    number BLOB PRIMARY KEY, -- a hash over the HTLCs that brought it
+    at INTEGER NOT NULL -- Unix time
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX forward_at ON forward (at);
 
 CREATE TABLE handover (
     leaf_id BLOB PRIMARY KEY REFERENCES member (leaf_id),
@@ -270,6 +278,11 @@ CREATE TABLE price (
     price TEXT NOT NULL -- JSON
 ) STRICT;
 
+CREATE TABLE routing (
+    day INTEGER PRIMARY KEY,
+    fee_msat INTEGER NOT NULL
+) STRICT;
+
 CREATE TABLE sale (
     number INTEGER PRIMARY KEY,
     sale BLOB NOT NULL UNIQUE,
@@ -291,7 +304,7 @@ CREATE TABLE sale (
     jit INTEGER, -- the scid of the just-in-time order, if that is one
     lsps1 TEXT, -- the id of the order of a channel, if that is one
     state TEXT NOT NULL CHECK (state IN ('ordered', 'paid', 'sold', 'settled', 'cancelled')),
-    held_until INTEGER, -- height at which the held payment expires
+    held_until INTEGER, -- height at which the held payment expires, or that we hold it for if that is sooner
     attempts INTEGER NOT NULL DEFAULT 0,
     bound TEXT, -- JSON: the terms, once a client may have signed them
     chain BLOB, -- our complete signature of the chain transaction
@@ -316,7 +329,8 @@ CREATE INDEX sale_state ON sale (state);
 CREATE VIEW sold_channel AS
     SELECT sale, client, factory, position, place, leaf_id, channel_key, capacity_sat, state = 'settled' AS paid
     FROM sale WHERE sold IS NOT NULL
-    UNION ALL SELECT b.sale, b.client, b.factory, b.position, s.place, b.leaf_id, b.channel_key, b.capacity_sat, s.ended_at IS NOT NULL
+    UNION ALL SELECT b.sale, b.client, b.factory, b.position, s.place, b.leaf_id, b.channel_key, b.capacity_sat,
+    b.acked OR s.ended_at IS NOT NULL
     FROM bonus b JOIN sale s USING (sale) WHERE s.sold IS NOT NULL;
 
 CREATE TABLE sqlite_sequence(name,seq);

@@ -121,10 +121,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Exit code of the command line: 1 failed, 2 usage, 3 unreachable, 4 refused.
+    /// Exit code of the command line: 1 failed, 2 usage, 3 unreachable, 4 refused, or no such thing.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
+            // There is no wallet, or there is one already.
+            Self::Config(ConfigError::Missing { .. } | ConfigError::Exists { .. }) => 4,
             Self::Config(_) | Self::Connection(_) => 2,
             Self::Chain(
                 ChainError::Unreachable { .. }

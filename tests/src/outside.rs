@@ -134,12 +134,27 @@ impl Outside {
     /// An invoice that is reached over its channel with the coordinator.
     pub fn invoice(&self, amount: Msat) -> Result<String> {
         let _guard = self.runtime.enter();
-        Ok(self.node.invoice(&InvoiceRequest {
-            amount: Some(amount),
-            description: "from outside".into(),
-            expiry: Duration::from_secs(3600),
-            hints: vec![],
-        })?)
+        Ok(self.node.invoice(&request(amount))?)
+    }
+
+    /// The same; what is paid waits for [`Self::claim`].
+    pub fn hold_invoice(&self, amount: Msat, hash: PaymentHash) -> Result<String> {
+        let _guard = self.runtime.enter();
+        Ok(self.node.hold_invoice(&request(amount), hash, 0)?)
+    }
+
+    /// Waits until this payment waits, and says at which height it expires.
+    pub fn holds(&self, ours: PaymentHash) -> Result<u32> {
+        self.event("a payment that waits", |event| match event {
+            NodeEvent::PaymentHeld { hash, expiry, .. } if *hash == ours => Some(*expiry),
+            _ => None,
+        })
+    }
+
+    /// Takes the payment that waits for this preimage.
+    pub fn claim(&self, preimage: [u8; 32]) -> Result<()> {
+        let _guard = self.runtime.enter();
+        Ok(self.node.claim(preimage)?)
     }
 
     /// Begins to pay.
@@ -223,5 +238,14 @@ impl Outside {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+}
+
+fn request(amount: Msat) -> InvoiceRequest {
+    InvoiceRequest {
+        amount: Some(amount),
+        description: "from outside".into(),
+        expiry: Duration::from_secs(3600),
+        hints: vec![],
     }
 }

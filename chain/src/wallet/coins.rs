@@ -26,8 +26,10 @@ pub struct WalletCoin {
 pub struct WalletBalance {
     /// Confirmed, mature and free.
     pub confirmed: Amount,
-    /// Unconfirmed, or a block reward that is too young.
+    /// Unconfirmed.
     pub pending: Amount,
+    /// Block rewards that are confirmed, and too young to be spent.
+    pub immature: Amount,
     /// Confirmed and reserved.
     pub locked: Amount,
 }
@@ -41,6 +43,7 @@ impl WalletBalance {
         let sum = self
             .confirmed
             .checked_add(self.pending)
+            .and_then(|sum| sum.checked_add(self.immature))
             .and_then(|sum| sum.checked_add(self.locked));
         sum.ok_or(WalletError::Overflow)
     }
@@ -60,10 +63,12 @@ impl OnchainWallet {
     /// [`WalletError::Overflow`].
     pub async fn balance(&self) -> Result<WalletBalance> {
         let state = self.state.lock().await;
-        let mut parts = [vec![], vec![], vec![]];
-        let [confirmed, pending, locked] = &mut parts;
+        let mut parts = [vec![], vec![], vec![], vec![]];
+        let [confirmed, pending, immature, locked] = &mut parts;
         for output in state.wallet.list_unspent() {
             let part = match state.spendable_since(&output) {
+                // In a block, and yet not to be spent. One in a block that is not here any more is pending.
+                None if state.height_of(&output).is_some() => &mut *immature,
                 None => &mut *pending,
                 Some(_) if state.reserved.contains(&output.outpoint) => &mut *locked,
                 Some(_) => &mut *confirmed,
@@ -73,6 +78,7 @@ impl OnchainWallet {
         Ok(WalletBalance {
             confirmed: sum(&*confirmed)?,
             pending: sum(&*pending)?,
+            immature: sum(&*immature)?,
             locked: sum(&*locked)?,
         })
     }
@@ -136,12 +142,18 @@ impl OnchainWallet {
 }
 
 impl State {
-    /// The height of a coin that the next block may spend.
-    pub(super) fn spendable_since(&self, output: &LocalOutput) -> Option<u32> {
+    /// The height of the block that a coin is in.
+    fn height_of(&self, output: &LocalOutput) -> Option<u32> {
         let ChainPosition::Confirmed { anchor, .. } = &output.chain_position else {
             return None;
         };
         let height = anchor.block_id.height;
+        (height <= self.tip_height).then_some(height)
+    }
+
+    /// The height of a coin that the next block may spend.
+    pub(super) fn spendable_since(&self, output: &LocalOutput) -> Option<u32> {
+        let height = self.height_of(output)?;
         let depth = self.tip_height.checked_sub(height)?.checked_add(1)?;
         let coinbase = self
             .wallet

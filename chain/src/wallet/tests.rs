@@ -25,6 +25,7 @@ fn balance(confirmed: u64, pending: u64, locked: u64) -> WalletBalance {
     WalletBalance {
         confirmed: sat(confirmed),
         pending: sat(pending),
+        immature: Amount::ZERO,
         locked: sat(locked),
     }
 }
@@ -111,7 +112,7 @@ async fn a_block_that_does_not_connect_is_refused() {
 }
 
 #[tokio::test]
-async fn a_young_block_reward_is_pending() {
+async fn a_young_block_reward_is_immature() {
     let (wallet, mut chain, _) = wallet_with(&[]).await;
     let script_pubkey = wallet.new_address().await.unwrap().script_pubkey();
     let reward = Transaction {
@@ -129,7 +130,12 @@ async fn a_young_block_reward_is_pending() {
     for _ in 0..98 {
         wallet.apply(&chain.mine(vec![])).await.unwrap();
     }
-    assert_eq!(wallet.balance().await.unwrap(), balance(0, 50_000, 0));
+    let immature = WalletBalance {
+        immature: sat(50_000),
+        ..WalletBalance::default()
+    };
+    assert_eq!(wallet.balance().await.unwrap(), immature);
+    assert_eq!(immature.total().unwrap(), sat(50_000));
     wallet.apply(&chain.mine(vec![])).await.unwrap();
     assert_eq!(wallet.balance().await.unwrap(), balance(50_000, 0, 0));
 }

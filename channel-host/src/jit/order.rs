@@ -109,7 +109,7 @@ impl Default for JitGates {
     fn default() -> Self {
         Self {
             held: 256,
-            patience: Duration::from_secs(60),
+            patience: Duration::from_secs(90),
         }
     }
 }

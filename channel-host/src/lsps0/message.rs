@@ -19,7 +19,7 @@ pub(super) enum Incoming {
         id: String,
         outcome: Result<Value, RpcError>,
     },
-    /// A notification, or an answer to nothing: neither is answered.
+    /// An answer to nothing: two nodes that answered those would never stop.
     Remark,
 }
 
@@ -35,35 +35,49 @@ struct Raw {
 
 /// Reads a message; an error is what to answer, and to which id.
 pub(super) fn read(bytes: &[u8]) -> Result<Incoming, (Value, RpcError)> {
-    let no_json = |_| (Value::Null, RpcError::new(-32_700, "parse error"));
-    let invalid = |what: &str| RpcError::new(-32_600, format!("invalid request: {what}"));
-    let value: Value = serde_json::from_slice(bytes).map_err(no_json)?;
+    // bLIP-50's "bad message format": one answer to all that is no request, also where JSON-RPC has another, or none (notifications).
+    let bad = |what: &str| {
+        let error = RpcError::new(-32_700, format!("parse error: {what}"));
+        (Value::Null, error)
+    };
+    let value: Value = serde_json::from_slice(bytes).map_err(|_| bad("it is not JSON"))?;
     // A struct would be read from an array, too.
-    if !value.is_object() {
-        return Err((Value::Null, invalid("it is not an object")));
-    }
-    let misread = |_| (Value::Null, invalid("a member is of the wrong kind"));
-    let raw: Raw = serde_json::from_value(value).map_err(misread)?;
-    let Some(method) = raw.method else {
+    let Value::Object(members) = &value else {
+        return Err(bad("it is not an object"));
+    };
+    let has = |name: &str| members.contains_key(name);
+    let is_answer = !has("method") && (has("result") || has("error"));
+    let raw: Raw = match serde_json::from_value(value) {
+        Ok(raw) => raw,
+        Err(_) if is_answer => return Ok(Incoming::Remark),
+        Err(_) => return Err(bad("a member is of the wrong kind")),
+    };
+    if is_answer {
         let outcome = raw.error.map_or(Ok(raw.result.unwrap_or_default()), Err);
         return Ok(match raw.id {
             Some(Value::String(id)) => Incoming::Answer { id, outcome },
             _ => Incoming::Remark,
         });
-    };
-    let id = match raw.id {
-        Some(Value::String(id)) => id,
-        // JSON-RPC's notifications have no id, and are never answered.
-        None => return Ok(Incoming::Remark),
-        Some(_) => return Err((Value::Null, invalid("id is not a string"))),
-    };
-    if raw.jsonrpc.as_deref() != Some("2.0") {
-        return Err((id.into(), invalid("jsonrpc is not \"2.0\"")));
     }
+    if raw.jsonrpc.as_deref() != Some("2.0") {
+        return Err(bad("jsonrpc is not \"2.0\""));
+    }
+    let (Some(method), Some(Value::String(id))) = (raw.method, raw.id) else {
+        return Err(bad("method and id, both strings, are missing"));
+    };
     match raw.params {
+        None => Ok(Incoming::Question {
+            id,
+            method,
+            params: Map::new(),
+        }),
         Some(Value::Object(params)) => Ok(Incoming::Question { id, method, params }),
-        // bLIP-50: by name only.
-        _ => Err((id.into(), invalid("params is not an object"))),
+        // A request to JSON-RPC, and not to bLIP-50: by name only.
+        Some(Value::Array(_)) => {
+            let error = RpcError::invalid_params("params is an array; give them by name");
+            Err((id.into(), error))
+        }
+        Some(_) => Err(bad("params is not an object")),
     }
 }
 

@@ -1,8 +1,9 @@
 //! LSPS0 (bLIP-50): questions and answers between Lightning peers, JSON-RPC 2.0 in messages of type 37913.
 //!
 //! What is asked is for the host to answer ([`LspsService`]): this is the transport. It holds little for a peer: some questions at once, each no
-//! larger than a Lightning message.
+//! larger than a Lightning message, and serves all in turn.
 
+mod inbox;
 mod message;
 mod transport;
 
@@ -13,7 +14,8 @@ use serde_json::{Map, Value, json};
 
 use crate::jit::{JitGates, JitGround, JitOpening};
 
-pub(crate) use transport::{Lsps0, Questions};
+pub(crate) use inbox::AT_ONCE;
+pub(crate) use transport::Lsps0;
 
 /// An answer that says no (JSON-RPC 2.0, section 5.1).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -79,6 +81,11 @@ pub fn read_params<T: serde::de::DeserializeOwned>(
         .map_err(|error| RpcError::invalid_params(format!("invalid parameters: {error}")))
 }
 
+/// A name for a question of ours: bLIP-50 asks for 80 random bits at least.
+pub(crate) fn fresh_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
 /// Who answers. An answer counts as given when it is returned: what it promises is stored before.
 #[async_trait]
 pub trait LspsService: Send + Sync + std::fmt::Debug {
@@ -95,6 +102,9 @@ pub trait LspsService: Send + Sync + std::fmt::Debug {
         method: &str,
         params: Map<String, Value>,
     ) -> Result<Value, RpcError>;
+
+    /// A peer is connected: told while Lightning waits, so this is short.
+    fn came(&self, _peer: PublicKey) {}
 
     /// The last word before a channel is opened for a payment that waits: what it says yes to may cost money. Where the channel is a leaf's it is
     /// asked again and again, until that one may be used or something else is said.

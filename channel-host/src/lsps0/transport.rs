@@ -11,9 +11,11 @@ use lightning::ln::peer_handler::CustomMessageHandler;
 use lightning::ln::wire::{CustomMessageReader, Type};
 use lightning::types::features::{InitFeatures, NodeFeatures};
 use lightning::util::ser::{LengthLimitedRead, Writeable, Writer};
-use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, oneshot};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
 
+use super::inbox::{Inbox, Question};
 use super::message::{self, Incoming};
 use super::{LspsService, RpcError};
 
@@ -21,9 +23,6 @@ use super::{LspsService, RpcError};
 const MESSAGE_TYPE: u16 = 37_913;
 /// bLIP-50's `option_supports_lsps`, the odd bit.
 const FEATURE: usize = 729;
-/// Questions that wait for an answer: of one peer, and of all. What is above is not answered: clients ask again.
-const PER_PEER: usize = 8;
-const WAITING: usize = 128;
 /// The longest message that is read. JSON takes a hundred times its length in memory, and no question of LSPS1, 2 or 5 is as long.
 const LONGEST: usize = 8 * 1024;
 /// How long an answer may take; tests do not wait as long.
@@ -45,47 +44,45 @@ impl Writeable for RawMessage {
     }
 }
 
-/// A question that waits.
-#[derive(Debug)]
-pub(crate) struct Question {
-    peer: PublicKey,
-    id: String,
-    method: String,
-    params: Map<String, Value>,
-}
-
-/// Questions in the order they came.
-pub(crate) type Questions = mpsc::Receiver<Question>;
-
 type Outcome = Result<Value, RpcError>;
 
 #[derive(Debug, Default)]
 struct State {
     /// What LDK is to send.
     out: Vec<(PublicKey, RawMessage)>,
-    /// How many questions of each peer wait.
-    waiting: HashMap<PublicKey, usize>,
+    /// What peers ask.
+    inbox: Inbox,
     /// Who waits for which answer.
     asked: HashMap<(PublicKey, String), oneshot::Sender<Outcome>>,
 }
 
 /// The transport of one node.
-#[derive(Debug)]
 pub(crate) struct Lsps0 {
     service: Option<Arc<dyn LspsService>>,
-    inbox: mpsc::Sender<Question>,
+    /// Whether a peer has no channel with us.
+    is_stranger: Box<dyn Fn(&PublicKey) -> bool + Send + Sync>,
     state: Mutex<State>,
+    /// The inbox has changed.
+    news: Notify,
+}
+
+impl std::fmt::Debug for Lsps0 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lsps0").finish_non_exhaustive()
+    }
 }
 
 impl Lsps0 {
-    pub(crate) fn new(service: Option<Arc<dyn LspsService>>) -> (Self, Questions) {
-        let (inbox, questions) = mpsc::channel(WAITING);
-        let transport = Self {
+    pub(crate) fn new(
+        service: Option<Arc<dyn LspsService>>,
+        is_stranger: impl Fn(&PublicKey) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self {
             service,
-            inbox,
+            is_stranger: Box::new(is_stranger),
             state: Mutex::default(),
-        };
-        (transport, questions)
+            news: Notify::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -118,58 +115,60 @@ impl Lsps0 {
         self.state().asked.remove(&(peer, id.to_owned()));
     }
 
+    async fn next(&self) -> Question {
+        loop {
+            // Before the look: what comes in between is news, too.
+            let news = self.news.notified();
+            let question = self.state().inbox.next();
+            if let Some(question) = question {
+                return question;
+            }
+            news.await;
+        }
+    }
+
     /// Answers the next question; the answer is LDK's to send then.
-    pub(crate) async fn serve_one(&self, questions: &mut Questions) {
-        let Some(question) = questions.recv().await else {
-            // The sender is ours.
-            return std::future::pending().await;
-        };
+    pub(crate) async fn serve_one(&self) {
+        let question = self.next().await;
         let (peer, id) = (question.peer, question.id.clone());
-        let outcome = tokio::time::timeout(PATIENCE, self.outcome(question)).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(RpcError::internal()));
+        // A set of one: what panics ends there, and what is given up with us is ended.
+        let mut answering = JoinSet::new();
+        answering.spawn(outcome(self.service.clone(), question));
+        let outcome = match tokio::time::timeout(PATIENCE, answering.join_next()).await {
+            Ok(Some(Ok(outcome))) => outcome,
+            Ok(Some(Err(error))) => {
+                tracing::error!(%peer, %error, "a question was not answered");
+                Err(RpcError::internal())
+            }
+            // It took too long.
+            Ok(None) | Err(_) => Err(RpcError::internal()),
+        };
         self.answer(peer, &id.into(), &outcome);
-        self.done(peer);
-    }
-
-    async fn outcome(&self, question: Question) -> Outcome {
-        let service = self.service.as_ref().ok_or(RpcError::unknown_method())?;
-        match question.method.clone().as_str() {
-            "lsps0.list_protocols" => {
-                let names: Vec<String> = question.params.keys().cloned().collect();
-                if !names.is_empty() {
-                    return Err(RpcError::unrecognized(&names));
-                }
-                Ok(json!({ "protocols": service.protocols() }))
-            }
-            method => {
-                let Question { peer, params, .. } = question;
-                service.answer(peer, method, params).await
-            }
-        }
-    }
-
-    fn done(&self, peer: PublicKey) {
-        let mut state = self.state();
-        let left = state.waiting.get_mut(&peer).map(|count| {
-            *count = count.saturating_sub(1);
-            *count
-        });
-        if left == Some(0) {
-            state.waiting.remove(&peer);
-        }
+        self.state().inbox.done(peer);
+        self.news.notify_waiters();
     }
 
     fn asked(&self, question: Question) {
-        let peer = question.peer;
-        let has_room = {
-            let mut state = self.state();
-            let waiting = state.waiting.entry(peer).or_default();
-            let has_room = *waiting < PER_PEER;
-            *waiting += usize::from(has_room);
-            has_room
-        };
-        if has_room && self.inbox.try_send(question).is_err() {
-            self.done(peer);
+        // LDK's locks are not taken while ours is held.
+        let is_stranger = (self.is_stranger)(&question.peer);
+        self.state().inbox.add(question, is_stranger);
+        self.news.notify_waiters();
+    }
+}
+
+async fn outcome(service: Option<Arc<dyn LspsService>>, question: Question) -> Outcome {
+    let service = service.ok_or(RpcError::unknown_method())?;
+    match question.method.clone().as_str() {
+        "lsps0.list_protocols" => {
+            let names: Vec<String> = question.params.keys().cloned().collect();
+            if !names.is_empty() {
+                return Err(RpcError::unrecognized(&names));
+            }
+            Ok(json!({ "protocols": service.protocols() }))
+        }
+        method => {
+            let Question { peer, params, .. } = question;
+            service.answer(peer, method, params).await
         }
     }
 }
@@ -199,18 +198,13 @@ impl CustomMessageHandler for Lsps0 {
         message: RawMessage,
         peer: PublicKey,
     ) -> Result<(), LightningError> {
-        if message.0.len() > LONGEST {
+        let said = if message.0.len() > LONGEST {
             let too_long = RpcError::new(-32_600, format!("longer than {LONGEST} bytes"));
-            self.answer(peer, &Value::Null, &Err(too_long));
-            return Ok(());
-        }
-        match message::read(&message.0) {
-            Ok(Incoming::Question { id, method, params }) => self.asked(Question {
-                peer,
-                id,
-                method,
-                params,
-            }),
+            Err((Value::Null, too_long))
+        } else {
+            message::read(&message.0)
+        };
+        match said {
             Ok(Incoming::Answer { id, outcome }) => {
                 let waiting = self.state().asked.remove(&(peer, id));
                 if let Some(tell) = waiting {
@@ -219,7 +213,18 @@ impl CustomMessageHandler for Lsps0 {
                 }
             }
             Ok(Incoming::Remark) => {}
-            Err((id, error)) => self.answer(peer, &id, &Err(error)),
+            // bLIP-50: who only asks ignores all else.
+            _ if self.service.is_none() => {}
+            Ok(Incoming::Question { id, method, params }) => self.asked(Question {
+                peer,
+                id,
+                method,
+                params,
+            }),
+            Err((id, error)) => {
+                tracing::debug!(%peer, %error, "a message is no request");
+                self.answer(peer, &id, &Err(error));
+            }
         }
         Ok(())
     }
@@ -234,7 +239,10 @@ impl CustomMessageHandler for Lsps0 {
         state.out.retain(|(to, _)| *to != peer);
     }
 
-    fn peer_connected(&self, _: PublicKey, _: &Init, _: bool) -> Result<(), ()> {
+    fn peer_connected(&self, peer: PublicKey, _: &Init, _: bool) -> Result<(), ()> {
+        if let Some(service) = &self.service {
+            service.came(peer);
+        }
         Ok(())
     }
 

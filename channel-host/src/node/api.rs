@@ -94,6 +94,14 @@ impl Node {
         self.core.order_over(hash)
     }
 
+    /// For whoever cannot book a [`crate::NodeEvent::JitFunded`]: gives the channel up that it is about, and returns `Ok` for the event then.
+    ///
+    /// # Errors
+    /// [`NodeError::UnknownChannel`], and LDK's refusal: then the event must not be taken in.
+    pub fn refuse_jit_funding(&self, scid: u64) -> Result<(), NodeError> {
+        self.core.refuse_jit_funding(scid)
+    }
+
     /// Whether enough of a payment waits here for the channel of the order with this number.
     pub fn jit_waits(&self, scid: u64) -> bool {
         self.core.jit_waits(scid)
@@ -267,6 +275,11 @@ impl Node {
     /// [`NodeError::Refused`] if there is none, or if it could not be enforced any more: then it is sent back.
     pub fn claim(&self, preimage: [u8; 32]) -> Result<(), NodeError> {
         self.core.claim(preimage)
+    }
+
+    /// Whether anything of this hash is here that is not on its way back. Right after a start as well: LDK has stored what is held.
+    pub fn holds(&self, hash: PaymentHash) -> bool {
+        self.core.holds(hash)
     }
 
     /// Sends a held payment back.

@@ -84,7 +84,10 @@ impl Core {
                     if moving {
                         self.manager.process_pending_htlc_forwards();
                     }
-                    idle = !moving && self.monitors.pending_operation_count() == 0;
+                    idle = !moving
+                        && self.monitors.pending_operation_count() == 0
+                        && !self.replay.is_due()
+                        && !self.monitors_replay.is_due();
                 }
             }
             let done = match looked {
@@ -142,18 +145,27 @@ impl Core {
 
     /// Handles what LDK has to say, sends what it has to send, stores what it has to store.
     pub(super) async fn settle(&self) -> Result<(), NodeError> {
-        self.manager
-            .process_pending_events_async(|event| self.handle(event))
-            .await;
-        self.monitors
-            .process_pending_events_async(|event| self.handle(event))
-            .await;
+        // One queue's pause keeps nothing of the other's back.
+        if self.replay.begin() {
+            self.manager
+                .process_pending_events_async(|event| self.handle(event, &self.replay))
+                .await;
+            self.replay.end();
+        }
+        if self.monitors_replay.begin() {
+            self.monitors
+                .process_pending_events_async(|event| self.handle(event, &self.monitors_replay))
+                .await;
+            self.monitors_replay.end();
+        }
         self.peers.process_events();
         if self.save()? {
             // What waited for its monitor may go out now.
             self.peers.process_events();
         }
-        self.note_settled();
+        if !self.monitors_replay.is_paused() {
+            self.note_settled();
+        }
         self.parts_step().await
     }
 

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use bitcoin::hashes::{Hash, HashEngine, sha256};
 use lightning::events::bump_transaction::BumpTransactionEvent;
-use lightning::events::{Event, PaymentFailureReason, ReplayEvent};
+use lightning::events::{Event, InboundHTLCLocator, PaymentFailureReason, ReplayEvent};
 use lightning::routing::scoring::ScoreUpdate;
 use lightning::types::payment::PaymentHash as LdkHash;
 
 use super::Core;
 use super::exit::is_worth_it;
 use super::payments::NO_WAY;
+use super::replay::Replay;
 use crate::clock::since_epoch;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent, NotTakenIn, PaymentHash};
@@ -48,9 +50,21 @@ fn failure(reason: PaymentFailureReason) -> String {
     }
 }
 
+/// A forward's number: the same whenever LDK tells of it.
+fn number_of(htlcs: &[InboundHTLCLocator]) -> [u8; 32] {
+    let mut engine = sha256::Hash::engine();
+    for htlc in htlcs {
+        engine.input(&htlc.channel_id.0);
+        engine.input(&htlc.htlc_id.unwrap_or_default().to_be_bytes());
+    }
+    sha256::Hash::from_engine(engine).to_byte_array()
+}
+
 impl Core {
-    pub(super) async fn handle(&self, event: Event) -> Result<(), ReplayEvent> {
+    /// `replay`: that of the queue the event is from.
+    pub(super) async fn handle(&self, event: Event, replay: &Replay) -> Result<(), ReplayEvent> {
         self.handle_one(event).await.map_err(|again| {
+            replay.failed();
             match again {
                 Again::Node(error) => tracing::warn!(%error, "a Lightning event is handled later"),
                 Again::Host => tracing::warn!("a Lightning event is told again later"),
@@ -148,24 +162,28 @@ impl Core {
                 reason,
                 channel_funding_txo,
                 ..
-            } => match self.book.by_channel(user_channel_id) {
-                Some(leaf) => {
-                    if let Some(order) = self.jit.by_channel(user_channel_id) {
-                        self.jit_closed(&order, &reason.to_string()).await?;
+            } => {
+                // Stored before it is told: else a crash would open a channel again that everybody takes for closed.
+                self.save().map_err(NodeError::from)?;
+                match self.book.by_channel(user_channel_id) {
+                    Some(leaf) => {
+                        if let Some(order) = self.jit.by_channel(user_channel_id) {
+                            self.jit_closed(&order, &reason.to_string()).await?;
+                        }
+                        let funded = channel_funding_txo.is_some();
+                        self.leaf_closed(leaf, reason, funded).await
                     }
-                    let funded = channel_funding_txo.is_some();
-                    self.leaf_closed(leaf, reason, funded).await
-                }
-                None => {
-                    let reason = reason.to_string();
-                    if let Some(order) = self.jit.by_channel(user_channel_id) {
-                        self.jit_closed(&order, &reason).await?;
+                    None => {
+                        let reason = reason.to_string();
+                        if let Some(order) = self.jit.by_channel(user_channel_id) {
+                            self.jit_closed(&order, &reason).await?;
+                        }
+                        let id = u64::try_from(user_channel_id).unwrap_or(0);
+                        self.bought_closed(id).await?;
+                        self.told(NodeEvent::ChannelClosed { id, reason }).await
                     }
-                    let id = u64::try_from(user_channel_id).unwrap_or(0);
-                    self.bought_closed(id).await?;
-                    self.told(NodeEvent::ChannelClosed { id, reason }).await
                 }
-            },
+            }
             Event::PaymentClaimable {
                 payment_hash,
                 purpose,
@@ -243,6 +261,7 @@ impl Core {
                 self.jit_claimed(&prev_htlcs, opening).await?;
                 let earned = total_fee_earned_msat.unwrap_or(0);
                 self.told(NodeEvent::PaymentForwarded {
+                    number: number_of(&prev_htlcs),
                     amount: Msat(outbound_amount_forwarded_msat),
                     fee: Msat(earned.saturating_sub(opening)),
                 })

@@ -362,11 +362,7 @@ impl Core {
     }
 
     fn jit_create(&self, order: &JitOrder, capacity: Amount, id: u128) -> Result<(), NodeError> {
-        let mut config = self.config.ldk();
-        config.channel_handshake_config.announce_for_forwarding = false;
-        config.channel_handshake_limits.their_to_self_delay = order.max_to_self_delay;
-        // Who wants to see it confirmed would never be paid in time.
-        config.channel_handshake_limits.max_minimum_depth = 0;
+        let config = self.config.ldk_jit(order.max_to_self_delay);
         let capacity = capacity.to_sat();
         self.manager
             .create_channel(order.client, capacity, 0, id, None, Some(config))?;

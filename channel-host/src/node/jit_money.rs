@@ -14,6 +14,11 @@ use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent};
 use crate::jit::{Record, Stage};
 
+fn has_alias(channel: &ChannelDetails) -> bool {
+    let kind = channel.channel_type.as_ref();
+    kind.is_some_and(|kind| kind.supports_scid_privacy())
+}
+
 impl Core {
     /// Pays for an order's channel; if that fails, there is none.
     pub(super) async fn jit_fund(
@@ -26,6 +31,11 @@ impl Core {
         // A client that answers when the payment is gone gets nothing paid for.
         if !self.jit_is_waited_for(record) {
             self.reject(channel, "no payment waits for the channel any more");
+            return Ok(());
+        }
+        // LDK offers a client that refuses other kinds of channels, which bLIP-52 does not allow here.
+        if !channel_of(&self.manager.list_channels(), record).is_some_and(has_alias) {
+            self.reject(channel, "the client does not take option_scid_alias");
             return Ok(());
         }
         let funding = match self.jit_funding(record, value, script).await {
@@ -58,6 +68,20 @@ impl Core {
             tracing::warn!(?error, "a just-in-time channel cannot be funded");
             self.reject(channel, "the channel cannot be funded");
         }
+        Ok(())
+    }
+
+    /// The host cannot book what this order's channel costs: it is given up before its funding is given to LDK.
+    pub(super) fn refuse_jit_funding(&self, scid: u64) -> Result<(), NodeError> {
+        let record = self.jit.get(scid).ok_or(NodeError::UnknownChannel)?;
+        let channels = self.manager.list_channels();
+        let channel = channel_of(&channels, &record).ok_or(NodeError::UnknownChannel)?;
+        let why = "the channel cannot be funded".to_owned();
+        self.manager.force_close_broadcasting_latest_txn(
+            &channel.channel_id,
+            &channel.counterparty.node_id,
+            why,
+        )?;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use bitcoin::secp256k1::PublicKey;
 use serde_json::Value;
 
 use super::Core;
-use crate::lsps0::{AskError, Lsps0, Questions};
+use crate::lsps0::{AskError, Lsps0, fresh_id};
 
 /// How long an answer is waited for.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -26,10 +26,10 @@ impl Drop for Asked<'_> {
 }
 
 impl Core {
-    /// Answers questions, one after another.
-    pub(super) async fn serve(self: Arc<Self>, mut questions: Questions) {
+    /// Answers questions, one after another; others do beside.
+    pub(super) async fn serve(self: Arc<Self>) {
         loop {
-            self.lsps.serve_one(&mut questions).await;
+            self.lsps.serve_one().await;
             self.peers.process_events();
         }
     }
@@ -43,8 +43,7 @@ impl Core {
         if !self.is_connected(&peer) {
             return Err(AskError::Away(peer));
         }
-        // bLIP-50 asks for 80 random bits at least.
-        let id = format!("{:032x}", rand::random::<u128>());
+        let id = fresh_id();
         let answer = self.lsps.ask(peer, &id, method, params);
         // Whoever asked may stop waiting.
         let _asked = Asked {

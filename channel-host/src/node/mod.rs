@@ -25,6 +25,7 @@ mod parts;
 mod payments;
 mod peers;
 mod persist;
+mod replay;
 mod retire;
 mod settlement;
 mod start;
@@ -155,6 +156,10 @@ struct Core {
     sweep_target: Arc<SweepTarget>,
     /// Held while the manager and then the monitors are written.
     saving: std::sync::Mutex<()>,
+    /// Of the manager's events.
+    replay: replay::Replay,
+    /// Of the monitors' events.
+    monitors_replay: replay::Replay,
     /// The height up to which LDK's events were handled.
     settled_at: AtomicU32,
     /// Open leaves that LDK did not know at the start.

@@ -9,6 +9,7 @@ use bitcoin::secp256k1::PublicKey;
 use lightning::bolt11_invoice::Bolt11Invoice;
 use lightning::chain::channelmonitor::Balance;
 use lightning::events::{Event, PaymentPurpose};
+use lightning::ln::channel_state::{InboundHTLCDetails, InboundHTLCStateDetails};
 use lightning::ln::channelmanager::{OptionalBolt11PaymentParams, PaymentId};
 use lightning::ln::outbound_payment::{
     Bolt11PaymentError, RecipientOnionFields, Retry, RetryableSendFailure,
@@ -623,6 +624,20 @@ impl Core {
             }
         }
         parts
+    }
+
+    /// Whether any part of a payment is here that is not on its way back. One that somebody adds under its hash and has sent back, or keeps, changes
+    /// nothing about what is held.
+    pub(super) fn holds(&self, hash: PaymentHash) -> bool {
+        let hash = LdkHash(hash.0);
+        let channels = self.manager.list_channels();
+        let goes_back = |htlc: &InboundHTLCDetails| {
+            htlc.payment_hash == hash
+                && htlc.state == Some(InboundHTLCStateDetails::AwaitingRemoteRevokeToRemoveFail)
+        };
+        let htlcs = channels.iter().flat_map(|one| &one.pending_inbound_htlcs);
+        let going = htlcs.filter(|htlc| goes_back(htlc)).count();
+        self.held_parts(hash).len() > going
     }
 
     pub(super) fn fail(&self, hash: PaymentHash) {

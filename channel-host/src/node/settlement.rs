@@ -35,7 +35,7 @@ const fn value(output: &SpendableOutputDescriptor) -> Amount {
 }
 
 impl Core {
-    /// LDK's events of all blocks up to this height were handled: what left a monitor is with the sweeper.
+    /// The monitors' events of all blocks up to this height were handled: what left a monitor is with the sweeper.
     pub(super) fn note_settled(&self) {
         let height = self.book.height();
         self.settled_at.store(height, Ordering::Release);

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, RwLock};
 
+use bitcoin::secp256k1::PublicKey;
 use chain::Follower;
 use lightning::chain::channelmonitor::ChannelMonitor;
 use lightning::chain::{BlockLocator, Listen};
@@ -30,7 +31,7 @@ use super::parts::fail_unsent;
 use super::*;
 use crate::clock::since_epoch;
 use crate::error::NodeError;
-use crate::lsps0::Questions;
+use crate::lsps0::AT_ONCE;
 use crate::store::{Change, EntryKey};
 
 /// Updates a monitor may have on the disk beside it before it is written whole.
@@ -65,16 +66,14 @@ impl Node {
             }
         };
         let listen = listener.as_ref().and_then(|open| open.local_addr().ok());
-        let (core, follower, packages, questions) = load(config).await?;
+        let (core, follower, packages) = load(config).await?;
         let (stop, stopped) = watch::channel(false);
         let submitter = submit_all(Arc::clone(&core.config.chain), packages);
-        let serving = Arc::clone(&core).serve(questions);
         let looking = Arc::clone(&core).look_for_fundings();
-        let mut helpers = vec![
-            tokio::spawn(submitter),
-            tokio::spawn(serving),
-            tokio::spawn(looking),
-        ];
+        let mut helpers = vec![tokio::spawn(submitter), tokio::spawn(looking)];
+        for _ in 0..AT_ONCE {
+            helpers.push(tokio::spawn(Arc::clone(&core).serve()));
+        }
         let (drives, driven) = watch::channel(());
         let driving = Arc::clone(&core).drive(follower, stopped);
         let driver = tokio::spawn(async move {
@@ -133,7 +132,6 @@ async fn load(
         Arc<Core>,
         Follower,
         tokio::sync::mpsc::UnboundedReceiver<Vec<bitcoin::Transaction>>,
-        Questions,
     ),
     NodeError,
 > {
@@ -329,8 +327,13 @@ async fn load(
     let side = config.side;
     let gossip = Hearsay::new(gossip, Arc::clone(&graph), Arc::clone(&manager), side);
     let ignore = Arc::new(IgnoringMessageHandler {});
-    let (lsps, questions) = Lsps0::new(config.lsps.clone());
-    let lsps = Arc::new(lsps);
+    let known = Arc::clone(&manager);
+    let is_stranger = move |peer: &PublicKey| {
+        let channels = known.list_channels_with_counterparty(peer);
+        // One that is not ready costs its opener nothing.
+        !channels.iter().any(|channel| channel.is_channel_ready)
+    };
+    let lsps = Arc::new(Lsps0::new(config.lsps.clone(), is_stranger));
     let handler = MessageHandler {
         chan_handler: Arc::clone(&manager),
         route_handler: Arc::new(gossip),
@@ -384,6 +387,8 @@ async fn load(
         sweeper,
         sweep_target,
         saving: std::sync::Mutex::default(),
+        replay: super::replay::Replay::default(),
+        monitors_replay: super::replay::Replay::default(),
         settled_at: AtomicU32::new(0),
         lost: Vec::new(),
         waiting: std::sync::Mutex::default(),
@@ -392,5 +397,5 @@ async fn load(
     };
     core.jit_remember();
     core.lost = core.settle_leaves().await?;
-    Ok((Arc::new(core), follower, packages, questions))
+    Ok((Arc::new(core), follower, packages))
 }

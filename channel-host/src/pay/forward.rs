@@ -264,7 +264,8 @@ fn channels_with<'a>(
 }
 
 /// The channel LDK will take, whatever we name: of those with room the one with the least (`process_forward_htlcs`). If that is a gated one, the
-/// payment is refused; what still slips into one by a race is refused by the client, who claims nothing there.
+/// payment is refused, even if another has room: naming that would not help. What still slips into one by a race is refused by the client, who claims
+/// nothing there.
 fn likely_channel<'a, 'b>(
     with_peer: &'b [WithLeaf<'a>],
     amount_msat: u64,

@@ -43,6 +43,8 @@ pub async fn create(
         wanted,
         told: None,
     });
+    // As long as nobody of it is claimed for this one.
+    let waits_for = waits_for(ctx, &wish).await;
     let id = ceremony::create(ctx, wish, shutdown)
         .await
         .map_err(|error| create_error(&error))?;
@@ -51,6 +53,7 @@ pub async fn create(
     let started = Out::Started(Started {
         ceremony: id.0.to_vec().into(),
         clients,
+        waits_for,
     });
     // The queue is empty.
     let _ = out.try_send(Ok(event(started)));
@@ -58,6 +61,30 @@ pub async fn create(
         tokio::spawn(follow(Arc::clone(ctx), id, gathering, events, out));
     }
     Ok(ReceiverStream::new(stream))
+}
+
+/// Whom a ceremony has to wait for, and how long; empty if nobody. The database's failures are told elsewhere.
+async fn waits_for(ctx: &Context, wish: &Wish) -> String {
+    let interested = match ceremony::interested(ctx, wish).await {
+        Ok(interested) => u32::try_from(interested).unwrap_or(u32::MAX),
+        Err(_) => return String::new(),
+    };
+    let Some(wanted) = wish.clients.filter(|wanted| interested < *wanted) else {
+        return String::new();
+    };
+    let running = ctx.ceremonies.running().into_iter();
+    let running: Vec<String> = running.map(|(id, _)| id.to_string()).collect();
+    let others = match running.as_slice() {
+        [] => String::new(),
+        all => format!(
+            "; clients of what is under way (ceremony {}) come free when that ends",
+            all.join(", ")
+        ),
+    };
+    format!(
+        "{wanted} clients that are interested and free, of whom there are {interested}{others}; after {} s it goes on with those who are there, if they are {} at least",
+        ctx.config.ceremony.gather_seconds, wish.min_clients
+    )
 }
 
 fn event(event: Out) -> FactoryCreateEvent {
@@ -285,5 +312,70 @@ fn translate(
             Some(Out::Failed((&ServiceError::new(code, detail)).into()))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+    use crate::sessions::Interest;
+    use crate::testing::TestWorld;
+
+    async fn started(world: &TestWorld, clients: u32, stop: &watch::Sender<bool>) -> Started {
+        let request = FactoryCreateRequest {
+            clients: Some(clients),
+            ..FactoryCreateRequest::default()
+        };
+        let mut events = create(&world.ctx, request, stop.subscribe()).await.unwrap();
+        match events.next().await.unwrap().unwrap().event {
+            Some(Out::Started(started)) => started,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A client that is connected and interested; as long as the reader lives, it is there.
+    fn comes(world: &TestWorld, byte: u8) -> mpsc::Receiver<crate::sessions::Outgoing> {
+        let client = factory_tree::ids::ClientId([byte; 33]);
+        let (out, reader) = mpsc::channel(64);
+        let welcome = v1::server_message::Body::Heartbeat(v1::Heartbeat {});
+        let token = proto::session::SessionToken::new([byte; 32]);
+        let sessions = &world.ctx.sessions;
+        let started = sessions.start(client, token, String::new(), out, welcome.into(), 9);
+        started.unwrap();
+        let interest = Interest {
+            capacity: Amount::from_sat(200_000),
+            has_fee_coins: false,
+            once: true,
+            order: 0,
+        };
+        sessions.set_interest(&client, Some(interest));
+        reader
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_factory_that_has_to_wait_says_at_once_for_what() {
+        let world = TestWorld::rich(|_| {}).await;
+        let _there = [comes(&world, 2), comes(&world, 3)];
+        let stop = watch::Sender::new(false);
+        let first = started(&world, 2, &stop).await;
+        assert_eq!(first.waits_for, "", "everybody is there");
+        let id = CeremonyId::try_from(&first.ceremony[..]).unwrap();
+        // It takes them for itself.
+        let taken = async {
+            let busy = factory_tree::ids::ClientId([2; 33]);
+            let mut events = world.ctx.events.subscribe();
+            while !world.ctx.ceremonies.is_busy(&busy) {
+                events.recv().await.unwrap();
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), taken)
+            .await
+            .expect("the first one takes its clients");
+        let second = started(&world, 2, &stop).await.waits_for;
+        assert!(second.starts_with("2 clients"), "{second}");
+        assert!(second.contains("of whom there are 0"), "{second}");
+        assert!(second.contains(&id.to_string()), "{second}");
     }
 }

@@ -208,8 +208,10 @@ pub async fn close_channel(
         && !request.force
     {
         let until = lsps::promised_until(ctx, view).await;
-        if let Some(until) = until.map_err(|error| store_error(&error))? {
-            let text = format!("this channel is sold until {until}; --force breaks that promise");
+        let until = until.map_err(|error| store_error(&error))?;
+        let leaf = view.leaf.and_then(|leaf| node.leaf(leaf));
+        let inside = leaf.is_some_and(|leaf| leaf.confirmed_at.is_none());
+        if let Some(text) = why_not(inside, until) {
             return Err(ServiceError::new(ErrorCode::Refused, text));
         }
     }
@@ -226,6 +228,24 @@ pub async fn close_channel(
         }
     }
     Ok(NodeCloseChannelResponse {})
+}
+
+/// Why a channel is not closed together with its peer, if it is not. On a leaf that is not on the chain that would free nothing, and a client moves
+/// out of a factory, and hands its keys over, only while all its channels there stand: so it is not done, promise or none.
+fn why_not(inside: bool, until: Option<String>) -> Option<String> {
+    match (inside, until) {
+        (true, until) => {
+            let broken = until.map_or("", |_| ", and breaks the promise it was sold with");
+            Some(format!(
+                "this channel lies in a factory, on a leaf that is not on the chain: closed by itself it would free nothing, and keep its client \
+                 from moving out. It ends with its factory; --force brings the leaf to the chain now{broken}"
+            ))
+        }
+        (false, Some(until)) => Some(format!(
+            "this channel is sold until {until}; --force breaks that promise"
+        )),
+        (false, None) => None,
+    }
 }
 
 pub async fn pay(ctx: &Arc<Context>, request: NodePayRequest) -> Result<Payment, ServiceError> {

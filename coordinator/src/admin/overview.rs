@@ -99,6 +99,7 @@ pub async fn wallet_balance(ctx: &Context) -> Result<WalletBalanceResponse, Serv
     Ok(WalletBalanceResponse {
         confirmed_sat: balance.confirmed.to_sat(),
         unconfirmed_sat: balance.pending.to_sat(),
+        immature_sat: balance.immature.to_sat(),
         pinned_sat: balance.locked.to_sat(),
     })
 }

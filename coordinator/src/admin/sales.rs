@@ -270,6 +270,7 @@ pub async fn revenue(ctx: &Context, days: u32) -> Result<LiquidityRevenueRespons
         sales_msat: revenue.sales_msat,
         jit_msat: revenue.jit_msat,
         lsps1_msat: revenue.lsps1_msat,
+        routing_msat: revenue.routing_msat,
         onchain_sat: revenue.onchain_sat,
         bonus_sat: revenue.bonus_sat,
     });

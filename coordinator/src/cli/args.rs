@@ -251,6 +251,12 @@ pub enum LiquidityCommand {
     #[command(subcommand)]
     Prices(PricesCommand),
     /// What was earned and spent, day by day (UTC).
+    ///
+    /// Earned: fees of channels from stocks, just in time and ordered in advance, and of payments that went through the coordinator (routing). Spent:
+    /// the fundings of channels that were sold, on the day they were opened.
+    ///
+    /// In no day: what births cost, publishing sold leaves and chains, exits, closing channels, fees of the coordinator's own payments, and fees of
+    /// balances that move from one factory to the next.
     Revenue {
         /// The last so many days.
         #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
@@ -488,7 +494,7 @@ pub enum NodeCommand {
         #[arg(long)]
         announce: bool,
     },
-    /// Close a channel, together with its peer.
+    /// Close a channel, together with its peer; one on a leaf that is not on the chain only with --force.
     CloseChannel {
         /// Its id, as `node channels` shows it.
         channel: String,

@@ -51,18 +51,7 @@ fn short(id: &str) -> String {
 
 fn show(json: bool, answer: &LadderShowResponse) {
     if json {
-        let factories: Vec<Value> = answer.factories.iter().map(factory_json).collect();
-        outln!(
-            "{}",
-            json!({
-                "enabled": answer.enabled,
-                "height": answer.height,
-                "rungs": answer.rungs,
-                "spacing": answer.spacing,
-                "next_birth": answer.next_birth,
-                "factories": factories,
-            })
-        );
+        outln!("{}", show_json(answer));
         return;
     }
     let next = match (answer.enabled, answer.next_birth) {
@@ -71,7 +60,7 @@ fn show(json: bool, answer: &LadderShowResponse) {
         (true, Some(height)) if height <= answer.height => "now".to_owned(),
         (true, Some(height)) => format!("block {height}"),
     };
-    pairs(&[
+    let mut head = vec![
         ("height", answer.height.to_string()),
         (
             "ladder",
@@ -81,7 +70,11 @@ fn show(json: bool, answer: &LadderShowResponse) {
             ),
         ),
         ("next birth", next),
-    ]);
+    ];
+    if let Some(failure) = &answer.last_failure {
+        head.extend(failure_pairs(failure));
+    }
+    pairs(&head);
     if answer.factories.is_empty() {
         outln!("\nno factories yet");
         return;
@@ -119,6 +112,49 @@ fn show(json: bool, answer: &LadderShowResponse) {
         answer.factories.len(),
         sum(|row| row.client_sat)
     );
+}
+
+fn show_json(answer: &LadderShowResponse) -> Value {
+    let factories: Vec<Value> = answer.factories.iter().map(factory_json).collect();
+    json!({
+        "enabled": answer.enabled,
+        "height": answer.height,
+        "rungs": answer.rungs,
+        "spacing": answer.spacing,
+        "next_birth": answer.next_birth,
+        "last_failure": answer.last_failure.as_ref().map(failure_json),
+        "factories": factories,
+    })
+}
+
+fn failure_json(failure: &LadderFailure) -> Value {
+    json!({
+        "rung": failure.rung,
+        "ceremony": hex::encode(&failure.ceremony),
+        "attempt": failure.attempt,
+        "begun": failure.begun,
+        "reason": failure.reason,
+        "next": failure.next,
+    })
+}
+
+fn failure_pairs(failure: &LadderFailure) -> [(&'static str, String); 3] {
+    let ceremony = short(&hex::encode(&failure.ceremony));
+    let attempt = match failure.attempt {
+        0 => String::new(),
+        number => format!(", attempt {number}"),
+    };
+    [
+        (
+            "last failed birth",
+            format!(
+                "rung {}, ceremony {ceremony} begun at block {}{attempt}",
+                failure.rung, failure.begun
+            ),
+        ),
+        ("why", failure.reason.clone()),
+        ("then", failure.next.clone()),
+    ]
 }
 
 fn factory_json(row: &LadderFactory) -> Value {
@@ -338,4 +374,38 @@ fn forecast(json: bool, answer: &LadderForecastResponse) {
         answer.most_locked_sat,
         answer.feerate
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_birth_is_in_the_text_and_in_the_json() {
+        let failure = LadderFailure {
+            rung: 3,
+            ceremony: vec![0xab; 16].into(),
+            attempt: 2,
+            begun: 700,
+            reason: "some clients did not answer in time".to_owned(),
+            next: "the next attempt is under way".to_owned(),
+        };
+        let text = failure_pairs(&failure);
+        assert_eq!(
+            text[0].1,
+            "rung 3, ceremony abababab begun at block 700, attempt 2"
+        );
+        assert_eq!((&text[1].1, &text[2].1), (&failure.reason, &failure.next));
+        let answer = LadderShowResponse {
+            last_failure: Some(failure),
+            ..LadderShowResponse::default()
+        };
+        let shown = &show_json(&answer)["last_failure"];
+        assert_eq!(shown["ceremony"], "ab".repeat(16));
+        assert_eq!(shown["begun"], 700);
+        assert_eq!(shown["reason"], "some clients did not answer in time");
+        assert_eq!(shown["next"], "the next attempt is under way");
+        let none = show_json(&LadderShowResponse::default());
+        assert_eq!(none["last_failure"], Value::Null);
+    }
 }

@@ -69,14 +69,21 @@ impl Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        let is_config = error.is::<ConfigError>()
-            || matches!(
-                error.downcast_ref::<StartError>(),
-                Some(StartError::Config(_))
-            );
-        let exit = match error.downcast_ref::<DataDirError>() {
+        let start = error.downcast_ref::<StartError>();
+        let is_config = error.is::<ConfigError>() || matches!(start, Some(StartError::Config(_)));
+        let data_dir = match start {
+            Some(StartError::DataDir(error)) => Some(error),
+            _ => error.downcast_ref::<DataDirError>(),
+        };
+        let exit = match data_dir {
             _ if is_config => Exit::Usage,
             Some(DataDirError::NoHome) => Exit::Usage,
+            // There is no coordinator, there is one already, or another process has it.
+            Some(
+                DataDirError::NotInitialised { .. }
+                | DataDirError::Initialised { .. }
+                | DataDirError::InUse { .. },
+            ) => Exit::Refused,
             _ => Exit::Failed,
         };
         Self::new(exit, error)
@@ -158,6 +165,34 @@ mod tests {
         assert_eq!(hint, "see `coordinator --data-dir lsp factory list`.");
         let already = "try `coordinator --data-dir /x run`";
         assert_eq!(with_program(already, program), already);
+    }
+
+    #[test]
+    fn to_run_before_init_is_refused_and_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().display().to_string();
+        let words = ["coordinator", "--data-dir", dir.as_str(), "run"];
+        let args = Args::try_parse_from(words).unwrap();
+        let Command::Run(ref asked) = args.command else {
+            panic!("not run");
+        };
+        let failure = run::run(&args, asked).unwrap_err();
+        assert_eq!(failure.exit, Exit::Refused);
+        let text = with_program(&in_words(&failure.error), &args.program());
+        assert!(
+            text.contains(&format!("`{} init`", args.program())),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_data_directory_that_is_in_use_is_refused_wherever_that_is_found() {
+        let in_use = || DataDirError::InUse { path: "d".into() };
+        assert_eq!(Failure::from(in_use()).exit, Exit::Refused);
+        let started = StartError::DataDir(in_use());
+        assert_eq!(Failure::from(started).exit, Exit::Refused);
+        let failed = anyhow::anyhow!("disk on fire");
+        assert_eq!(Failure::from(failed).exit, Exit::Failed);
     }
 
     #[test]

@@ -157,17 +157,30 @@ pub fn address(as_json: bool, answer: &WalletAddressResponse) {
 
 pub fn balance(as_json: bool, answer: &WalletBalanceResponse) {
     if as_json {
-        let value = json!({
-            "confirmed_sat": answer.confirmed_sat, "unconfirmed_sat": answer.unconfirmed_sat, "pinned_sat": answer.pinned_sat,
-        });
-        outln!("{value}");
-        return;
+        outln!("{}", balance_json(answer));
+    } else {
+        pairs(&balance_pairs(answer));
     }
-    pairs(&[
+}
+
+fn balance_json(answer: &WalletBalanceResponse) -> Value {
+    json!({
+        "confirmed_sat": answer.confirmed_sat, "unconfirmed_sat": answer.unconfirmed_sat,
+        "immature_sat": answer.immature_sat, "pinned_sat": answer.pinned_sat,
+    })
+}
+
+fn balance_pairs(answer: &WalletBalanceResponse) -> [(&'static str, String); 4] {
+    let immature = match answer.immature_sat {
+        0 => "0 sat".to_owned(),
+        sat => format!("{sat} sat (block rewards, spendable 100 blocks after theirs)"),
+    };
+    [
         ("confirmed", format!("{} sat", answer.confirmed_sat)),
         ("unconfirmed", format!("{} sat", answer.unconfirmed_sat)),
+        ("immature", immature),
         ("pinned", format!("{} sat", answer.pinned_sat)),
-    ]);
+    ]
 }
 
 pub fn clients(as_json: bool, clients: &[Client]) {
@@ -471,5 +484,27 @@ pub fn cancelled(as_json: bool, answer: &FactoryCancelResponse) {
             many => format!("{many} coins are free again"),
         };
         outln!("ceremony {ceremony} is given up; {coins}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn immature_block_rewards_are_not_called_unconfirmed() {
+        let answer = WalletBalanceResponse {
+            confirmed_sat: 1,
+            unconfirmed_sat: 2,
+            pinned_sat: 3,
+            immature_sat: 4,
+        };
+        let value =
+            json!({ "confirmed_sat": 1, "unconfirmed_sat": 2, "immature_sat": 4, "pinned_sat": 3 });
+        assert_eq!(balance_json(&answer), value);
+        let pairs = balance_pairs(&answer);
+        assert_eq!(pairs[1], ("unconfirmed", "2 sat".to_owned()));
+        assert_eq!(pairs[2].0, "immature");
+        assert!(pairs[2].1.starts_with("4 sat"), "{}", pairs[2].1);
     }
 }

@@ -62,7 +62,7 @@ async fn watch(
             Some(Event::Started(started)) => {
                 *ceremony = hex::encode(&started.ceremony);
                 if !wait {
-                    print_started(args, ceremony);
+                    outln!("{}", started_text(args, ceremony, &started.waits_for));
                     return Ok(());
                 }
                 let text = format!(
@@ -70,6 +70,10 @@ async fn watch(
                     args.program()
                 );
                 say(json, &bar, &text);
+                if !started.waits_for.is_empty() {
+                    // Also for who reads JSON: there is none before the end.
+                    say(false, &bar, &format!("waits for {}", started.waits_for));
+                }
             }
             Some(Event::Progress(progress)) if progress.phase() == v1::Phase::Unspecified => {
                 let text = gathering(admin, &progress).await;
@@ -156,14 +160,18 @@ async fn gathering(admin: &mut AdminClient<Channel>, progress: &Progress) -> Str
     text
 }
 
-fn print_started(args: &Args, ceremony: &str) {
+/// What is printed when nobody waits for the end.
+fn started_text(args: &Args, ceremony: &str, waits_for: &str) -> String {
+    let program = args.program();
     if args.json {
-        outln!("{}", json!({ "ceremony": ceremony }));
+        let waits_for = Some(waits_for).filter(|text| !text.is_empty());
+        json!({ "ceremony": ceremony, "waits_for": waits_for }).to_string()
+    } else if waits_for.is_empty() {
+        format!("ceremony {ceremony} has begun; see `{program} factory list`")
     } else {
-        outln!(
-            "ceremony {ceremony} has begun; see `{} factory list`",
-            args.program()
-        );
+        format!(
+            "ceremony {ceremony} waits for {waits_for}\nSee `{program} factory list`; stop it with: {program} factory cancel {ceremony}"
+        )
     }
 }
 
@@ -171,5 +179,32 @@ fn print_started(args: &Args, ceremony: &str) {
 fn say(json: bool, bar: &ProgressBar, text: &str) {
     if !json {
         bar.suspend(|| eprintln!("{text}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn what_waits_does_not_say_that_it_has_begun() {
+        let args = |more: &[&str]| {
+            let words = ["coordinator", "factory", "create"];
+            Args::try_parse_from(words.iter().chain(more)).unwrap()
+        };
+        let (plain, json) = (args(&[]), args(&["--json"]));
+        assert!(started_text(&plain, "ab", "").contains("has begun"));
+        let text = started_text(&plain, "ab", "3 clients");
+        assert!(
+            text.starts_with("ceremony ab waits for 3 clients\n"),
+            "{text}"
+        );
+        assert!(text.contains("factory cancel ab"), "{text}");
+        let value =
+            |waits| serde_json::from_str::<serde_json::Value>(&started_text(&json, "ab", waits));
+        assert_eq!(value("3 clients").unwrap()["waits_for"], "3 clients");
+        assert!(value("").unwrap()["waits_for"].is_null());
     }
 }

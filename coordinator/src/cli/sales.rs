@@ -269,19 +269,24 @@ fn date(day: u64) -> String {
 
 /// Earned less spent, in thousandths of a satoshi.
 fn net_msat(day: &RevenueDay) -> i128 {
-    let earned = [day.sales_msat, day.jit_msat, day.lsps1_msat];
+    let earned = [
+        day.sales_msat,
+        day.jit_msat,
+        day.lsps1_msat,
+        day.routing_msat,
+    ];
     let earned: i128 = earned.into_iter().map(i128::from).sum();
     earned.saturating_sub(i128::from(day.onchain_sat).saturating_mul(1000))
 }
 
 pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueResponse) {
     if csv {
-        outln!("day,sales_msat,jit_msat,lsps1_msat,onchain_sat,net_msat,bonus_sat");
+        outln!("day,sales_msat,jit_msat,lsps1_msat,routing_msat,onchain_sat,net_msat,bonus_sat");
         for day in &answer.days {
             let (sales, jit, lsps1) = (day.sales_msat, day.jit_msat, day.lsps1_msat);
-            let onchain = day.onchain_sat;
+            let (routing, onchain) = (day.routing_msat, day.onchain_sat);
             outln!(
-                "{},{sales},{jit},{lsps1},{onchain},{},{}",
+                "{},{sales},{jit},{lsps1},{routing},{onchain},{},{}",
                 date(day.day),
                 net_msat(day),
                 day.bonus_sat
@@ -294,7 +299,7 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
             // As text: JSON's numbers end before ours.
             json!({
                 "day": date(day.day), "sales_msat": day.sales_msat, "jit_msat": day.jit_msat,
-                "lsps1_msat": day.lsps1_msat, "onchain_sat": day.onchain_sat,
+                "lsps1_msat": day.lsps1_msat, "routing_msat": day.routing_msat, "onchain_sat": day.onchain_sat,
                 "net_msat": net_msat(day).to_string(), "bonus_sat": day.bonus_sat,
             })
         });
@@ -311,6 +316,7 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
                 sat(day.sales_msat),
                 sat(day.jit_msat),
                 sat(day.lsps1_msat),
+                sat(day.routing_msat),
                 day.onchain_sat.to_string(),
                 net_msat(day).div_euclid(1000).to_string(),
                 day.bonus_sat.to_string(),
@@ -323,6 +329,7 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
             "stock sales (sat)",
             "just in time (sat)",
             "ordered (sat)",
+            "routing (sat)",
             "on-chain (sat)",
             "net (sat)",
             "bonus given (sat)",
@@ -342,10 +349,11 @@ mod tests {
             sales_msat: 1_500,
             jit_msat: 500,
             lsps1_msat: 200,
+            routing_msat: 30,
             onchain_sat: 3,
             bonus_sat: 7,
         };
-        assert_eq!(net_msat(&day), -800);
+        assert_eq!(net_msat(&day), -770);
         assert_eq!(date(day.day), "1971-01-01");
     }
 }

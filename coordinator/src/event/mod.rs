@@ -335,6 +335,14 @@ pub enum Event {
     Lsps1Paid { order: String, taken_msat: u64 },
     /// Nothing came of it; what was paid goes back.
     Lsps1Failed { order: String, reason: String },
+    /// Its payment went back, and its client keeps the place that was to be paid with it, for nothing, if a factory comes of this ceremony.
+    Lsps1SeatUnpaid {
+        client: ClientId,
+        order: String,
+        ceremony: CeremonyId,
+        lsp_balance_sat: u64,
+        fee_sat: u64,
+    },
     /// A client ordered a channel from the stock it shares.
     SaleOrdered {
         client: ClientId,
@@ -506,6 +514,7 @@ impl Event {
                 | Self::LadderWaiting { .. }
                 | Self::HandoverRefused { .. }
                 | Self::LadderLoss { .. }
+                | Self::Lsps1SeatUnpaid { .. }
                 | Self::SaleAttemptFailed { .. }
                 | Self::StoreFailed { .. }
         )

@@ -1,6 +1,6 @@
 //! `[jit]` in the configuration.
 
-use bitcoin::Amount;
+use bitcoin::{Amount, Network};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{ConfigError, positive, wrong};
@@ -8,6 +8,9 @@ use crate::sales::{JitPrice, is_jit_ppm};
 
 /// What a just-in-time channel must hold beyond its first payment, in satoshi.
 const LEAST_MARGIN: u64 = 20_000;
+/// bLIP-52 wants offers to hold for ten minutes at least, and parts to be held for 90 seconds from the first: real payers count on that.
+const LEAST_VALID: u64 = 600;
+const LEAST_HOLD: u64 = 90;
 
 /// See `[jit]` in the default file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,9 +69,18 @@ impl JitConfig {
     }
 
     /// Whether it makes sense.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        positive("jit.valid_seconds", self.valid_seconds)?;
-        positive("jit.hold_seconds", self.hold_seconds)?;
+    pub(crate) fn check(&self, network: Network) -> Result<(), ConfigError> {
+        for (key, seconds, least) in [
+            ("jit.valid_seconds", self.valid_seconds, LEAST_VALID),
+            ("jit.hold_seconds", self.hold_seconds, LEAST_HOLD),
+        ] {
+            positive(key, seconds)?;
+            // Tests on regtest do not wait for so long.
+            if network != Network::Regtest && seconds < least {
+                let problem = format!("bLIP-52 wants {least} at least");
+                return Err(wrong(key, seconds, problem));
+            }
+        }
         positive("jit.min_payment_sat", self.min_payment_sat)?;
         if self.max_payment_sat > Amount::MAX_MONEY.to_sat() {
             return Err(wrong(

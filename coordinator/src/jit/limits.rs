@@ -1,18 +1,18 @@
 //! What may be sold and opened: the wallet's coins, the day's fees, the hour's channels, what clients have open.
 
 use bitcoin::Amount;
-use channel_host::{JitOpening, RpcError};
+use channel_host::JitOpening;
 use factory_tree::ids::ClientId;
 
 use crate::context::Context;
-use crate::limits::{CLIENT_REJECTED, DAY, HOUR, Limits, Means, TRIES, Used};
-use crate::lsps::Refusal;
+use crate::limits::{DAY, HOUR, Limits, Means, TRIES, Used};
 use crate::sales::JitPrice;
 use crate::store::jit::{self as rows, State};
-use crate::store::{Conn, Result};
+use crate::store::{Conn, Result, lsps1};
 
+/// What there is, for who asks.
 async fn means(ctx: &Context) -> Means {
-    Means::now(ctx, ctx.config.chain.fee_target_blocks).await
+    Means::lately(ctx, ctx.config.chain.fee_target_blocks).await
 }
 
 /// Why nothing can be opened now, if so.
@@ -45,44 +45,37 @@ pub(super) async fn largest(ctx: &Context, now: u64) -> Result<u64> {
     let config = &ctx.config.jit;
     let means = means(ctx).await;
     let fee = means.fee;
-    let closed = ctx
-        .store
-        .read(async |tx| closed(ctx, tx, fee, now).await)
-        .await?;
+    let read = ctx.store.read(async |tx| {
+        let closed = closed(ctx, tx, fee, now).await?;
+        Ok((closed, lsps1::tried_from_stock_sat(tx).await?))
+    });
+    let (closed, owed_sat) = read.await?;
     if closed.is_some() {
         return Ok(0);
     }
-    let free = means.coins.to_sat().saturating_sub(fee.to_sat());
+    let coins = means.without(owed_sat).coins;
+    let free = coins.to_sat().saturating_sub(fee.to_sat());
     // A channel holds the payment and a margin: so much, or a tenth.
     let by_margin = free.saturating_sub(config.margin_sat);
     let by_tenth = free / 11 * 10;
     Ok(config.max_payment_sat.min(by_margin).min(by_tenth))
 }
 
-/// Whether an order for a payment of this size can be served as things are.
-pub(super) async fn may_sell(
+/// Why this client's order is one too many, if so.
+pub(super) async fn too_many(
     ctx: &Context,
+    conn: &mut Conn,
     client: ClientId,
-    payment_sat: u64,
     now: u64,
-) -> Result<(), Refusal> {
-    let no = |text: String| Refusal::Rpc(RpcError::new(CLIENT_REJECTED, text));
-    if largest(ctx, now).await? < payment_sat {
-        return Err(no("no such channel can be opened now; try later".into()));
-    }
+) -> Result<Option<String>> {
     let config = &ctx.config.jit;
-    let (of_client, of_all) = ctx
-        .store
-        .read(async |tx| rows::open_orders(tx, client, now).await)
-        .await?;
+    let (of_client, of_all) = rows::open_orders(conn, client, now).await?;
     if of_client >= config.orders_per_client {
-        let text = format!("{of_client} orders of yours are open; use them or let them expire");
-        return Err(no(text));
+        return Ok(Some(format!(
+            "{of_client} orders of yours are open; use them or let them expire"
+        )));
     }
-    if of_all >= config.max_orders {
-        return Err(no("too many orders are open; try later".into()));
-    }
-    Ok(())
+    Ok((of_all >= config.max_orders).then(|| "too many orders are open; try later".into()))
 }
 
 /// Whether the channel may be opened, now that the payment is there; then its cost counts.
@@ -91,18 +84,20 @@ pub(super) async fn may_open(
     opening: &JitOpening,
     now: u64,
 ) -> Result<Result<(), String>> {
-    let means = means(ctx).await;
+    let means = Means::now(ctx, ctx.config.chain.fee_target_blocks).await;
     let fee = means.fee;
     if opening.fee.0 < fee.to_sat().saturating_mul(1000) {
         return Ok(Err(
             "the fee does not pay for the channel's funding as feerates are".into(),
         ));
     }
-    if !means.suffice_for(opening.capacity) {
-        return Ok(Err("the wallet has not the coins for this channel".into()));
-    }
     ctx.store
         .write(async |tx| {
+            // For what is tried from a stock: only a factory's client can have that, while anybody can pay for an order and never come for it.
+            let means = means.without(lsps1::tried_from_stock_sat(tx).await?);
+            if !means.suffice_for(opening.capacity) {
+                return Ok(Err("the wallet has not the coins for this channel".into()));
+            }
             let Some(row) = rows::get(tx, opening.scid).await? else {
                 return Ok(Err("the order is not in the books".into()));
             };

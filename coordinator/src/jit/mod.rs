@@ -23,6 +23,8 @@ use serde_json::{Map, Value, json};
 use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
+use crate::fault;
+use crate::limits::CLIENT_REJECTED;
 use crate::lsps::{Refusal, Text};
 use crate::sales;
 use crate::store::jit::{self as rows, NewOrder};
@@ -124,29 +126,39 @@ pub async fn buy(
         check_size(&offer, payment)?;
     }
     let largest = payment.unwrap_or(offer.min_payment_size_msat);
-    limits::may_sell(ctx, client, largest.div_ceil(1000), now).await?;
+    if limits::largest(ctx, now).await? < largest.div_ceil(1000) {
+        return Err(rejected("no such channel can be opened now; try later").into());
+    }
     let peer = PublicKey::from_slice(&client.0).map_err(|_| RpcError::internal())?;
-    let node = ctx.lightning.node().ok_or_else(RpcError::internal)?;
     let order = order(ctx, peer, &offer, payment);
     let trusts = order.client_trusts_lsp;
-    let (scid, delta) = node.add_jit_order(order).map_err(|error| {
-        tracing::warn!(%error, "an order cannot be stored");
-        RpcError::internal()
-    })?;
-    let row = NewOrder {
-        scid,
-        client,
-        payment_msat: payment,
-        min_fee_msat: offer.min_fee_msat,
-        fee_ppm: offer.proportional,
-        valid_until: offer.valid_until,
-        min_lifetime: offer.min_lifetime,
-        client_trusts_lsp: trusts,
-        created_at: now,
-    };
-    ctx.store
-        .write(async |tx| rows::sold(tx, &row).await)
-        .await?;
+    // Counted and stored at once: of two that ask at the same time only one has the last place.
+    let stored = ctx.store.write(async |tx| {
+        if let Some(why) = limits::too_many(ctx, tx, client, now).await? {
+            return Ok(Err(rejected(why)));
+        }
+        let (scid, delta) = match ctx.lightning.add_jit_order(order) {
+            Ok(added) => added,
+            Err(error) => {
+                tracing::warn!(%error, "an order cannot be stored");
+                return Ok(Err(RpcError::internal()));
+            }
+        };
+        let row = NewOrder {
+            scid,
+            client,
+            payment_msat: payment,
+            min_fee_msat: offer.min_fee_msat,
+            fee_ppm: offer.proportional,
+            valid_until: offer.valid_until,
+            min_lifetime: offer.min_lifetime,
+            client_trusts_lsp: trusts,
+            created_at: now,
+        };
+        rows::sold(tx, &row).await?;
+        Ok(Ok((scid, delta)))
+    });
+    let (scid, delta) = stored.await??;
     ctx.events.emit(Event::JitSold {
         client,
         scid: scid_text(scid),
@@ -157,6 +169,10 @@ pub async fn buy(
         "lsp_cltv_expiry_delta": delta,
         "client_trusts_lsp": trusts,
     }))
+}
+
+fn rejected(text: impl Into<String>) -> RpcError {
+    RpcError::new(CLIENT_REJECTED, text)
 }
 
 fn order(ctx: &Context, client: PublicKey, offer: &Offer, payment_msat: Option<u64>) -> JitOrder {
@@ -202,6 +218,7 @@ pub async fn open(ctx: &Context, opening: JitOpening) -> Result<Result<JitGround
     }
     let allowed = limits::may_open(ctx, &opening, now()).await?;
     if allowed.is_ok() {
+        fault::point("jit_opening");
         ctx.events.emit(Event::JitOpening {
             client: ClientId(opening.client.serialize()),
             scid: scid_text(opening.scid),
@@ -242,6 +259,7 @@ pub async fn funded(ctx: &Context, scid: u64, funding: rows::Funding) -> Result<
         .write(async |tx| rows::funded(tx, scid, &funding).await)
         .await?;
     if is_new {
+        fault::point("jit_funded");
         ctx.events.emit(Event::JitFunded {
             scid: scid_text(scid),
             txid: funding.txid,
@@ -263,6 +281,8 @@ pub async fn channel(ctx: &Context, id: u64, stands: bool) -> Result<()> {
     if let Some(scid) = moved {
         let scid = scid_text(scid);
         ctx.events.emit(if stands {
+            // Before its payment goes on.
+            fault::point("jit_stands");
             Event::JitOpened { scid }
         } else {
             Event::JitClosed { scid }
@@ -299,6 +319,7 @@ pub async fn paid(ctx: &Context, scid: u64, fee_msat: u64) -> Result<()> {
         .write(async |tx| rows::paid(tx, scid, fee_msat, now).await)
         .await?;
     if is_new {
+        fault::point("jit_paid");
         ctx.events.emit(Event::JitPaid {
             scid: scid_text(scid),
             fee_msat,

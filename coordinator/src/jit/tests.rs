@@ -2,7 +2,6 @@ use channel_host::{LspsService, Msat};
 use factory_tree::testing::TestClient;
 
 use super::*;
-use crate::limits::CLIENT_REJECTED;
 use crate::lsps::Lsps;
 use crate::testing::TestWorld;
 
@@ -32,6 +31,9 @@ fn only_our_own_promise_to_this_client_holds() {
     assert_eq!(promised.verified(&KEY, client(2), 0), None, "another's");
     assert_eq!(promised.verified(&[4; 32], client(1), 0), None);
     let value = serde_json::to_value(&promised).unwrap();
+    let mut digits = value["promise"].as_str().unwrap().bytes();
+    assert_eq!(digits.len(), 64);
+    assert!(digits.all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
     for (field, other) in [
         ("min_fee_msat", json!("1")),
         ("proportional", json!(1)),
@@ -113,7 +115,16 @@ async fn world(change: impl FnOnce(&mut JitConfig)) -> TestWorld {
 }
 
 async fn ask(world: &TestWorld, method: &str, params: Value) -> std::result::Result<Value, i32> {
-    let peer = PublicKey::from_slice(&client(1).0).unwrap();
+    ask_as(world, 1, method, params).await
+}
+
+async fn ask_as(
+    world: &TestWorld,
+    number: u64,
+    method: &str,
+    params: Value,
+) -> std::result::Result<Value, i32> {
+    let peer = PublicKey::from_slice(&client(number).0).unwrap();
     let Value::Object(params) = params else {
         panic!("parameters go by name");
     };
@@ -152,6 +163,11 @@ async fn questions_are_read_strictly() {
         serde_json::to_value(offer().promised(&world.ctx.keys.jit_promise_key(), client(1)));
     let params = json!({ "opening_fee_params": expired.unwrap() });
     assert_eq!(buy(params.clone()).await, Some(INVALID_PARAMS));
+    for (field, value) in [("more", json!(1)), ("payment_size_msat", json!(1))] {
+        let mut wrong = params.clone();
+        wrong[field] = value;
+        assert_eq!(buy(wrong).await, Some(-32_602), "{field}");
+    }
     let mut more = params;
     more["opening_fee_params"]["more"] = json!(1);
     assert_eq!(buy(more).await, Some(-32_602));
@@ -159,12 +175,134 @@ async fn questions_are_read_strictly() {
 
 /// A valid offer, made by hand: the wallet of this world has nothing.
 fn valid(world: &TestWorld) -> Value {
+    valid_for(world, 1)
+}
+
+fn valid_for(world: &TestWorld, number: u64) -> Value {
     let offer = Offer {
         valid_until: now() + 100,
         ..offer()
     };
-    let promised = offer.promised(&world.ctx.keys.jit_promise_key(), client(1));
+    let promised = offer.promised(&world.ctx.keys.jit_promise_key(), client(number));
     serde_json::to_value(promised).unwrap()
+}
+
+/// A coordinator that sells, and has two coins of 10 000 000 sat.
+async fn shop(change: impl FnOnce(&mut JitConfig)) -> TestWorld {
+    let world = TestWorld::rich(|config| {
+        config.jit.enabled = true;
+        change(&mut config.jit);
+    })
+    .await;
+    world.ctx.lightning.pretend();
+    world
+}
+
+/// This client's order of a channel for a payment of 20 000 sat.
+async fn order_of(world: &TestWorld, number: u64) -> std::result::Result<Value, i32> {
+    let params =
+        json!({ "opening_fee_params": valid_for(world, number), "payment_size_msat": "20000000" });
+    ask_as(world, number, "lsps2.buy", params).await
+}
+
+#[tokio::test]
+async fn what_cannot_be_served_is_refused_before_it_is_paid() {
+    let slow = shop(|jit| jit.opens_per_hour = 0).await;
+    let broke = shop(|jit| jit.onchain_budget_sat = 423).await;
+    for world in [slow, broke] {
+        assert_eq!(menu(&world).await, Vec::<Value>::new());
+        assert_eq!(order_of(&world, 1).await, Err(CLIENT_REJECTED));
+    }
+    let few = shop(|jit| {
+        jit.orders_per_client = 2;
+        jit.max_orders = 3;
+    })
+    .await;
+    let refused = Some(CLIENT_REJECTED);
+    for (number, code) in [(1, None), (1, None), (1, refused), (2, None), (3, refused)] {
+        assert_eq!(order_of(&few, number).await.err(), code, "{number}");
+    }
+    // What was not used in time makes room.
+    let over = few.ctx.store.write(async |tx| {
+        let query = sqlx::query("UPDATE jit_order SET valid_until = 0");
+        Ok(query.execute(tx).await.map(drop)?)
+    });
+    over.await.unwrap();
+    assert!(order_of(&few, 1).await.is_ok());
+}
+
+#[tokio::test]
+async fn who_asks_several_times_at_once_has_no_more_than_one_after_the_other() {
+    let world = shop(|jit| jit.orders_per_client = 1).await;
+    let (one, two, three, four) = tokio::join!(
+        order_of(&world, 1),
+        order_of(&world, 1),
+        order_of(&world, 1),
+        order_of(&world, 1),
+    );
+    let sold = [one, two, three, four].into_iter().flatten().count();
+    assert_eq!(sold, 1);
+}
+
+#[tokio::test]
+async fn the_largest_payment_is_what_the_wallet_can_pay_for() {
+    let world = shop(|jit| jit.max_payment_sat = 100_000_000).await;
+    let largest = async || menu(&world).await.remove(0)["max_payment_size_msat"].clone();
+    // Of 20 000 000 sat 424 are for the funding; the channel holds a tenth more than the payment.
+    assert_eq!(largest().await, "18181430000");
+    let coins = world.ctx.wallet.coins().await;
+    world.ctx.wallet.reserve([coins[0].outpoint]).await;
+    assert_eq!(largest().await, "9090520000");
+    let buy = async |msat: &str| {
+        let offer = menu(&world).await.remove(0);
+        let params = json!({ "opening_fee_params": offer, "payment_size_msat": msat });
+        ask(&world, "lsps2.buy", params).await.err()
+    };
+    assert_eq!(buy("9090520001").await, Some(TOO_LARGE));
+    assert_eq!(buy("9090520000").await, None);
+}
+
+#[tokio::test]
+async fn the_bitcoin_node_is_asked_for_feerates_once_a_block_however_often_prices_are() {
+    let world = shop(|jit| jit.min_fee_msat = 1).await;
+    let least = async || menu(&world).await.remove(0)["min_fee_msat"].clone();
+    // 212 virtual bytes.
+    assert_eq!(least().await, "424000");
+    let rate = bitcoin::FeeRate::from_sat_per_vb_u32(3);
+    world.chain.set_feerate(rate);
+    assert_eq!(least().await, "424000");
+    world.chain.mine(&[]);
+    world.follow().await;
+    assert_eq!(least().await, "636000");
+}
+
+/// Anybody can pay for an order of a channel in advance, never come for it, and have the payment back.
+#[tokio::test]
+async fn a_strangers_order_in_advance_that_is_paid_for_holds_up_no_channel_just_in_time() {
+    let world = shop(|jit| jit.max_payment_sat = 100_000_000).await;
+    let order = crate::store::lsps1::Order {
+        id: "order".to_owned(),
+        client: client(2),
+        lsp_balance_sat: 19_999_000,
+        confirmations: 0,
+        confirm_within: 6,
+        expiry_blocks: 1_000,
+        announce: false,
+        at_birth: false,
+        fee_sat: 2_000,
+        hash: channel_host::PaymentHash([1; 32]),
+        invoice: "an invoice".to_owned(),
+        created_at: now(),
+        valid_until: now() + 100,
+    };
+    sell(&world, 1).await;
+    let held = world.ctx.store.write(async |tx| {
+        crate::store::lsps1::insert(tx, &order, 0).await?;
+        crate::store::lsps1::held(tx, &order.id, 1_000, now()).await
+    });
+    assert!(held.await.unwrap());
+    assert_eq!(menu(&world).await.len(), 1);
+    assert!(open(&world.ctx, opening(1)).await.unwrap().is_ok());
 }
 
 #[tokio::test]
@@ -219,6 +357,10 @@ async fn a_price_that_was_set_is_in_the_next_menu_and_an_old_promise_holds() {
 }
 
 async fn sell(world: &TestWorld, scid: u64) {
+    sold(world, scid).await.unwrap();
+}
+
+async fn sold(world: &TestWorld, scid: u64) -> Result<()> {
     let order = NewOrder {
         scid,
         client: client(1),
@@ -234,7 +376,7 @@ async fn sell(world: &TestWorld, scid: u64) {
         .ctx
         .store
         .write(async |tx| rows::sold(tx, &order).await);
-    done.await.unwrap();
+    done.await
 }
 
 fn opening(scid: u64) -> JitOpening {
@@ -251,6 +393,16 @@ fn opening(scid: u64) -> JitOpening {
 async fn row(world: &TestWorld, scid: u64) -> rows::OrderRow {
     let read = world.ctx.store.read(async |tx| rows::get(tx, scid).await);
     read.await.unwrap().unwrap()
+}
+
+async fn set_trusting(world: &TestWorld, scid: u64, trusts: bool) {
+    let trusting = world.ctx.store.write(async |tx| {
+        let query = "UPDATE jit_order SET client_trusts_lsp = ? WHERE scid = ?";
+        let done = sqlx::query(query).bind(trusts).bind(scid as i64);
+        done.execute(tx).await?;
+        Ok(())
+    });
+    trusting.await.unwrap();
 }
 
 #[tokio::test]
@@ -304,13 +456,7 @@ async fn an_order_goes_through_its_states_and_repeats_change_nothing() {
         (3, true, rows::State::Sold),
     ] {
         sell(&world, scid).await;
-        let trusting = world.ctx.store.write(async |tx| {
-            let query = "UPDATE jit_order SET client_trusts_lsp = ? WHERE scid = ?";
-            let done = sqlx::query(query).bind(trusts).bind(scid as i64);
-            done.execute(tx).await?;
-            Ok(())
-        });
-        trusting.await.unwrap();
+        set_trusting(&world, scid, trusts).await;
         write(scid).await;
         let channel_id = 10 + scid;
         let funding = rows::Funding {
@@ -357,6 +503,53 @@ async fn every_opening_counts_and_what_nothing_came_of_is_forgotten() {
     });
     let left: Vec<u64> = write.await.unwrap().iter().map(|row| row.scid).collect();
     assert_eq!(left, [3, 1], "the second was never used");
+}
+
+#[tokio::test]
+async fn only_a_funding_that_went_out_is_a_cost_and_once() {
+    use bitcoin::hashes::Hash;
+    let world = world(|_| {}).await;
+    let cost = async || {
+        let store = &world.ctx.store;
+        let days = store.read(async |tx| prices::revenue(tx, 0).await).await;
+        let days = days.unwrap().into_values();
+        days.map(|day| day.onchain_sat).sum::<u64>()
+    };
+    for scid in [1, 2, 3] {
+        sell(&world, scid).await;
+        set_trusting(&world, scid, scid == 3).await;
+        let opening = opening(scid);
+        let twice = world.ctx.store.write(async |tx| {
+            rows::opening(tx, &opening, 900, now()).await?;
+            rows::opening(tx, &opening, 900, now()).await
+        });
+        twice.await.unwrap();
+    }
+    assert_eq!(cost().await, 0, "no channel came about");
+    let fund = async |scid| {
+        let funding = rows::Funding {
+            channel: scid,
+            txid: bitcoin::Txid::all_zeros(),
+            fee_sat: Some(321),
+        };
+        funded(&world.ctx, scid, funding).await.unwrap();
+    };
+    fund(1).await;
+    assert_eq!(cost().await, 321);
+    channel(&world.ctx, 1, false).await.unwrap();
+    assert_eq!(cost().await, 321, "it may be out");
+    fund(3).await;
+    assert_eq!(cost().await, 321, "it is kept back until the fee is paid");
+    paid(&world.ctx, 3, 3_000_000).await.unwrap();
+    assert_eq!(cost().await, 642);
+}
+
+#[tokio::test]
+async fn no_two_orders_have_one_number() {
+    let world = world(|_| {}).await;
+    sell(&world, 1).await;
+    let again = sold(&world, 1).await;
+    assert!(again.is_err());
 }
 
 #[tokio::test]

@@ -327,7 +327,8 @@ fn outside(
         .collect()
 }
 
-/// What may be locked: without coins that came back a short while ago, and what the paths still cost of those that have not left.
+/// What may be locked: without coins that came back a short while ago, and what the paths still cost of those that have not left. Not without what orders
+/// of channels are for: anybody can pay for one, never come for it, and have the payment back.
 async fn spendable(ctx: &Context, seen: &Seen, height: u32) -> Result<Amount, LadderError> {
     let all = ctx.wallet.balance().await?.confirmed;
     let shallow = crate::funding::shallow_amount(ctx).await?;

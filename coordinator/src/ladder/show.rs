@@ -5,12 +5,13 @@ use factory_tree::ladder::{
 };
 use factory_tree::units::Height;
 use proto::admin::{
-    LadderDay, LadderExcluded, LadderFactory, LadderForecastResponse, LadderPreviewResponse,
-    LadderSeat, LadderShowResponse,
+    LadderDay, LadderExcluded, LadderFactory, LadderFailure, LadderForecastResponse,
+    LadderPreviewResponse, LadderSeat, LadderShowResponse,
 };
 
 use super::{LadderError, births, view};
 use crate::context::Context;
+use crate::store::ceremonies::{self, FailedBirth};
 
 /// A row for every factory that is not over.
 ///
@@ -28,6 +29,23 @@ pub async fn show(ctx: &Context) -> Result<LadderShowResponse, LadderError> {
         // Its day has begun.
         false => height.0.max(params.planned(ladder.first, today).0),
     });
+    let failed = ctx
+        .store
+        .read(async |tx| ceremonies::last_failed_birth(tx).await)
+        .await?;
+    let last_failure = failed.map(|failed| {
+        let day_ends = params.planned(ladder.first, failed.rung.saturating_add(1));
+        let is_today = today == Some(failed.rung);
+        let next = after(&failed, ctx.config.ladder.enabled, is_today, day_ends);
+        LadderFailure {
+            rung: failed.rung,
+            ceremony: failed.ceremony.0.to_vec().into(),
+            attempt: failed.attempt.unwrap_or(0),
+            begun: failed.begun,
+            reason: failed.reason,
+            next,
+        }
+    });
     Ok(LadderShowResponse {
         enabled: ctx.config.ladder.enabled,
         height: height.0,
@@ -39,7 +57,28 @@ pub async fn show(ctx: &Context) -> Result<LadderShowResponse, LadderError> {
             .iter()
             .map(|facts| row(facts, height, params.spacing))
             .collect(),
+        last_failure,
     })
+}
+
+/// What comes after a birth that failed; its rung's day ends before `day_ends`.
+fn after(failed: &FailedBirth, enabled: bool, is_today: bool, day_ends: Height) -> String {
+    if failed.is_born {
+        return "nothing: the rung's factory was born later".to_owned();
+    }
+    if failed.is_open {
+        return "the next attempt is under way".to_owned();
+    }
+    if !enabled {
+        return "nothing: set ladder.enabled = true in coordinator.toml, and restart".to_owned();
+    }
+    match is_today {
+        true => format!(
+            "tried again at every block before block {}; `coordinator ladder preview` says who would be invited",
+            day_ends.0
+        ),
+        false => "nothing: the rung's day is over, and the rung stays empty".to_owned(),
+    }
 }
 
 fn row(facts: &FactoryFacts, height: Height, spacing: u32) -> LadderFactory {

@@ -355,6 +355,39 @@ async fn a_birth_waits_for_who_must_come_and_says_so_when_too_few_do() {
     assert!(births(&world.happened()).is_empty());
 }
 
+/// Anybody can pay for one, never come for it, and have the payment back.
+#[tokio::test]
+async fn a_birth_is_not_held_up_by_strangers_orders_of_channels() {
+    use crate::store::lsps1::{self, Order};
+    let (world, _) = dying().await;
+    let available = async || {
+        let shown = show::preview(&world.ctx).await.unwrap();
+        shown.available_sat
+    };
+    let before = available().await;
+    let order = Order {
+        id: "order".to_owned(),
+        client: clients()[0].id(),
+        lsp_balance_sat: 300_000,
+        confirmations: 0,
+        confirm_within: 6,
+        expiry_blocks: 1_000,
+        announce: false,
+        at_birth: false,
+        fee_sat: 500,
+        hash: channel_host::PaymentHash([1; 32]),
+        invoice: "an invoice".to_owned(),
+        created_at: 0,
+        valid_until: u64::MAX / 4,
+    };
+    let paid = world.ctx.store.write(async |tx| {
+        lsps1::insert(tx, &order, 0).await?;
+        lsps1::held(tx, &order.id, 100_000, 1).await
+    });
+    assert!(paid.await.unwrap());
+    assert_eq!(available().await, before);
+}
+
 #[tokio::test]
 async fn a_birth_leaves_the_coins_that_publishing_the_silent_takes() {
     let (world, _) = dying().await;
@@ -493,4 +526,86 @@ async fn a_place_that_was_paid_for_is_in_the_next_birth_on_top_of_what_there_was
     let bought = read.await.unwrap();
     let paid = bought.get(&(open[0].id, all[0].id()));
     assert_eq!(paid, Some(&bitcoin::Amount::from_sat(300_000)));
+}
+
+#[tokio::test]
+async fn a_birth_that_failed_is_shown_with_why_and_what_comes_next() {
+    use crate::store::ceremonies::Wish;
+    use crate::store::{attempts, ceremonies};
+    use factory_tree::ceremony::message::Round;
+    use factory_tree::ids::{Attempt, CeremonyId};
+    let (world, _tree) = dying().await;
+    let shown = async || show::show(&world.ctx).await.unwrap().last_failure;
+    assert_eq!(shown().await, None);
+
+    let first = seen(&world).await.ladder.first;
+    let params = world.ctx.config.ladder_params();
+    let today = params
+        .rung_at(first, Height(world.ctx.height()))
+        .expect("it has begun");
+    let of_factories = world
+        .ctx
+        .config
+        .factory_params(&Default::default())
+        .unwrap();
+    let wish = |rung| Wish {
+        params: of_factories.clone(),
+        clients: None,
+        min_clients: 2,
+        capacity: None,
+        feerate_sat_per_kwu: None,
+        rung,
+        invited: None,
+    };
+    let round = Round {
+        ceremony: CeremonyId([3; 16]),
+        attempt: Attempt(1),
+    };
+    let begun = world.ctx.store.write(async |tx| {
+        ceremonies::insert(tx, round.ceremony, 77, &wish(Some(today))).await?;
+        attempts::begin(tx, round, &FRESH, &[]).await?;
+        sqlx::query("UPDATE ceremony SET state = 'running' WHERE ceremony = ?")
+            .bind(round.ceremony.0.as_slice())
+            .execute(&mut *tx)
+            .await?;
+        attempts::fail(tx, round, "nobody answered", &[]).await
+    });
+    begun.await.unwrap();
+    let failure = shown().await.expect("its first attempt failed");
+    assert_eq!(failure.ceremony.as_ref(), round.ceremony.0);
+    let numbers = (failure.rung, failure.attempt, failure.begun);
+    assert_eq!(numbers, (today, 1, 77));
+    assert_eq!(failure.reason, "nobody answered");
+    assert_eq!(failure.next, "the next attempt is under way");
+
+    // What the operator asked for is no birth.
+    let own = CeremonyId([4; 16]);
+    let given_up = world.ctx.store.write(async |tx| {
+        ceremonies::fail(tx, round.ceremony, "too many attempts").await?;
+        ceremonies::insert(tx, own, 78, &wish(None)).await?;
+        ceremonies::fail(tx, own, "cancelled").await
+    });
+    given_up.await.unwrap();
+    let failure = shown().await.expect("all of it failed");
+    assert_eq!(failure.ceremony.as_ref(), round.ceremony.0);
+    assert_eq!(
+        failure.reason,
+        "too many attempts; the last attempt: nobody answered"
+    );
+    assert!(failure.next.starts_with("tried again"), "{}", failure.next);
+
+    // Its day passes; another ceremony of the same rung was not in vain.
+    let tomorrow = params.planned(first, today + 1);
+    world.chain.mine_to(tomorrow.0);
+    world.follow().await;
+    let next = shown().await.unwrap().next;
+    assert!(next.ends_with("stays empty"), "{next}");
+    let later = CeremonyId([5; 16]);
+    let born = world.ctx.store.write(async |tx| {
+        ceremonies::insert(tx, later, 79, &wish(Some(today))).await?;
+        ceremonies::complete(tx, later).await
+    });
+    born.await.unwrap();
+    let next = shown().await.unwrap().next;
+    assert!(next.ends_with("was born later"), "{next}");
 }

@@ -1,7 +1,7 @@
-//! Channels that were bought in advance, and who is there to have one.
+//! Channels that were ordered, in advance or just in time, and who is there to have one.
 
 use bitcoin::secp256k1::PublicKey;
-use channel_host::{BoughtChannel, BoughtView, CLAIM_BUFFER, NodeError};
+use channel_host::{BoughtChannel, BoughtView, CLAIM_BUFFER, JitOrder, NodeError};
 use factory_tree::ids::ClientId;
 
 use super::Lightning;
@@ -15,6 +15,10 @@ pub(crate) struct Pretended {
     pub missing: Vec<channel_host::LeafId>,
     /// Leaves whose channels ended.
     pub over: Vec<channel_host::LeafId>,
+    /// Where every leaf's channel is.
+    pub outpoint: Option<bitcoin::OutPoint>,
+    /// Payments that are not held any more.
+    pub gone: Vec<channel_host::PaymentHash>,
     /// Whether everybody is there.
     pub here: bool,
     /// Channels that are asked for what they hold.
@@ -23,6 +27,8 @@ pub(crate) struct Pretended {
     pub opened: Vec<BoughtChannel>,
     /// What there is.
     pub views: Vec<BoughtView>,
+    /// Orders of channels just in time.
+    pub jit_orders: Vec<JitOrder>,
 }
 
 impl Lightning {
@@ -36,6 +42,20 @@ impl Lightning {
         let peer = PublicKey::from_slice(&client.0);
         let node = self.node();
         peer.is_ok_and(|peer| node.is_some_and(|node| node.peers().contains(&peer)))
+    }
+
+    /// Stores an order of a channel just in time; its number, and the blocks its invoices leave us.
+    ///
+    /// # Errors
+    /// The node's, or that there is none now.
+    pub fn add_jit_order(&self, order: JitOrder) -> Result<(u64, u16), NodeError> {
+        #[cfg(test)]
+        if self.pretends() {
+            let orders = &mut self.pretended.lock().unwrap().jit_orders;
+            orders.push(order);
+            return Ok((u64::try_from(orders.len()).unwrap(), 144));
+        }
+        self.node().ok_or_else(no_node)?.add_jit_order(order)
     }
 
     /// Opens a channel whose funding is withheld.

@@ -11,6 +11,7 @@ use super::Lightning;
 pub(crate) enum Asked {
     Claim([u8; 32]),
     SendBack(PaymentHash),
+    RefuseFunding(u64),
 }
 
 pub(super) fn no_node() -> NodeError {
@@ -37,6 +38,16 @@ impl Lightning {
         made.await.map_err(|_| no_node())?
     }
 
+    /// Whether a payment is held. Not while there is no node: one that was held before is again when it has started.
+    #[must_use]
+    pub fn holds(&self, hash: PaymentHash) -> bool {
+        #[cfg(test)]
+        if self.pretends() {
+            return !self.pretended.lock().unwrap().gone.contains(&hash);
+        }
+        self.node().is_some_and(|node| node.holds(hash))
+    }
+
     /// Takes a payment that is held.
     ///
     /// # Errors
@@ -52,11 +63,26 @@ impl Lightning {
         claimed.await.map_err(|_| no_node())?
     }
 
+    /// Gives a channel just in time up that is about to be paid for.
+    ///
+    /// # Errors
+    /// The node's, or that there is none now.
+    pub(super) fn refuse_jit_funding(&self, scid: u64) -> Result<(), NodeError> {
+        #[cfg(test)]
+        if self.pretends() {
+            self.asked.lock().unwrap().push(Asked::RefuseFunding(scid));
+            return Ok(());
+        }
+        let node = self.node().ok_or_else(no_node)?;
+        node.refuse_jit_funding(scid)
+    }
+
     /// Sends a payment back that is held. Without a node it is done after its start, by whoever keeps book.
     pub fn send_back(&self, hash: PaymentHash) {
         #[cfg(test)]
         if self.pretends() {
             self.asked.lock().unwrap().push(Asked::SendBack(hash));
+            self.pretended.lock().unwrap().gone.push(hash);
             return;
         }
         if let Some(node) = self.node() {

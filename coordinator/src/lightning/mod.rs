@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use bitcoin::Amount;
+use bitcoin::{Amount, OutPoint};
 use channel_host::{
     ChannelView, EventSink, FeePolicy, Host, HostState, LeafId, Node, NodeConfig, NodeError, Side,
     Stage, WalletCoins,
@@ -60,8 +60,9 @@ pub struct Lightning {
     host: OnceLock<Host>,
     /// Where others are told it is; without a configured address, what it listens on.
     public: OnceLock<String>,
-    /// Why a leaf's channel did not come about, in the node's words, while somebody opens channels.
-    refusals: Mutex<HashMap<LeafId, String>>,
+    /// Why the channels of attempts did not come about, in the node's words: an entry for each that is being opened, and only for those,
+    /// with how many attempts there are: one that is given up may end after the next has begun.
+    refusals: Mutex<HashMap<LeafId, (usize, Option<String>)>>,
     /// Leaves that were forgotten since the start, which is not done again at every block.
     forgotten: Mutex<HashSet<LeafId>>,
     /// Held while a payment of ours is begun: its end is written down after its beginning.
@@ -146,6 +147,16 @@ impl Lightning {
             view.map(|view| view.stage),
             Some(Stage::Closed | Stage::Abandoned)
         )
+    }
+
+    /// Where a leaf's channel is, or was.
+    #[must_use]
+    pub fn outpoint(&self, leaf: LeafId) -> Option<OutPoint> {
+        #[cfg(test)]
+        if self.pretends() {
+            return self.pretended.lock().unwrap().outpoint;
+        }
+        Some(self.node()?.leaf(leaf)?.outpoint)
     }
 
     /// What a client has in channels that lie in no factory, whole satoshis; nothing while the node does not run.
@@ -248,8 +259,20 @@ impl Lightning {
         count(&self.work);
     }
 
-    fn refusals(&self) -> std::sync::MutexGuard<'_, HashMap<LeafId, String>> {
+    fn refusals(&self) -> std::sync::MutexGuard<'_, HashMap<LeafId, (usize, Option<String>)>> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kept for an attempt that opens this leaf; nobody else asks.
+    fn refused(&self, leaf: LeafId, why: String) {
+        if let Some((_, told)) = self.refusals().get_mut(&leaf) {
+            *told = Some(why);
+        }
+    }
+
+    /// Why this leaf was refused, and forgets that.
+    fn take_refusal(&self, leaf: LeafId) -> Option<String> {
+        self.refusals().get_mut(&leaf)?.1.take()
     }
 
     fn forgotten(&self) -> std::sync::MutexGuard<'_, HashSet<LeafId>> {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
-use channel_host::{Leaf, Node, NodeError, Stage};
+use channel_host::{Leaf, LeafId, Node, NodeError, Stage};
 use factory_tree::ceremony::message::Round;
 use factory_tree::ids::ClientId;
 use factory_tree::tree::Tree;
@@ -61,6 +61,38 @@ struct Pending {
     stands: bool,
 }
 
+/// The leaves of an attempt, whose refusals are kept until it is over.
+struct Watched<'a> {
+    lightning: &'a Lightning,
+    leaves: Vec<LeafId>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(lightning: &'a Lightning, leaves: Vec<LeafId>) -> Self {
+        let mut refusals = lightning.refusals();
+        for leaf in &leaves {
+            let (attempts, told) = refusals.entry(*leaf).or_default();
+            *attempts = attempts.saturating_add(1);
+            *told = None;
+        }
+        drop(refusals);
+        Self { lightning, leaves }
+    }
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        let mut refusals = self.lightning.refusals();
+        for leaf in &self.leaves {
+            if let Some((attempts @ 2.., _)) = refusals.get_mut(leaf) {
+                *attempts = attempts.saturating_sub(1);
+            } else {
+                refusals.remove(leaf);
+            }
+        }
+    }
+}
+
 /// What became of a channel.
 type End = (ClientId, Result<(), String>);
 
@@ -83,6 +115,8 @@ async fn open(ctx: Arc<Context>, round: Round, tree: Arc<Tree>, fresh: FreshSeed
     let mut news = ctx.lightning.news.subscribe();
     let mut pending = members(&tree, fresh);
     drop(tree);
+    let leaves = pending.iter().map(|one| one.leaf.id);
+    let _watched = Watched::new(&ctx.lightning, leaves.collect());
     while !pending.is_empty() {
         if let Some(node) = ctx.lightning.node() {
             let (at, gate) = (Arc::clone(&ctx), Arc::clone(&gate));
@@ -136,7 +170,7 @@ fn look_at_all(
     let (mut rest, mut ends) = (Vec::new(), Vec::new());
     for mut one in pending {
         let why = |or: &str| {
-            let told = lightning.refusals().remove(&one.leaf.id);
+            let told = lightning.take_refusal(one.leaf.id);
             told.unwrap_or_else(|| or.to_owned())
         };
         let stage = node.leaf(one.leaf.id).map(|view| view.stage);
@@ -145,7 +179,7 @@ fn look_at_all(
             Next::Opened if one.stands => None,
             Next::Opened => {
                 one.stands = true;
-                lightning.refusals().remove(&one.leaf.id);
+                lightning.take_refusal(one.leaf.id);
                 ends.push((one.client, Ok(())));
                 None
             }
@@ -158,7 +192,7 @@ fn look_at_all(
                         error @ (NodeError::LeafUsed { .. } | NodeError::UnfitLeaf { .. }),
                     )) => Some(Err(error.to_string())),
                     Some(Err(error)) => {
-                        lightning.refusals().insert(one.leaf.id, error.to_string());
+                        lightning.refused(one.leaf.id, error.to_string());
                         None
                     }
                     Some(Ok(())) | None => None,
@@ -167,10 +201,7 @@ fn look_at_all(
         };
         match end {
             None => rest.push(one),
-            Some(result) => {
-                lightning.refusals().remove(&one.leaf.id);
-                ends.push((one.client, result));
-            }
+            Some(result) => ends.push((one.client, result)),
         }
     }
     (rest, ends)
@@ -221,6 +252,18 @@ mod tests {
         assert_eq!(next(Some(Stage::Open), false, 1), Next::Opened);
         assert_eq!(next(Some(Stage::Closed), true, 1), Next::Refused);
         assert_eq!(next(Some(Stage::Abandoned), true, 1), Next::Refused);
+    }
+
+    #[test]
+    fn an_attempt_that_ends_late_takes_nothing_from_the_next() {
+        let (lightning, leaf) = (Lightning::default(), LeafId([7; 16]));
+        let old = Watched::new(&lightning, vec![leaf]);
+        let new = Watched::new(&lightning, vec![leaf]);
+        drop(old);
+        lightning.refused(leaf, "why".to_owned());
+        assert_eq!(lightning.take_refusal(leaf).as_deref(), Some("why"));
+        drop(new);
+        assert!(lightning.refusals().is_empty());
     }
 
     #[test]

@@ -7,14 +7,16 @@ use channel_host::{EventSink, ExitReason, LeafId, NodeEvent, NotTakenIn, Payment
 use factory_tree::ids::ClientId;
 
 use super::{count, route};
+use crate::clock::unix_time;
 use crate::context::Context;
 use crate::event::Event;
+use crate::fault;
 use crate::jit;
 use crate::lsps1;
 use crate::sales;
 use crate::store::jit::Funding;
 use crate::store::leaves::{self, LeafRow};
-use crate::store::{self, ladder, payments};
+use crate::store::{self, ladder, payments, prices};
 use crate::webhooks::Why;
 
 /// Takes the node's events in. The node is part of the context, so this does not keep it alive.
@@ -31,13 +33,70 @@ impl Sink {
 impl EventSink for Sink {
     async fn take(&self, event: NodeEvent) -> Result<(), NotTakenIn> {
         let ctx = self.0.upgrade().ok_or(NotTakenIn)?;
-        take(&ctx, event).await.map_err(|error| {
-            ctx.events.emit(Event::StoreFailed {
-                problem: error.to_string(),
-            });
-            NotTakenIn
-        })
+        let without = without(&event);
+        let Err(error) = take(&ctx, event).await else {
+            return Ok(());
+        };
+        ctx.alarm(&error);
+        if !error.is_lasting() {
+            return Err(NotTakenIn);
+        }
+        // Told again it would end the same way, and everything that comes after it would wait for ever.
+        match without {
+            Without::Nothing => Err(NotTakenIn),
+            Without::News => Ok(()),
+            Without::Payment(hash) => pass_over(&ctx, hash).await,
+            Without::Funding(scid) => match ctx.lightning.refuse_jit_funding(scid) {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    tracing::error!(%error, "a channel that cannot be booked is not given up");
+                    Err(NotTakenIn)
+                }
+            },
+        }
     }
+}
+
+/// What goes on without an event that can never be taken in.
+#[derive(Clone, Copy)]
+enum Without {
+    /// Nothing: it is a gate, or money is booked by it.
+    Nothing,
+    /// Everything: it only informs.
+    News,
+    /// Everything but what this pays for.
+    Payment(PaymentHash),
+    /// Everything but the channel of this order.
+    Funding(u64),
+}
+
+const fn without(event: &NodeEvent) -> Without {
+    match event {
+        NodeEvent::PaymentHeld { hash, .. } => Without::Payment(*hash),
+        NodeEvent::JitFunded { scid, .. } => Without::Funding(*scid),
+        NodeEvent::LeafOpened { .. }
+        | NodeEvent::LeafSpent { .. }
+        | NodeEvent::JitRefused { .. } => Without::News,
+        _ => Without::Nothing,
+    }
+}
+
+/// A payment whose order cannot be read goes back, unless something may have been given for it: then it stays, for as long as Lightning holds it,
+/// and can be taken once the row is mended. Nothing is lost by its not being told again: what was begun for it knows that it is held.
+async fn pass_over(ctx: &Context, hash: PaymentHash) -> Result<(), NotTakenIn> {
+    let read = ctx
+        .store
+        .read(async |tx| payments::may_be_earned(tx, hash.0).await);
+    match read.await {
+        Ok(false) => ctx.lightning.send_back(hash),
+        Ok(true) => {}
+        Err(error) if error.is_lasting() => ctx.alarm(&error),
+        Err(error) => {
+            ctx.alarm(&error);
+            return Err(NotTakenIn);
+        }
+    }
+    Ok(())
 }
 
 /// A spend's name in events.
@@ -92,7 +151,7 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
         NodeEvent::LeafRefused { leaf, reason } => {
             let reason = reason.to_string();
             tracing::info!(%leaf, %reason, "a channel did not come about");
-            ctx.lightning.refusals().insert(leaf, reason);
+            ctx.lightning.refused(leaf, reason);
             count(&ctx.lightning.news);
         }
         NodeEvent::LeafClosed {
@@ -162,15 +221,18 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
             };
             jit::funded(ctx, scid, funding).await?;
         }
-        NodeEvent::JitForwarded { scid, waited } => ctx.events.emit(Event::JitForwarded {
-            scid: jit::scid_text(scid),
-            waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
-        }),
+        NodeEvent::JitForwarded { scid, waited } => {
+            fault::point("jit_forwarded");
+            ctx.events.emit(Event::JitForwarded {
+                scid: jit::scid_text(scid),
+                waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+            });
+        }
         NodeEvent::JitPaid { scid, fee } => jit::paid(ctx, scid, fee.0).await?,
         NodeEvent::JitRefused { scid, hash, reason } => {
             jit::refused(ctx, scid, hash.to_string(), reason.to_string()).await?;
         }
-        NodeEvent::BoughtStands { id } => lsps1::channel(ctx, id, None).await?,
+        NodeEvent::BoughtStands { id } => lsps1::stands(ctx, id).await?,
         NodeEvent::ChannelOpened { id, peer, .. } => {
             jit::channel(ctx, id, true).await?;
             ctx.events.emit(Event::OnchainChannelOpened {
@@ -180,7 +242,7 @@ async fn take(ctx: &Arc<Context>, event: NodeEvent) -> store::Result<()> {
         }
         NodeEvent::ChannelClosed { id, reason } => {
             jit::channel(ctx, id, false).await?;
-            lsps1::channel(ctx, id, Some(&reason)).await?;
+            lsps1::closed(ctx, id, &reason).await?;
             ctx.events.emit(Event::OnchainChannelClosed {
                 channel: id.to_string(),
                 reason,
@@ -257,6 +319,26 @@ async fn payment_held(
     }
 }
 
+/// A payment went through us.
+async fn forwarded(
+    ctx: &Context,
+    number: [u8; 32],
+    amount_msat: u64,
+    fee_msat: u64,
+) -> store::Result<()> {
+    if fee_msat > 0 {
+        let now = unix_time();
+        ctx.store
+            .write(async |tx| prices::forwarded(tx, &number, fee_msat, now).await)
+            .await?;
+    }
+    ctx.events.emit(Event::PaymentForwarded {
+        amount_msat,
+        fee_msat,
+    });
+    Ok(())
+}
+
 async fn take_payment(ctx: &Context, event: NodeEvent) -> store::Result<()> {
     let height = ctx.height();
     let _begun = match event {
@@ -313,10 +395,11 @@ async fn take_payment(ctx: &Context, event: NodeEvent) -> store::Result<()> {
             hash: hash.to_string(),
             reason: reason.to_string(),
         }),
-        NodeEvent::PaymentForwarded { amount, fee } => ctx.events.emit(Event::PaymentForwarded {
-            amount_msat: amount.0,
-            fee_msat: fee.0,
-        }),
+        NodeEvent::PaymentForwarded {
+            number,
+            amount,
+            fee,
+        } => forwarded(ctx, number, amount.0, fee.0).await?,
         NodeEvent::ForwardRefused { hash, reason } => ctx.events.emit(Event::ForwardRefused {
             hash: hash.to_string(),
             reason: reason.to_string(),

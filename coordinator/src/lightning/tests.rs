@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{
-    ExitReason, FeePolicy, LeafKeys, LeafView, Msat, NodeEvent, PaymentHash, SpendKind, Stage,
-    lsp_channel_id,
+    ExitReason, FeePolicy, LeafKeys, LeafRefusal, LeafView, Msat, NodeEvent, PaymentHash,
+    SpendKind, Stage, lsp_channel_id,
 };
 use factory_tree::factory::Member;
 use factory_tree::ids::ClientId;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::ceremony::Mail;
 use crate::store::attempts::{UsedKeys, use_keys};
-use crate::store::{factories, leaves, payments};
+use crate::store::{factories, leaves, payments, prices};
 use crate::testing::{FRESH, ROUND, TestWorld};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,13 +26,35 @@ struct Wallet {
     keys: Arc<LeafKeys>,
     test: TestClient,
     /// Nobody reads it, but what is not taken in comes again.
-    _events: mpsc::UnboundedReceiver<NodeEvent>,
+    _events: Option<mpsc::UnboundedReceiver<NodeEvent>>,
+}
+
+/// A host that never takes in that a channel stands; and when it was told so.
+#[derive(Debug, Default)]
+struct Unwilling(Mutex<Vec<tokio::time::Instant>>);
+
+#[async_trait::async_trait]
+impl EventSink for Unwilling {
+    async fn take(&self, event: NodeEvent) -> Result<(), channel_host::NotTakenIn> {
+        if !matches!(event, NodeEvent::LeafOpened { .. }) {
+            return Ok(());
+        }
+        self.0.lock().unwrap().push(tokio::time::Instant::now());
+        Err(channel_host::NotTakenIn)
+    }
 }
 
 impl Wallet {
     async fn start(world: &TestWorld, number: u64) -> Self {
-        let keys = Arc::new(LeafKeys::new(&[u8::try_from(number).unwrap() + 1; 32]));
         let (events, reader) = mpsc::unbounded_channel();
+        Self {
+            _events: Some(reader),
+            ..Self::start_with(world, number, Arc::new(events)).await
+        }
+    }
+
+    async fn start_with(world: &TestWorld, number: u64, events: Arc<dyn EventSink>) -> Self {
+        let keys = Arc::new(LeafKeys::new(&[u8::try_from(number).unwrap() + 1; 32]));
         let config = NodeConfig {
             network: bitcoin::Network::Regtest,
             side: Side::Client,
@@ -47,7 +69,7 @@ impl Wallet {
             keys: Arc::clone(&keys),
             chain: Arc::clone(&world.ctx.source),
             coins: Arc::new(WalletCoins::new(Arc::clone(&world.ctx.wallet))),
-            events: Arc::new(events),
+            events,
             allow_unfunded: false,
             lsps: None,
         };
@@ -55,7 +77,7 @@ impl Wallet {
             node: Node::start(config).await.unwrap(),
             keys,
             test: TestClient::new(1, number, bitcoin::Amount::from_sat(200_000)),
-            _events: reader,
+            _events: None,
         }
     }
 
@@ -196,6 +218,141 @@ async fn channels_are_opened_gated_and_given_up() {
     world.ctx.lightning.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_taken_in_is_told_again_after_a_pause_that_grows() {
+    let world = world().await;
+    let unwilling = Arc::new(Unwilling::default());
+    let events: Arc<dyn EventSink> = Arc::<Unwilling>::clone(&unwilling);
+    let mut wallets = vec![Wallet::start_with(&world, 0, events).await];
+    for number in 1..3 {
+        wallets.push(Wallet::start(&world, number).await);
+    }
+    let members = wallets.iter().map(|wallet| wallet.member(&world));
+    let tree = world
+        .factory_of(ExpiryPolicy::ClientRefund, members.collect())
+        .await;
+    wallets[0].expect(&world, &tree, 0);
+    wallets[0].connect(&world).await;
+    let (mut mailbox, _status) = world.ctx.ceremonies.register(ROUND.ceremony);
+    let _opening = Opening::start(&world.ctx, ROUND, Arc::new(tree), FRESH);
+    assert_eq!(next(&mut mailbox).await, (wallets[0].id(), Ok(())));
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let told = loop {
+        let told = unwilling.0.lock().unwrap().clone();
+        if told.len() > 4 {
+            break told;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{told:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    for (pair, least) in told.windows(2).zip([200, 400, 800, 1_000]) {
+        let pause = pair[1] - pair[0];
+        assert!(pause >= Duration::from_millis(least), "{pause:?} < {least}");
+    }
+    for wallet in &wallets {
+        wallet.node.shutdown().await.unwrap();
+    }
+    world.ctx.lightning.shutdown().await;
+}
+
+/// Whoever can have one event refused for ever would stop all that come after it.
+#[tokio::test]
+async fn what_can_never_be_taken_in_stands_in_nobodys_way() {
+    let world = TestWorld::new().await;
+    world.ctx.lightning.pretend();
+    let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+    world.order(&tree, 0, 50_000).await;
+    let hash = PaymentHash([4; 32]);
+    let damaged = world.ctx.store.write(async |tx| {
+        let query = "UPDATE sale SET state = 'ordered', fresh = x'00', hash = ?";
+        let query = sqlx::query(query).bind(hash.0.as_slice());
+        Ok(query.execute(tx).await.map(drop)?)
+    });
+    damaged.await.unwrap();
+    let event = NodeEvent::PaymentHeld {
+        hash,
+        amount: Msat(1_000),
+        expiry: 5_000,
+    };
+    let sink = sink::Sink::new(&world.ctx);
+    sink.take(event.clone()).await.unwrap();
+    let asked = || std::mem::take(&mut *world.ctx.lightning.asked.lock().unwrap());
+    assert_eq!(asked(), [Asked::SendBack(hash)]);
+    // What may have been given for it is not given away.
+    for state in ["paid", "sold", "settled"] {
+        let begun = world.ctx.store.write(async |tx| {
+            let query = sqlx::query("UPDATE sale SET state = ?").bind(state);
+            Ok(query.execute(tx).await.map(drop)?)
+        });
+        begun.await.unwrap();
+        sink.take(event.clone()).await.unwrap();
+        assert!(asked().is_empty(), "{state}");
+    }
+    // And that it was taken is told until it can be booked.
+    let received = NodeEvent::PaymentReceived {
+        hash,
+        amount: Msat(1_000),
+        fee: Msat(0),
+    };
+    assert!(sink.take(received).await.is_err());
+}
+
+/// Whoever says yes to it has the channel funded.
+#[tokio::test]
+async fn a_channel_whose_cost_can_never_be_booked_is_not_paid_for() {
+    let world = TestWorld::new().await;
+    let event = NodeEvent::JitFunded {
+        scid: 7,
+        id: 8,
+        txid: bitcoin::hashes::Hash::all_zeros(),
+        capacity: bitcoin::Amount::from_sat(100_000),
+        // No column holds it.
+        fee: Some(bitcoin::Amount::from_sat(u64::MAX)),
+    };
+    let sink = sink::Sink::new(&world.ctx);
+    // Nobody is there to give the channel up.
+    assert!(sink.take(event.clone()).await.is_err());
+    world.ctx.lightning.pretend();
+    sink.take(event).await.unwrap();
+    let asked = world.ctx.lightning.asked.lock().unwrap().clone();
+    assert_eq!(asked, [Asked::RefuseFunding(7)]);
+}
+
+#[tokio::test]
+async fn why_a_channel_did_not_come_about_is_kept_while_an_attempt_opens_it_and_no_longer() {
+    let world = TestWorld::new().await;
+    let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+    let opened = LeafId(tree.spec().members[2].leaf_id.0);
+    let sold = LeafId([77; 16]);
+    let lightning = &world.ctx.lightning;
+    let sink = sink::Sink::new(&world.ctx);
+    let refuse = async |leaf| {
+        let reason = LeafRefusal::Script;
+        let event = NodeEvent::LeafRefused { leaf, reason };
+        sink.take(event).await.unwrap();
+    };
+    let watches = async |leaves: usize| {
+        let look = async {
+            while lightning.refusals().len() != leaves {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let looked = tokio::time::timeout(PATIENCE, look).await;
+        looked.expect("in time");
+    };
+    refuse(opened).await;
+    refuse(sold).await;
+    assert!(lightning.refusals().is_empty(), "nobody would ask for them");
+    let opening = Opening::start(&world.ctx, ROUND, Arc::new(tree), FRESH);
+    watches(4).await;
+    refuse(opened).await;
+    refuse(sold).await;
+    assert!(lightning.take_refusal(opened).is_some());
+    watches(4).await;
+    drop(opening);
+    watches(0).await;
+}
+
 #[tokio::test]
 async fn what_the_node_says_twice_happens_once() {
     let mut world = TestWorld::new().await;
@@ -233,6 +390,39 @@ async fn what_the_node_says_twice_happens_once() {
     // What cannot be stored is asked for again.
     world.ctx.store.close().await;
     assert!(sink.take(events[0].clone()).await.is_err());
+}
+
+#[tokio::test]
+async fn the_fee_of_a_payment_through_us_is_earned_once_however_often_it_is_told() {
+    let world = TestWorld::new().await;
+    let sink = sink::Sink::new(&world.ctx);
+    for (number, fee) in [(1, 11), (2, 7), (1, 11), (3, 0)] {
+        let event = NodeEvent::PaymentForwarded {
+            number: [number; 32],
+            amount: Msat(1_000),
+            fee: Msat(fee),
+        };
+        sink.take(event).await.unwrap();
+    }
+    let store = &world.ctx.store;
+    let earned = async || {
+        let days = store.read(async |tx| prices::revenue(tx, 0).await).await;
+        let days = days.unwrap().into_values();
+        days.map(|day| day.routing_msat).collect::<Vec<_>>()
+    };
+    assert_eq!(earned().await.iter().sum::<u64>(), 18);
+    // Days later those are not remembered any more; what they brought is.
+    let later = crate::clock::unix_time() + 10 * 86_400;
+    let write = store.write(async |tx| {
+        prices::forwarded(tx, &[4; 32], 5, later).await?;
+        prices::forwarded(tx, &[4; 32], 5, later).await?;
+        let kept = sqlx::query_scalar("SELECT count(*) FROM forward");
+        Ok(kept.fetch_one(tx).await?)
+    });
+    let kept: i64 = write.await.unwrap();
+    assert_eq!(kept, 1);
+    assert_eq!(earned().await.iter().sum::<u64>(), 23);
+    assert_eq!(earned().await.last(), Some(&5), "a day of its own");
 }
 
 #[tokio::test]

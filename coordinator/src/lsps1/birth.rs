@@ -3,7 +3,7 @@
 
 use bitcoin::OutPoint;
 use channel_host::{LeafId, LeafView, Stage};
-use factory_tree::ids::ClientId;
+use factory_tree::ids::{CeremonyId, ClientId};
 use factory_tree::units::{Blocks, Height};
 
 use super::params::Asked;
@@ -21,8 +21,8 @@ const LONGEST_HOLD: u32 = 1_008;
 pub(super) enum Place {
     /// Its client has none.
     None,
-    /// The factory is born, or about to be.
-    Born,
+    /// The factory is born, or about to be, in this ceremony.
+    Born(CeremonyId),
     /// The channel may be used; this is its leaf.
     Usable(OutPoint),
 }
@@ -121,7 +121,7 @@ pub(super) async fn place(ctx: &Context, row: &OrderRow) -> store::Result<Place>
         own.map(|own| (factory, own))
     });
     match (state, own) {
-        (Some(CeremonyState::Gathering | CeremonyState::Running), _) => Ok(Place::Born),
+        (Some(CeremonyState::Gathering | CeremonyState::Running), _) => Ok(Place::Born(ceremony)),
         (Some(CeremonyState::Complete), Some((factory, own))) => {
             let leaf = LeafId(own.leaf.0);
             let known = ctx.lightning.node().and_then(|node| node.leaf(leaf));
@@ -129,7 +129,7 @@ pub(super) async fn place(ctx: &Context, row: &OrderRow) -> store::Result<Place>
             let stood = |leaf: &LeafView| matches!(leaf.stage, Stage::Open | Stage::Closed);
             Ok(match known.filter(stood).filter(|_| factory.usable) {
                 Some(leaf) => Place::Usable(leaf.outpoint),
-                None => Place::Born,
+                None => Place::Born(ceremony),
             })
         }
         // It was given up, or went on without the client: there is another one tomorrow.

@@ -5,16 +5,16 @@ use factory_tree::ids::ClientId;
 
 use super::params::Asked;
 use crate::context::Context;
-use crate::limits::{DAY, HOUR, Means, TRIES, Used};
+use crate::limits::{DAY, HOUR, Means, TRIES, Used, coins};
 use crate::store::lsps1::{self as rows, Order, OrderRow};
 use crate::store::{Conn, Result};
 
 /// The longest time a funding is given, whatever the client is content with, as the node has it.
 const SLOWEST: u16 = 144;
 
-/// What there is for a funding that is to confirm within so many blocks.
+/// What there is for a funding that is to confirm within so many blocks, for who asks.
 pub(super) async fn means(ctx: &Context, confirm_within: u16) -> Means {
-    Means::now(ctx, confirm_within.clamp(1, SLOWEST)).await
+    Means::lately(ctx, confirm_within.clamp(1, SLOWEST)).await
 }
 
 /// Why no channel is opened now, if so; what was set aside for this order before is its own.
@@ -31,6 +31,27 @@ async fn closed(
     Ok(ctx.config.lsps1.limits().closed(used, fee))
 }
 
+/// What belongs to others, who have paid: for channels from the chain, and, where that is asked, for places in the next factory.
+async fn owed(ctx: &Context, conn: &mut Conn, at_birth: bool) -> Result<u64> {
+    // The coins of a funding that is made, and withheld, are not free any more.
+    let made = ctx.lightning.bought().unwrap_or_default().into_iter();
+    let made = made.filter(|view| view.outpoint.is_some());
+    let made: Vec<u64> = made.map(|view| view.id).collect();
+    let owed_sat = rows::owed_sat(conn, &made).await?;
+    Ok(match at_birth {
+        true => owed_sat.saturating_add(rows::owed_at_birth_sat(conn).await?),
+        false => owed_sat,
+    })
+}
+
+/// Whether the next birth has the coins for a place that is paid for this moment: of those who ordered, others may have paid first. It has no funding of
+/// its own, so no feerate is needed: Lightning waits for the answer, and the Bitcoin node is not asked.
+pub(super) async fn fits_birth(ctx: &Context, order: &Order) -> Result<bool> {
+    let read = ctx.store.read(async |tx| owed(ctx, tx, true).await);
+    let needed = read.await?.saturating_add(order.lsp_balance_sat);
+    Ok(needed <= coins(ctx).await.to_sat())
+}
+
 /// Why such a channel cannot be had now, if so. What others have paid for is theirs already. One that comes with a factory (`at_birth`) has no funding
 /// of its own: neither the hour's channels nor the day's fees are in its way.
 pub(super) async fn obstacle(
@@ -44,14 +65,14 @@ pub(super) async fn obstacle(
             true => None,
             false => closed(ctx, tx, None, (means.fee, now)).await?,
         };
-        Ok((closed, rows::owed_sat(tx).await?))
+        Ok((closed, owed(ctx, tx, at_birth).await?))
     });
     let (closed, owed_sat) = read.await?;
     if closed.is_some() {
         return Ok(closed);
     }
-    let needed = asked.lsp_balance_sat.checked_add(owed_sat);
-    let suffice = needed.is_some_and(|needed| means.suffice_for(Amount::from_sat(needed)));
+    let means = means.without(owed_sat);
+    let suffice = means.suffice_for(Amount::from_sat(asked.lsp_balance_sat));
     Ok((!suffice).then(|| "no such channel can be opened now; try later".into()))
 }
 
@@ -97,7 +118,7 @@ pub(super) async fn may_open(
         let why = format!("its channel did not come about: {}", row.note);
         return Ok(Err(Obstacle::Final(why)));
     }
-    let means = means(ctx, *confirm_within).await;
+    let means = Means::now(ctx, (*confirm_within).clamp(1, SLOWEST)).await;
     if *fee_sat < means.fee.to_sat() {
         let why = "the price does not pay for the channel's funding as feerates are";
         return Ok(Err(Obstacle::Final(why.into())));

@@ -35,7 +35,9 @@ use crate::store;
 use crate::store::lsps1::{self as rows, Order, OrderRow, State};
 
 pub use config::Lsps1Config;
-pub use step::{channel, held, received, release_at, run};
+#[cfg(test)]
+pub(crate) use step::look;
+pub use step::{closed, held, received, release_at, run, stands};
 
 const NOT_FOUND: i32 = 101;
 /// A block takes ten minutes on average: by this, so many are over in almost every case, and the client's channel lives longer rather than shorter.

@@ -70,11 +70,16 @@ pub async fn run(ctx: Arc<Context>, mut shutdown: watch::Receiver<bool>) {
 }
 
 /// Whether something is under way.
-pub(super) async fn look(ctx: &Context) -> Result<bool> {
+pub(crate) async fn look(ctx: &Context) -> Result<bool> {
     let now = now();
     let due = ctx.store.read(async |tx| rows::due(tx, now).await).await?;
+    let due = ctx.readable(due);
     for row in &due {
-        step(ctx, &row.order.id).await?;
+        match step(ctx, &row.order.id).await {
+            // Of this order alone: the others go on.
+            Err(error) if error.is_lasting() => ctx.alarm(&error),
+            done => done?,
+        }
     }
     // What waits for a birth waits for hours.
     Ok(due.iter().any(|row| !row.order.at_birth))
@@ -87,7 +92,7 @@ pub(super) async fn send_back_again(ctx: &Context) -> Result<()> {
         .store
         .read(async |tx| rows::to_send_back(tx, height).await)
         .await?;
-    for hash in hashes {
+    for hash in ctx.readable(hashes) {
         ctx.lightning.send_back(hash);
     }
     Ok(())
@@ -95,7 +100,8 @@ pub(super) async fn send_back_again(ctx: &Context) -> Result<()> {
 
 // ---- what the node has to say ----------------------------------------------------------------------------------------
 
-/// A payment for a hold invoice is here; `false`: it is for no order.
+/// A payment for a hold invoice is here; `false`: it is for no order. Only stored: the node waits for this with all it has to say, and a step asks the
+/// Bitcoin node.
 ///
 /// # Errors
 /// Those of the database; then it is told again.
@@ -104,20 +110,12 @@ pub async fn held(ctx: &Context, hash: PaymentHash, amount_msat: u64, until: u32
     let Some(row) = read.await? else {
         return Ok(false);
     };
-    let id = &row.order.id;
-    {
-        let _one = ctx.lsps1.stepping.lock().await;
-        let read = ctx.store.read(async |tx| rows::get(tx, id).await);
-        let state = read.await?.map_or(State::Failed, |row| row.state);
-        match state {
-            State::Ordered => take_in(ctx, &row, amount_msat, until).await?,
-            // Told again, after a crash.
-            State::Held | State::Open => {}
-            State::Paid | State::Failed => ctx.lightning.send_back(hash),
-        }
+    match row.state {
+        State::Ordered => take_in(ctx, &row, amount_msat, until).await?,
+        // Told again, after a crash.
+        State::Held | State::Open => {}
+        State::Paid | State::Failed => ctx.lightning.send_back(hash),
     }
-    step(ctx, id).await?;
-    // What comes next is looked at soon.
     ctx.lsps1.look_again();
     Ok(true)
 }
@@ -128,10 +126,21 @@ async fn take_in(ctx: &Context, row: &OrderRow, amount_msat: u64, until: u32) ->
     if amount_msat < row.order.fee_sat.saturating_mul(1000) {
         return fail(ctx, row, "its payment was too small").await;
     }
+    // It would wait for days for what others have paid for.
+    if row.order.at_birth && !limits::fits_birth(ctx, &row.order).await? {
+        let why = "others have paid for the coins of the next factory";
+        return fail(ctx, row, why).await;
+    }
     let now = now();
-    ctx.store
+    let is_new = ctx
+        .store
         .write(async |tx| rows::held(tx, id, until, now).await)
         .await?;
+    if !is_new {
+        // A step gave it up this moment.
+        ctx.lightning.send_back(row.order.hash);
+        return Ok(());
+    }
     fault::point("lsps1_held");
     ctx.events.emit(Event::Lsps1Held {
         order: id.clone(),
@@ -141,21 +150,36 @@ async fn take_in(ctx: &Context, row: &OrderRow, amount_msat: u64, until: u32) ->
     Ok(())
 }
 
-/// A channel stands, or is closed, and why: perhaps that of an order.
+/// A channel stands: perhaps that of an order. Decided before this returns, though the Bitcoin node may be asked: as soon as Lightning goes on, payments
+/// can go over the channel, and if it were given up then, they would be lost.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn channel(ctx: &Context, number: u64, closed: Option<&str>) -> Result<()> {
+pub async fn stands(ctx: &Context, number: u64) -> Result<()> {
+    match of_channel(ctx, number).await? {
+        Some(row) => step(ctx, &row.order.id).await,
+        None => Ok(()),
+    }
+}
+
+/// A channel is closed: perhaps that of an order. Only why is stored: nothing can go over it any more, and a step does what comes next.
+///
+/// # Errors
+/// Those of the database.
+pub async fn closed(ctx: &Context, number: u64, why: &str) -> Result<()> {
+    if let Some(row) = of_channel(ctx, number).await? {
+        note(ctx, &row, why).await?;
+        ctx.lsps1.look_again();
+    }
+    Ok(())
+}
+
+/// The order whose payment is held for this channel.
+async fn of_channel(ctx: &Context, number: u64) -> Result<Option<OrderRow>> {
     let read = ctx
         .store
         .read(async |tx| rows::by_channel(tx, number).await);
-    let Some(row) = read.await?.filter(|row| row.state == State::Held) else {
-        return Ok(());
-    };
-    if let Some(why) = closed {
-        note(ctx, &row, why).await?;
-    }
-    step(ctx, &row.order.id).await
+    Ok(read.await?.filter(|row| row.state == State::Held))
 }
 
 /// A payment was taken: perhaps that of an order.
@@ -222,7 +246,11 @@ async fn deliver(ctx: &Context, row: &OrderRow) -> Result<()> {
     match view {
         None => open(ctx, row).await,
         Some(view) => match view.outpoint {
-            Some(outpoint) => release(ctx, row, view, outpoint).await,
+            Some(outpoint) if released || ctx.lightning.holds(row.order.hash) => {
+                release(ctx, row, view, outpoint).await
+            }
+            // Nothing goes out for it; it is given up in time.
+            Some(_) => note(ctx, row, "its payment is not here any more").await,
             None => note(ctx, row, "the client has not accepted its channel").await,
         },
     }
@@ -230,7 +258,7 @@ async fn deliver(ctx: &Context, row: &OrderRow) -> Result<()> {
 
 /// Its payment is held: takes it when the client's channel in the new factory stands, and sends it back if there is none in time.
 async fn wait_for_birth(ctx: &Context, row: &OrderRow) -> Result<()> {
-    let waits = match birth::place(ctx, row).await? {
+    let (waits, seat) = match birth::place(ctx, row).await? {
         Place::Usable(outpoint) => {
             let (id, now) = (&row.order.id, now());
             let is_new = ctx
@@ -247,13 +275,24 @@ async fn wait_for_birth(ctx: &Context, row: &OrderRow) -> Result<()> {
             }
             return take(ctx, row).await;
         }
-        Place::Born => "its factory is not usable yet",
-        Place::None => "it waits for the next factory",
+        Place::Born(ceremony) => ("its factory is not usable yet", Some(ceremony)),
+        Place::None => ("it waits for the next factory", None),
     };
-    if ctx.height() >= release_at(ctx, row) {
-        return fail(ctx, row, &format!("{TOO_LONG}: {waits}")).await;
+    if ctx.height() < release_at(ctx, row) {
+        return note(ctx, row, waits).await;
     }
-    note(ctx, row, waits).await
+    if let Some(ceremony) = seat {
+        let order = &row.order;
+        // It cannot be taken back from its client any more: the operator should know. Told first: after a crash in between it is told again.
+        ctx.events.emit(Event::Lsps1SeatUnpaid {
+            client: order.client,
+            order: order.id.clone(),
+            ceremony,
+            lsp_balance_sat: order.lsp_balance_sat,
+            fee_sat: order.fee_sat,
+        });
+    }
+    fail(ctx, row, &format!("{TOO_LONG}: {waits}")).await
 }
 
 /// Why it waits no longer, if so.

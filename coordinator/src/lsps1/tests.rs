@@ -81,14 +81,15 @@ async fn stands(world: &TestWorld) {
         view.outpoint = Some(OUTPOINT.parse().unwrap());
         view.fee = Some(Amount::from_sat(300));
     });
-    channel(&world.ctx, id, None).await.unwrap();
+    super::stands(&world.ctx, id).await.unwrap();
 }
 
 /// The newest channel did not come about.
 async fn closes(world: &TestWorld, why: &str) {
     let id = opens(world).last().unwrap().id;
     views(world, |views| views.retain(|view| view.id != id));
-    channel(&world.ctx, id, Some(why)).await.unwrap();
+    closed(&world.ctx, id, why).await.unwrap();
+    look(world).await;
 }
 
 async fn ask(
@@ -143,6 +144,7 @@ async fn pay(world: &TestWorld, id: &str) {
     let row = row(world, id).await;
     let msat = row.order.fee_sat * 1000;
     assert!(held(&world.ctx, row.order.hash, msat, UNTIL).await.unwrap());
+    look(world).await;
 }
 
 async fn look(world: &TestWorld) {
@@ -274,7 +276,17 @@ async fn the_field_that_is_wrong_is_named() {
     let answer = ask(&world, buyer(1), "lsps1.create_order", other).await;
     let answer = answer.unwrap();
     assert_eq!(answer["token"], "");
-    assert!(answer["payment"].get("onchain").is_none());
+    let ways: Vec<&String> = answer["payment"].as_object().unwrap().keys().collect();
+    assert_eq!(ways, ["bolt11"], "neither bolt12 nor onchain");
+    let id = &answer["order_id"];
+    for params in [
+        json!({}),
+        json!({ "order_id": 7 }),
+        json!({ "order_id": id, "more": 1 }),
+    ] {
+        let error = ask(&world, buyer(1), "lsps1.get_order", params).await;
+        assert_eq!(error.unwrap_err().code, -32_602);
+    }
 }
 
 #[tokio::test]
@@ -380,6 +392,8 @@ async fn a_price_is_the_clients_own_and_holds_once_it_was_said() {
     stored.await.unwrap();
     let rate = FeeRate::from_sat_per_vb_u32(4);
     world.chain.set_feerate(rate);
+    world.chain.mine(&[]);
+    world.follow().await;
     let fee = async |client| {
         let answer = order(&world, client).await.unwrap();
         let fee = answer["payment"]["bolt11"]["fee_total_sat"].as_str();
@@ -425,7 +439,15 @@ async fn coins_that_somebody_has_paid_for_are_not_sold_again() {
     let id = ordered(&world).await;
     assert!(order(&world, buyer(2)).await.is_ok(), "nobody has paid yet");
     pay(&world, &id).await;
+    is_here(&world, true);
+    look(&world).await;
+    assert_eq!(opens(&world).len(), 1);
     assert_eq!(order(&world, buyer(3)).await.unwrap_err().code, 1);
+    // The coins of a funding that is made are reserved, and not free; those here are others.
+    views(&world, |views| {
+        views[0].outpoint = Some(OUTPOINT.parse().unwrap());
+    });
+    assert!(order(&world, buyer(3)).await.is_ok());
 }
 
 #[tokio::test]
@@ -564,6 +586,23 @@ async fn what_nobody_pays_in_time_is_over() {
 }
 
 #[tokio::test]
+async fn an_order_that_cannot_be_read_is_in_no_other_ones_way() {
+    let mut world = shop(1_000_000, |_| {}).await;
+    let (damaged, other) = (ordered(&world).await, ordered(&world).await);
+    set(&world, "valid_until = valid_until - 100000").await;
+    set(
+        &world,
+        &format!("hash = x'00' WHERE order_id = '{damaged}'"),
+    )
+    .await;
+    look(&world).await;
+    assert_eq!(row(&world, &other).await.state, State::Failed);
+    let told = world.happened();
+    let is_alarm = |event: &Event| matches!(event, Event::StoreFailed { .. });
+    assert!(told.iter().any(is_alarm), "{told:?}");
+}
+
+#[tokio::test]
 async fn too_little_is_sent_back() {
     let world = shop(1_000_000, |_| {}).await;
     let id = ordered(&world).await;
@@ -646,6 +685,68 @@ async fn what_was_never_funded_uses_up_no_budget() {
     }
     assert_eq!(row(&world, &id).await.state, State::Failed);
     assert!(order(&world, buyer(2)).await.is_ok());
+}
+
+#[tokio::test]
+async fn nothing_is_let_out_for_a_payment_that_is_not_here_any_more() {
+    for comes_again in [true, false] {
+        let world = shop(1_000_000, |_| {}).await;
+        let id = ordered(&world).await;
+        is_here(&world, true);
+        pay(&world, &id).await;
+        let hash = row(&world, &id).await.order.hash;
+        let gone = |all: Vec<PaymentHash>| {
+            world.ctx.lightning.pretended.lock().unwrap().gone = all;
+        };
+        gone(vec![hash]);
+        stands(&world).await;
+        look(&world).await;
+        views(&world, |views| assert!(!views[0].released));
+        let found = row(&world, &id).await;
+        assert_eq!(found.state, State::Held, "it may be the node that starts");
+        assert!(found.note.contains("not here any more"), "{}", found.note);
+        match comes_again {
+            true => gone(Vec::new()),
+            false => set(&world, "held_at = 0").await,
+        }
+        look(&world).await;
+        let expected = if comes_again {
+            State::Open
+        } else {
+            State::Failed
+        };
+        assert_eq!(row(&world, &id).await.state, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_payment_is_taken_in_while_a_step_waits_for_the_bitcoin_node() {
+    let world = shop(1_000_000, |_| {}).await;
+    let id = ordered(&world).await;
+    let order = row(&world, &id).await.order;
+    let step = world.ctx.lsps1.stepping.lock().await;
+    let told = held(&world.ctx, order.hash, order.fee_sat * 1000, UNTIL);
+    let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+    assert!(told.expect("the node would wait").unwrap());
+    drop(step);
+    assert_eq!(row(&world, &id).await.state, State::Held);
+}
+
+#[tokio::test]
+async fn why_a_channel_closed_is_stored_while_a_step_waits_for_the_bitcoin_node() {
+    let world = shop(1_000_000, |_| {}).await;
+    let id = ordered(&world).await;
+    is_here(&world, true);
+    pay(&world, &id).await;
+    let number = opens(&world)[0].id;
+    let work = world.ctx.lsps1.work.subscribe();
+    let step = world.ctx.lsps1.stepping.lock().await;
+    let told = closed(&world.ctx, number, "the client says no");
+    let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+    told.expect("the node would wait").unwrap();
+    assert!(work.has_changed().unwrap(), "a step comes soon");
+    drop(step);
+    assert_eq!(row(&world, &id).await.note, "the client says no");
 }
 
 // ---- crashes -------------------------------------------------------------------------------------------------------

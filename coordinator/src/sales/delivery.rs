@@ -5,6 +5,7 @@ use std::time::Duration;
 use bitcoin::OutPoint;
 use bitcoin::secp256k1::PublicKey;
 use channel_host::Leaf;
+use factory_tree::ids::ClientId;
 use factory_tree::sale::order::PurchaseState;
 use factory_tree::sale::seller::{Seller, SellerInput, SellerStep};
 use tokio::time::Instant;
@@ -59,6 +60,19 @@ impl Driver {
                 () = tokio::time::sleep(pause.unwrap_or(CALM_PAUSE)) => {}
             }
         }
+    }
+
+    /// A client has it in its exit kit. A bonus of its own may be used from now on: nothing undoes a complete sale, and nobody pays for it. Would it
+    /// wait for the buyer, that could keep its mates from being paid: LDK chooses the channel with the least room, gate or not.
+    pub(super) async fn take_ack(&mut self, client: ClientId) -> Result<(), Stop> {
+        self.acked.insert(client);
+        tracing::debug!(%client, sale = %self.id(), "a client has a sale in its exit kit");
+        if self.bonus.iter().any(|bonus| bonus.client == client) {
+            self.write(&Entry::BonusAcked(client)).await?;
+            self.ctx.lightning.look_again();
+            lightning::greet(&self.ctx, client).await;
+        }
+        Ok(())
     }
 
     /// The channels it makes, and whose they are: the buyer's first.
@@ -159,7 +173,10 @@ impl Driver {
         if self.claimed.is_some_and(|at| at.elapsed() < CALM_PAUSE) {
             return Ok(Some(CALM_PAUSE));
         }
-        let preimage = self.ctx.keys.sale_preimage(self.id());
+        let preimage = self
+            .ctx
+            .keys
+            .sale_preimage(self.id(), &self.row.order.quote);
         match self.ctx.lightning.claim(preimage).await {
             Ok(()) => {
                 self.claimed = Some(Instant::now());

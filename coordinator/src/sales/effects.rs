@@ -66,6 +66,7 @@ impl Driver {
                 self.wakes.push((at, round, phase));
             }
             SellerEffect::Finished(_) => {}
+            SellerEffect::Emit(SellerEvent::Acked { client, .. }) => self.take_ack(client).await?,
             SellerEffect::Emit(event) => self.emit(event),
         }
         Ok(())
@@ -112,10 +113,6 @@ impl Driver {
 
     fn emit(&mut self, event: SellerEvent) {
         match event {
-            SellerEvent::Acked { client, .. } => {
-                self.acked.insert(client);
-                tracing::debug!(%client, sale = %self.id(), "a client has a sale in its exit kit");
-            }
             SellerEvent::Declined { client, reason, .. } => {
                 // What somebody does not want, or may not, will be the same at the next attempt.
                 let is_final = !matches!(reason, DeclineReason::Unable(_));

@@ -63,6 +63,9 @@ pub enum NoSale {
     /// Being sold from.
     #[error("a sale from this stock is under way; try again when all its clients have signed")]
     Busy,
+    /// What was paid by an earlier order for the same sale is here.
+    #[error("the payment of your cancelled order is on its way back; try again in a minute")]
+    Returning,
     /// As many as one may have.
     #[error("{0} orders of yours are open; pay them, or cancel them")]
     TooManyOrders(u64),
@@ -139,7 +142,7 @@ impl NoSale {
             Self::TooLarge { .. } => "too_large",
             Self::Reserved => "reserved",
             Self::Stuck => "stuck",
-            Self::Busy => "busy",
+            Self::Busy | Self::Returning => "busy",
             Self::TooManyOrders(_) => "too_many_orders",
             Self::TooManyFailed(_) => "too_many_failed",
             Self::NotOurs => "not_ours",

@@ -4,6 +4,7 @@
 //! What is asked for is checked when it is quoted, when it is ordered, and when the payment is there: nothing is signed for who does not hold the
 //! place. Until everything is signed and stored the payment can be sent back; from then on the sale is never undone.
 
+mod attempt;
 mod bonus;
 mod channel;
 mod config;
@@ -273,7 +274,7 @@ async fn look(
         .store
         .read(async |tx| rows::under_way(tx, height).await)
         .await?;
-    for row in due {
+    for row in ctx.readable(due) {
         if !ctx.sales.is_running(row.order.sale) {
             driver::spawn(ctx, row.order.sale, shutdown.clone());
         }

@@ -23,8 +23,9 @@ use crate::store::{Conn, bonus};
 /// Orders of one client in a day that may come to nothing: each is a row, and an invoice.
 const MOST_FAILED: u64 = 50;
 const DAY: u64 = 86_400;
-/// How long a cancel waits for the sale's task.
+/// How long a cancel waits for the sale's task, and a new order for an old payment to be on its way back.
 const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// `superscalar.buy`.
 ///
@@ -45,6 +46,9 @@ pub async fn buy(
     }
     if !may_take(begun.as_ref(), &order) {
         return Err(SalesError::from(NoSale::Taken).into());
+    }
+    if let Some(row) = &begun {
+        let_go(ctx, row).await?;
     }
     let new = prepare(ctx, &quote, &order, begun).await?;
     store(ctx, &new).await?;
@@ -104,6 +108,22 @@ pub async fn cancel_purchase(
     to_json(&purchase(&own(ctx, client, asked.sale).await?))
 }
 
+/// The order that takes this one's place has another payment, and with its hash this one's would be forgotten: it goes back first.
+async fn let_go(ctx: &Context, begun: &SaleRow) -> Result<(), SalesError> {
+    let hash = begun.order.hash;
+    if !begun.order.paid_by.is_invoice() || !ctx.lightning.holds(hash) {
+        return Ok(());
+    }
+    ctx.lightning.send_back(hash);
+    let gone = async {
+        while ctx.lightning.holds(hash) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    let gone = tokio::time::timeout(PATIENCE, gone).await;
+    Ok(gone.map_err(|_| NoSale::Returning)?)
+}
+
 async fn row(ctx: &Context, sale: SaleId) -> Result<Option<SaleRow>, SalesError> {
     let read = ctx.store.read(async |tx| rows::get(tx, sale).await);
     Ok(read.await?)
@@ -154,6 +174,14 @@ async fn prepare(
         .checked_sub(now())
         .filter(|left| *left > 0);
     let seconds = seconds.ok_or(NoSale::Expired)?;
+    // Of several quotes for what was begun the newest that was ordered by holds.
+    let is_older = |row: &SaleRow| {
+        let last = Quote::parse(&row.order.quote);
+        last.is_ok_and(|last| last.valid_until > quote.valid_until)
+    };
+    if begun.as_ref().is_some_and(is_older) {
+        return Err(NoSale::Expired.into());
+    }
     others::wanted(ctx, quote.client, &quote.paid_by).await?;
     let (known, position) = fitting(ctx, quote).await?;
     let fresh = begun.map_or_else(random, |row| row.order.fresh);
@@ -175,7 +203,7 @@ async fn prepare(
     }
     let drafted = known.stock.draft(&terms);
     drafted.map_err(|error| NoSale::Unfit(error.to_string()))?;
-    let hash = ctx.keys.sale_hash(quote.sale);
+    let hash = ctx.keys.sale_hash(quote.sale, &order.quote.text);
     let invoice = match quote.paid_by.is_invoice() {
         false => String::new(),
         true => {

@@ -126,19 +126,14 @@ pub(super) async fn taken(conn: &mut Conn, new: &rows::NewSale) -> store::Result
     Ok((!free).then_some(why))
 }
 
-/// Up to which height the payment of an order is held for a sale that begins now, whenever it expires.
-fn latest(ctx: &Context, known: &KnownStock) -> u32 {
-    let held = payment::needed(ctx, known).saturating_add(ctx.config.lsps1.hold_blocks);
-    ctx.height().saturating_add(held)
-}
-
 /// Whether a factory lets a channel of a sale that begins now live for so many blocks.
 ///
 /// # Errors
 /// [`NoSale::Ends`].
 pub(super) fn outlives(ctx: &Context, known: &KnownStock, lasts: u32) -> Result<(), NoSale> {
     let ends = known.stock.expiry().0;
-    match lasts == 0 || latest(ctx, known).saturating_add(lasts) <= ends {
+    let latest = payment::latest(ctx, known, ctx.config.lsps1.hold_blocks);
+    match lasts == 0 || latest.saturating_add(lasts) <= ends {
         true => Ok(()),
         false => Err(NoSale::Ends { ends }),
     }
@@ -158,17 +153,37 @@ pub(crate) async fn brings(ctx: &Context, order: &OrderRow) -> store::Result<boo
             PurchaseState::Ordered => begin_for(ctx, &row, order).await,
             PurchaseState::Cancelled => Ok(false),
             PurchaseState::Paid => Ok(!given_up(ctx, &row, order).await?),
-            PurchaseState::Sold | PurchaseState::Settled => Ok(true),
+            PurchaseState::Sold => is_served(ctx, &row, order).await,
+            PurchaseState::Settled => Ok(true),
         },
     }
 }
 
-/// A sale whose task ended before it did (what is stored does not fit) is not waited for longer than its payment can be held. A task would have ended
-/// it by now, if there was time for one since the start. Its channels end first, as there.
+/// Whether a sale's task ended before it did (what is stored does not fit): then it is not waited for longer than its payment can be held. A task would
+/// have ended it by now, if there was time for one since the start.
+fn is_stranded(ctx: &Context, row: &SaleRow, order: &OrderRow) -> bool {
+    let waits = ctx.height() < release_at(ctx, order) || !ctx.sales.has_looked();
+    !waits && !ctx.sales.is_running(row.order.sale)
+}
+
+/// A complete sale whose task cannot go on ends as it would have: the payment is taken for the channel, which stood before the sale was complete.
+/// Without a channel that we know of, nothing comes from the stock.
+async fn is_served(ctx: &Context, row: &SaleRow, order: &OrderRow) -> store::Result<bool> {
+    if !is_stranded(ctx, row, order) {
+        return Ok(true);
+    }
+    let Some(leaf) = ctx.lightning.outpoint(LeafId(row.order.leaf_id.0)) else {
+        return Ok(false);
+    };
+    let note = "paid for by the order of a channel; the sale itself could not go on";
+    payment::settle(ctx, row, (0, note), Some(leaf)).await?;
+    Ok(true)
+}
+
+/// What nobody can complete is cancelled. Its channels end first, as a task has it.
 async fn given_up(ctx: &Context, row: &SaleRow, order: &OrderRow) -> store::Result<bool> {
     let sale = row.order.sale;
-    let waits = ctx.height() < release_at(ctx, order) || !ctx.sales.has_looked();
-    if waits || ctx.sales.is_running(sale) {
+    if !is_stranded(ctx, row, order) {
         return Ok(false);
     }
     let given = ctx
@@ -190,10 +205,7 @@ async fn begin_for(ctx: &Context, row: &SaleRow, order: &OrderRow) -> store::Res
         Err(SalesError::Store(error)) => return Err(error),
         Err(_) => None,
     };
-    // Payers let their payments expire later than they have to, and who knows by how much.
-    let spared = order.held_until.unwrap_or(0).saturating_sub(SPARE);
-    let until = known.as_ref().map(|known| latest(ctx, known).min(spared));
-    let until = until.unwrap_or(spared);
+    let until = order.held_until.unwrap_or(0).saturating_sub(SPARE);
     let refused = match known {
         None => Some("the stock is gone".to_owned()),
         Some(known) if ctx.height() >= payment::release_at(ctx, until, &known) => {
@@ -224,7 +236,7 @@ async fn begin(
     paying: &Paying<'_>,
 ) -> store::Result<bool> {
     let refused = match refused {
-        None => payment::admit(ctx, row, paying).await?,
+        None => payment::admit(ctx, row, paying).await?.err(),
         refused => refused,
     };
     if let Some(why) = refused {

@@ -53,15 +53,19 @@ pub async fn held(
 }
 
 async fn take_in(ctx: &Context, row: &SaleRow, amount_msat: u64, until: u32) -> store::Result<()> {
-    if amount_msat < row.order.fee_msat {
-        // Lightning refuses such a payment; this is the second look.
-        return Err(StoreError::value("payment", amount_msat));
-    }
-    if let Some(why) = admit(ctx, row, &Paying::Held(until)).await? {
-        cancel(ctx, row, PurchaseState::Ordered, &why).await?;
-        ctx.lightning.send_back(row.order.hash);
-        return Ok(());
-    }
+    // Lightning refuses such a payment; this is the second look.
+    let admitted = match amount_msat < row.order.fee_msat {
+        true => Err("its payment was too small".to_owned()),
+        false => admit(ctx, row, &Paying::Held(until)).await?,
+    };
+    let until = match admitted {
+        Ok(held) => held.unwrap_or(until),
+        Err(why) => {
+            cancel(ctx, row, PurchaseState::Ordered, &why).await?;
+            ctx.lightning.send_back(row.order.hash);
+            return Ok(());
+        }
+    };
     fault::point("sale_held");
     ctx.events.emit(Event::SalePaid {
         client: row.order.client,
@@ -83,7 +87,7 @@ pub(super) enum Paying<'a> {
     Jit(&'a JitOpening),
 }
 
-/// An order whose payment is here has its stock to itself from now on, if it can still be served; or why not.
+/// An order whose payment is here has its stock to itself from now on, if it can still be served, and up to which height that is held; or why not.
 ///
 /// # Errors
 /// Those of the database.
@@ -91,27 +95,32 @@ pub(super) async fn admit(
     ctx: &Context,
     row: &SaleRow,
     paying: &Paying<'_>,
-) -> store::Result<Option<String>> {
+) -> store::Result<Result<Option<u32>, String>> {
     let (sale, factory) = (row.order.sale, row.order.factory);
     let known = match fits(ctx, row).await {
         Ok(known) => known,
         Err(SalesError::Store(error)) => return Err(error),
-        Err(error) => return Ok(Some(error.to_string())),
+        Err(error) => return Ok(Err(error.to_string())),
     };
     let mates = known.stock.clients();
+    let hold_blocks = match row.order.paid_by.lsps1() {
+        Some(_) => ctx.config.lsps1.hold_blocks,
+        None => ctx.config.sales.hold_blocks,
+    };
+    let until = match paying {
+        Paying::Held(until) => Some(latest(ctx, &known, hold_blocks).min(*until)),
+        Paying::Jit(_) => None,
+    };
     let refused = ctx.store.write(async |tx| {
         // Keys that are ours already sign nothing any more; and none are taken while this is paid.
         let left = ladder::left(tx, factory).await?;
         if left.iter().any(|left| mates.contains(left)) {
             return Ok(Some("a client of the stock has left the factory"));
         }
-        let until = match paying {
-            Paying::Held(until) => Some(*until),
-            Paying::Jit(_) if orders::owes_for_stock(tx, row.order.client).await? => {
-                return Ok(Some("an earlier channel from a stock is not paid for"));
-            }
-            Paying::Jit(_) => None,
-        };
+        let is_jit = matches!(paying, Paying::Jit(_));
+        if is_jit && orders::owes_for_stock(tx, row.order.client).await? {
+            return Ok(Some("an earlier channel from a stock is not paid for"));
+        }
         let held = rows::held(tx, sale, until).await?;
         match paying {
             Paying::Jit(opening) if held => {
@@ -123,7 +132,10 @@ pub(super) async fn admit(
         }
         Ok((!held).then_some("another sale of this stock came first"))
     });
-    Ok(refused.await?.map(str::to_owned))
+    Ok(match refused.await? {
+        Some(why) => Err(why.to_owned()),
+        None => Ok(until),
+    })
 }
 
 /// The stock of an order that can still be served.
@@ -139,6 +151,13 @@ async fn fits(ctx: &Context, row: &SaleRow) -> Result<KnownStock, SalesError> {
 #[must_use]
 pub(super) fn release_at(ctx: &Context, held_until: u32, known: &KnownStock) -> u32 {
     held_until.saturating_sub(needed(ctx, known))
+}
+
+/// Up to which height a payment that comes now is held, whenever it expires: payers let theirs expire later than they have to, and who knows by how
+/// much. The stock waits meanwhile for a buyer that says nothing.
+pub(super) fn latest(ctx: &Context, known: &KnownStock, hold_blocks: u32) -> u32 {
+    let held = needed(ctx, known).saturating_add(hold_blocks);
+    ctx.height().saturating_add(held)
 }
 
 /// How many blocks before it expires that is.
@@ -217,6 +236,9 @@ pub(super) async fn settle(
         Ok((is_new, orders::stands_by_sale(tx, sale).await?, served))
     });
     let (is_new, order, served) = written.await?;
+    if is_new {
+        fault::point("sale_settled");
+    }
     if let Some((id, funding)) = channel.filter(|_| served) {
         fault::point("lsps1_served");
         let order = id.to_owned();
@@ -252,7 +274,7 @@ pub(super) async fn settle(
 /// Those of the database.
 pub(super) async fn expire(ctx: &Context) -> store::Result<()> {
     let unpaid = ctx.store.read(async |tx| rows::unpaid(tx).await).await?;
-    for row in unpaid {
+    for row in ctx.readable(unpaid) {
         let valid_until = Quote::parse(&row.order.quote).map_or(0, |quote| quote.valid_until);
         if now() > valid_until {
             let reason = "it was not paid in time";
@@ -272,7 +294,7 @@ pub(super) async fn send_back_again(ctx: &Context) -> store::Result<()> {
         .store
         .read(async |tx| rows::to_send_back(tx, height).await)
         .await?;
-    for hash in hashes {
+    for hash in ctx.readable(hashes) {
         ctx.lightning.send_back(hash);
     }
     Ok(())

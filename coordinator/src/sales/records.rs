@@ -32,6 +32,8 @@ pub(super) enum Entry {
     Chain(schnorr::Signature),
     /// Everything is.
     Sold(Box<SoldRecord>),
+    /// A client that gets a bonus channel of it has it.
+    BonusAcked(ClientId),
     /// Every client of the stock has it.
     Delivered,
     /// The payment of a complete sale went back.
@@ -69,6 +71,7 @@ impl Driver {
             }
             Entry::Chain(signature) => rows::chain(tx, sale, signature).await,
             Entry::Sold(record) => rows::sold(tx, record).await,
+            Entry::BonusAcked(client) => bonus::acked(tx, sale, *client).await,
             Entry::Delivered => rows::delivered(tx, sale).await,
             Entry::SentBack(text) => rows::sent_back(tx, sale, text).await,
             Entry::Ended(text) => {

@@ -265,7 +265,7 @@ async fn the_same_order_again_is_answered_with_the_same() {
     assert_eq!(buy(&world, client, &other).await.unwrap_err(), "taken");
     assert_eq!(
         once.order.hash,
-        world.ctx.keys.sale_hash(sale),
+        world.ctx.keys.sale_hash(sale, &first.quote.text),
         "the preimage follows from the seed"
     );
 }
@@ -361,6 +361,33 @@ async fn open_orders_have_a_limit_and_those_nobody_pays_expire() {
     );
 }
 
+#[tokio::test]
+async fn who_orders_and_gives_up_all_day_has_to_wait() {
+    let (world, _) = shop(|_| {}).await;
+    let attempt = async |client: ClientId, number: u64| {
+        let signed = quote(&world, client, 50_000).await.unwrap();
+        buy(&world, client, &order(&signed, number)).await
+    };
+    let give_up = async |client: ClientId, sale: SaleId| {
+        let params = json!({ "sale": sale });
+        ask(&world, client, method::CANCEL, params).await.unwrap();
+    };
+    let (one, two) = (member(0).id(), member(1).id());
+    for number in 1..=50 {
+        let bought = attempt(one, number).await.unwrap();
+        give_up(one, bought.sale).await;
+    }
+    assert_eq!(attempt(one, 51).await.unwrap_err(), "too_many_failed");
+    let other = attempt(two, 52).await.unwrap();
+    give_up(two, other.sale).await;
+    let tomorrow = world.ctx.store.write(async |tx| {
+        let query = sqlx::query("UPDATE sale SET ordered_at = ordered_at - 86401");
+        Ok(query.execute(tx).await.map(drop)?)
+    });
+    tomorrow.await.unwrap();
+    assert!(attempt(one, 53).await.is_ok());
+}
+
 // ---- payments ------------------------------------------------------------------------------------------------------
 
 fn asked(world: &TestWorld) -> Vec<Asked> {
@@ -373,6 +400,17 @@ async fn a_payment_nobody_ordered_goes_back() {
     let hash = PaymentHash([4; 32]);
     held(&world.ctx, hash, 1_000, UNTIL).await.unwrap();
     assert_eq!(asked(&world), [Asked::SendBack(hash)]);
+}
+
+#[tokio::test]
+async fn a_payment_that_is_too_small_goes_back_and_ends_its_order() {
+    let (world, _) = shop(|_| {}).await;
+    let (_, sale) = ordered(&world).await;
+    let order = row(&world, sale).await.order;
+    let less = order.fee_msat - 1;
+    held(&world.ctx, order.hash, less, UNTIL).await.unwrap();
+    assert_eq!(row(&world, sale).await.state, PurchaseState::Cancelled);
+    assert_eq!(asked(&world), [Asked::SendBack(order.hash)]);
 }
 
 #[tokio::test]
@@ -395,6 +433,52 @@ async fn of_two_orders_of_one_place_the_first_that_is_paid_has_it() {
     // Told after a crash that came before it went back, it goes back again.
     pay(&world, first).await;
     assert_eq!(asked(&world).len(), 2);
+}
+
+/// A buyer that says nothing would keep the stock waiting for as long.
+#[tokio::test]
+async fn a_payment_that_expires_late_is_held_no_longer_than_others() {
+    let (world, tree) = shop(|_| {}).await;
+    let (_, sale) = ordered(&world).await;
+    pay(&world, sale).await;
+    let known = known(&world.ctx, tree.id(), 0).await.unwrap().unwrap();
+    let paid = row(&world, sale).await;
+    let due = payment::release_at(&world.ctx, paid.held_until.unwrap(), &known);
+    assert_eq!(due, 10 + world.ctx.config.sales.hold_blocks);
+    // One that expires sooner is not counted on for longer.
+    let (world, _) = shop(|_| {}).await;
+    let (_, sale) = ordered(&world).await;
+    let order = row(&world, sale).await.order;
+    let soon = paid.held_until.unwrap() - 1;
+    held(&world.ctx, order.hash, order.fee_msat, soon)
+        .await
+        .unwrap();
+    assert_eq!(row(&world, sale).await.held_until, Some(soon));
+}
+
+#[tokio::test]
+async fn an_order_that_cannot_be_read_is_in_no_other_ones_way() {
+    let (mut world, _) = shop(|_| {}).await;
+    let (_, damaged) = ordered(&world).await;
+    let mate = member(1).id();
+    let signed = quote(&world, mate, 30_000).await.unwrap();
+    let other = buy(&world, mate, &order(&signed, 2)).await.unwrap().sale;
+    let done = world.ctx.store.write(async |tx| {
+        let old = "UPDATE sale SET quote = replace(quote, '\"valid_until\":', '\"valid_until\":0')";
+        sqlx::query(old).execute(&mut *tx).await?;
+        let query = sqlx::query("UPDATE sale SET fresh = x'00' WHERE sale = ?");
+        query.bind(damaged.0.as_slice()).execute(&mut *tx).await?;
+        Ok(())
+    });
+    done.await.unwrap();
+    // However often it is looked at.
+    for _ in 0..3 {
+        payment::expire(&world.ctx).await.unwrap();
+    }
+    assert_eq!(row(&world, other).await.state, PurchaseState::Cancelled);
+    let told = world.happened();
+    let is_alarm = |event: &&Event| matches!(event, Event::StoreFailed { .. });
+    assert_eq!(told.iter().filter(is_alarm).count(), 1, "{told:?}");
 }
 
 #[tokio::test]

@@ -102,6 +102,19 @@ pub async fn of_sale(conn: &mut Conn, sale: SaleId) -> Result<Vec<ClientChannel>
     rows.iter().map(read).collect()
 }
 
+/// Its client has the sale that makes it in its exit kit.
+///
+/// # Errors
+/// Those of the database.
+pub async fn acked(conn: &mut Conn, sale: SaleId, client: ClientId) -> Result<()> {
+    sqlx::query("UPDATE bonus SET acked = 1 WHERE sale = ? AND client = ?")
+        .bind(sale.0.as_slice())
+        .bind(client.0.as_slice())
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
 /// A sale makes none, unless a client may have signed terms that have them. What was not offered can serve again; who was offered one draws another.
 ///
 /// # Errors

@@ -282,6 +282,65 @@ pub async fn open(conn: &mut Conn) -> Result<Vec<CeremonyRow>> {
     query.fetch_all(conn).await?.iter().map(ceremony).collect()
 }
 
+/// A ladder's birth that failed, or goes on after an attempt that did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailedBirth {
+    /// Its place in the ladder.
+    pub rung: u32,
+    /// Its ceremony.
+    pub ceremony: CeremonyId,
+    /// The height at which that began.
+    pub begun: u32,
+    /// Its last attempt that failed, if it had one.
+    pub attempt: Option<u32>,
+    /// Why.
+    pub reason: String,
+    /// Whether it goes on.
+    pub is_open: bool,
+    /// Whether another ceremony of this rung came to a factory.
+    pub is_born: bool,
+}
+
+/// The newest of them.
+///
+/// # Errors
+/// Those of the database.
+pub async fn last_failed_birth(conn: &mut Conn) -> Result<Option<FailedBirth>> {
+    let query = sqlx::query(
+        "SELECT json_extract(c.wish, '$.rung') AS rung, c.ceremony AS ceremony, c.created_height AS begun, c.state AS state, \
+         c.reason AS reason, a.attempt AS attempt, a.reason AS attempt_reason, \
+         EXISTS (SELECT 1 FROM ceremony o WHERE o.state = 'complete' \
+         AND json_extract(o.wish, '$.rung') = json_extract(c.wish, '$.rung')) AS born \
+         FROM ceremony c LEFT JOIN attempt a ON a.ceremony = c.ceremony AND a.state = 'failed' \
+         WHERE json_extract(c.wish, '$.rung') IS NOT NULL \
+         AND (c.state = 'failed' OR (c.state = 'running' AND a.attempt IS NOT NULL)) \
+         ORDER BY c.number DESC, a.attempt DESC LIMIT 1",
+    );
+    let row = query.fetch_optional(conn).await?;
+    row.as_ref().map(failed_birth).transpose()
+}
+
+fn failed_birth(row: &SqliteRow) -> Result<FailedBirth> {
+    let attempt: Option<u32> = codec::optional("attempt", row.try_get("attempt")?)?;
+    let whole: Option<String> = row.try_get("reason")?;
+    let last: Option<String> = row.try_get("attempt_reason")?;
+    let reason = match (whole, last) {
+        // That there were too many attempts does not say what was wrong with them.
+        (Some(whole), Some(last)) if whole != last => format!("{whole}; the last attempt: {last}"),
+        (whole, last) => whole.or(last).unwrap_or_default(),
+    };
+    let born: i64 = row.try_get("born")?;
+    Ok(FailedBirth {
+        rung: codec::number("rung", row.try_get("rung")?)?,
+        ceremony: codec::ceremony(row.try_get("ceremony")?)?,
+        begun: codec::number("height", row.try_get("begun")?)?,
+        attempt,
+        reason,
+        is_open: CeremonyState::parse(row.try_get("state")?)?.is_open(),
+        is_born: born > 0,
+    })
+}
+
 fn ceremony(row: &SqliteRow) -> Result<CeremonyRow> {
     let terms: Option<String> = row.try_get("terms")?;
     let wish: String = row.try_get("wish")?;

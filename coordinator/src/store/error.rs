@@ -118,6 +118,25 @@ impl StoreError {
         }
     }
 
+    /// Whether it is the same however often it is tried: what is stored, or was to be, is not what it must be.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::Value { .. } => true,
+            Self::Sql { source, .. } => match source {
+                sqlx::Error::Database(error) => {
+                    !matches!(error.kind(), sqlx::error::ErrorKind::Other)
+                }
+                other => matches!(
+                    other,
+                    sqlx::Error::ColumnDecode { .. }
+                        | sqlx::Error::Decode(_)
+                        | sqlx::Error::RowNotFound
+                ),
+            },
+            _ => false,
+        }
+    }
+
     /// A stored value that cannot be read back.
     pub(crate) fn value(what: &'static str, cause: impl ToString) -> Self {
         Self::Value {

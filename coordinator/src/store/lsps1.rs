@@ -172,13 +172,44 @@ pub async fn open_orders(conn: &mut Conn, client: ClientId) -> Result<(u64, u64)
     ))
 }
 
-/// What the channels hold whose payments are held, and that have no funding yet and are to have one of their own.
+/// What the channels hold whose payments are held, and that still need coins for a funding of their own: not those that a complete sale serves, and not
+/// those of these numbers, whose funding is made.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn owed_sat(conn: &mut Conn) -> Result<u64> {
-    let query =
-        "SELECT sum(lsp_balance_sat) FROM lsps1_order WHERE state = 'held' AND NOT at_birth";
+pub async fn owed_sat(conn: &mut Conn, made: &[u64]) -> Result<u64> {
+    let query = "SELECT channel, lsp_balance_sat FROM lsps1_order o WHERE o.state = 'held' AND NOT o.at_birth AND NOT EXISTS \
+         (SELECT 1 FROM sale s WHERE s.lsps1 = o.order_id AND s.state IN ('sold', 'settled'))";
+    let rows = sqlx::query(query).fetch_all(conn).await?;
+    let mut sum = 0_u64;
+    for row in &rows {
+        let channel: Option<i64> = row.try_get(0)?;
+        let is_made = channel.is_some_and(|channel| made.contains(&untwin(channel)));
+        if !is_made {
+            sum = sum.saturating_add(codec::number("amount", row.try_get(1)?)?);
+        }
+    }
+    Ok(sum)
+}
+
+/// What the channels hold that sales under way bring, while their payments are held: without a sale they need coins.
+///
+/// # Errors
+/// Those of the database.
+pub async fn tried_from_stock_sat(conn: &mut Conn) -> Result<u64> {
+    let query = "SELECT sum(o.lsp_balance_sat) FROM lsps1_order o WHERE o.state = 'held' AND EXISTS \
+         (SELECT 1 FROM sale s WHERE s.lsps1 = o.order_id AND s.state = 'paid')";
+    let sum: Option<i64> = sqlx::query_scalar(query).fetch_one(conn).await?;
+    codec::number("sum", sum.unwrap_or(0))
+}
+
+/// What clients have paid for of places for which no coins are set aside yet: a ceremony pins its own when it begins to run, and a failed one has none.
+///
+/// # Errors
+/// Those of the database.
+pub async fn owed_at_birth_sat(conn: &mut Conn) -> Result<u64> {
+    let query = "SELECT sum(lsp_balance_sat) FROM lsps1_order WHERE state = 'held' AND at_birth AND (ceremony IS NULL \
+         OR ceremony IN (SELECT c.ceremony FROM ceremony c WHERE c.state IN ('gathering', 'failed')))";
     let sum: Option<i64> = sqlx::query_scalar(query).fetch_one(conn).await?;
     codec::number("sum", sum.unwrap_or(0))
 }
@@ -476,29 +507,30 @@ pub async fn by_funding(conn: &mut Conn, funding: OutPoint) -> Result<Option<Ord
     row.as_ref().map(read).transpose()
 }
 
-/// Orders about which something may be due: unpaid ones whose time is over, and those that are paid for and not over.
+/// Orders about which something may be due: unpaid ones whose time is over, and those that are paid for and not over. Each as far as it can be read.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn due(conn: &mut Conn, now: u64) -> Result<Vec<OrderRow>> {
+pub async fn due(conn: &mut Conn, now: u64) -> Result<Vec<Result<OrderRow>>> {
     let query = sqlx::AssertSqlSafe(format!(
         "{COLUMNS} WHERE state IN ('held', 'open') OR (state = 'ordered' AND valid_until < ?) ORDER BY number"
     ));
     let query = sqlx::query(query).bind(codec::int("time", now)?);
     let rows = query.fetch_all(conn).await?;
-    rows.iter().map(read).collect()
+    Ok(rows.iter().map(read).collect())
 }
 
 /// Payments of failed orders that may still be held.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn to_send_back(conn: &mut Conn, height: u32) -> Result<Vec<PaymentHash>> {
+pub async fn to_send_back(conn: &mut Conn, height: u32) -> Result<Vec<Result<PaymentHash>>> {
     let query = sqlx::AssertSqlSafe(format!(
         "{COLUMNS} WHERE state = 'failed' AND held_until > ?"
     ));
     let rows = sqlx::query(query).bind(height).fetch_all(conn).await?;
-    rows.iter().map(|row| Ok(read(row)?.order.hash)).collect()
+    let hashes = rows.iter().map(|row| read(row).map(|row| row.order.hash));
+    Ok(hashes.collect())
 }
 
 /// The newest orders.

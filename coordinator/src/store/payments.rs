@@ -210,3 +210,14 @@ fn read(row: &SqliteRow) -> Result<PaymentRow> {
         ended_height: codec::optional("height", row.try_get("ended_height")?)?,
     })
 }
+
+/// Whether something may have been given, or begun, for a payment that is held: asked when its order's row cannot be read.
+///
+/// # Errors
+/// Those of the database.
+pub async fn may_be_earned(conn: &mut Conn, hash: [u8; 32]) -> Result<bool> {
+    let query = "SELECT EXISTS (SELECT 1 FROM sale WHERE hash = ?1 AND state NOT IN ('ordered', 'cancelled')) \
+         OR EXISTS (SELECT 1 FROM lsps1_order WHERE hash = ?1 AND state NOT IN ('ordered', 'failed'))";
+    let query = sqlx::query_scalar(query).bind(hash.as_slice());
+    Ok(query.fetch_one(conn).await?)
+}

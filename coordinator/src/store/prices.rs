@@ -91,10 +91,45 @@ pub struct Revenue {
     pub jit_msat: u64,
     /// Taken for channels ordered by LSPS1.
     pub lsps1_msat: u64,
-    /// Paid on the chain for these.
+    /// Kept of payments that went through us.
+    pub routing_msat: u64,
+    /// Paid on the chain for the channels that were sold.
     pub onchain_sat: u64,
     /// What the channels hold that others got for signing the sales that ended.
     pub bonus_sat: u64,
+}
+
+/// Seconds after which it is forgotten which payment went through us. After a crash the node tells of the last ones again, before any other.
+const TOLD_AGAIN: i64 = 2 * DAY;
+
+/// A payment went through us: its fee counts once, however often it is told, by the number of the HTLCs that brought it.
+///
+/// # Errors
+/// Those of the database.
+pub async fn forwarded(conn: &mut Conn, number: &[u8; 32], fee_msat: u64, now: u64) -> Result<()> {
+    let at = codec::int("time", now)?;
+    let told = sqlx::query("INSERT OR IGNORE INTO forward (number, at) VALUES (?, ?)")
+        .bind(number.as_slice())
+        .bind(at)
+        .execute(&mut *conn)
+        .await?;
+    if told.rows_affected() == 0 {
+        return Ok(());
+    }
+    sqlx::query("DELETE FROM forward WHERE at < ?")
+        .bind(at.saturating_sub(TOLD_AGAIN))
+        .execute(&mut *conn)
+        .await?;
+    sqlx::query(
+        "INSERT INTO routing (day, fee_msat) VALUES (?1 / ?2 * ?2, ?3) \
+         ON CONFLICT (day) DO UPDATE SET fee_msat = fee_msat + excluded.fee_msat",
+    )
+    .bind(at)
+    .bind(DAY)
+    .bind(codec::int("fee", fee_msat)?)
+    .execute(conn)
+    .await?;
+    Ok(())
 }
 
 /// One of its numbers.
@@ -106,7 +141,7 @@ type Field = fn(&mut Revenue) -> &mut u64;
 /// Those of the database.
 pub async fn revenue(conn: &mut Conn, since: u64) -> Result<BTreeMap<u64, Revenue>> {
     let mut days: BTreeMap<u64, Revenue> = BTreeMap::new();
-    let fields: [(&str, Field); 6] = [
+    let fields: [(&str, Field); 7] = [
         (
             "SELECT ended_at / ?1 * ?1, sum(taken_msat) FROM sale WHERE state = 'settled' AND ended_at >= ?2 GROUP BY 1",
             |day| &mut day.sales_msat,
@@ -120,7 +155,13 @@ pub async fn revenue(conn: &mut Conn, since: u64) -> Result<BTreeMap<u64, Revenu
             |day| &mut day.lsps1_msat,
         ),
         (
-            "SELECT opened_at / ?1 * ?1, sum(onchain_sat) FROM jit_order WHERE opened_at >= ?2 GROUP BY 1",
+            "SELECT day / ?1 * ?1, sum(fee_msat) FROM routing WHERE day >= ?2 GROUP BY 1",
+            |day| &mut day.routing_msat,
+        ),
+        // However often a channel is opened for an order, at most one funding goes out: at once, or when the client has paid.
+        (
+            "SELECT opened_at / ?1 * ?1, sum(onchain_sat) FROM jit_order \
+             WHERE funding IS NOT NULL AND (paid_at IS NOT NULL OR NOT client_trusts_lsp) AND opened_at >= ?2 GROUP BY 1",
             |day| &mut day.onchain_sat,
         ),
         (

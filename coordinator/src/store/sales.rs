@@ -173,7 +173,7 @@ pub async fn insert(conn: &mut Conn, new: &NewSale) -> Result<()> {
          capacity_sat, fee_msat, quote, sign_until, hash, invoice, jit, lsps1, state, ordered_at) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'ordered', ?) \
          ON CONFLICT (sale) DO UPDATE SET fee_msat = excluded.fee_msat, quote = excluded.quote, \
-         sign_until = excluded.sign_until, invoice = excluded.invoice, jit = excluded.jit, lsps1 = excluded.lsps1, \
+         sign_until = excluded.sign_until, hash = excluded.hash, invoice = excluded.invoice, jit = excluded.jit, lsps1 = excluded.lsps1, \
          state = 'ordered', ordered_at = excluded.ordered_at, held_until = NULL, ended_at = NULL, note = '' WHERE state = 'cancelled'",
     )
     .bind(new.sale.0.as_slice())
@@ -517,40 +517,41 @@ pub async fn of_factory(conn: &mut Conn, factory: FactoryId) -> Result<Vec<SaleR
     rows.iter().map(read).collect()
 }
 
-/// Orders that are to be driven on: paid, or complete and not delivered and settled yet, while their factory lives.
+/// Orders that are to be driven on: paid, or complete and not delivered and settled yet, while their factory lives. Each as far as it can be read.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn under_way(conn: &mut Conn, height: u32) -> Result<Vec<SaleRow>> {
+pub async fn under_way(conn: &mut Conn, height: u32) -> Result<Vec<Result<SaleRow>>> {
     let query = sqlx::AssertSqlSafe(format!(
         "{COLUMNS} WHERE (state = 'paid' OR (state IN ('sold', 'settled') AND (ended_at IS NULL OR delivered = 0))) \
          AND (state = 'paid' OR held_until IS NOT NULL OR EXISTS (SELECT 1 FROM factory f WHERE f.factory = sale.factory \
          AND f.expiry_height > ? AND NOT f.forgotten)) ORDER BY number"
     ));
     let rows = sqlx::query(query).bind(height).fetch_all(conn).await?;
-    rows.iter().map(read).collect()
+    Ok(rows.iter().map(read).collect())
 }
 
-/// Orders that nobody has paid for.
+/// Orders that nobody has paid for, each as far as it can be read.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn unpaid(conn: &mut Conn) -> Result<Vec<SaleRow>> {
+pub async fn unpaid(conn: &mut Conn) -> Result<Vec<Result<SaleRow>>> {
     let query = sqlx::AssertSqlSafe(format!("{COLUMNS} WHERE state = 'ordered'"));
     let rows = sqlx::query(query).fetch_all(conn).await?;
-    rows.iter().map(read).collect()
+    Ok(rows.iter().map(read).collect())
 }
 
 /// Cancelled orders whose payment may not have been sent back before a crash.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn to_send_back(conn: &mut Conn, height: u32) -> Result<Vec<PaymentHash>> {
+pub async fn to_send_back(conn: &mut Conn, height: u32) -> Result<Vec<Result<PaymentHash>>> {
     let query = sqlx::AssertSqlSafe(format!(
         "{COLUMNS} WHERE state = 'cancelled' AND held_until > ?"
     ));
     let rows = sqlx::query(query).bind(height).fetch_all(conn).await?;
-    rows.iter().map(|row| Ok(read(row)?.order.hash)).collect()
+    let hashes = rows.iter().map(|row| read(row).map(|row| row.order.hash));
+    Ok(hashes.collect())
 }
 
 /// The newest orders.

@@ -74,6 +74,10 @@ pub struct Wake {
 /// clock had. Its numbers are now, and the seconds after which it is sent once more.
 const STALE: &str = "(asked_at > ?1 OR until < ?1 OR (next_at IS NULL AND asked_at + ?2 <= ?1))";
 
+/// Holds for a notification that may be sent when its time comes: it is of the cause ?1, which comes first, or its webhook waits for none of that.
+const GREETED: &str = "(cause = ?1 OR NOT EXISTS (SELECT 1 FROM wake AS greeting WHERE greeting.client = wake.client \
+     AND greeting.app_name = wake.app_name AND greeting.cause = ?1 AND greeting.next_at IS NOT NULL))";
+
 /// A client's webhooks.
 ///
 /// # Errors
@@ -195,23 +199,31 @@ pub async fn ask(
     Ok(())
 }
 
-/// Notifications that are due, one of each client, those that wait longest first. What is further away than `longest` was put there by a clock that was
-/// wrong.
+/// Notifications that are due, one of each client, those that wait longest first; of one client, those of the cause `first` come first, and while
+/// a webhook waits for one of those it is told nothing else. What is further away than `longest` was put there by a clock that was wrong.
 ///
 /// # Errors
 /// Those of the database.
-pub async fn due(conn: &mut Conn, now: u64, longest: u64, limit: usize) -> Result<Vec<WakeRow>> {
+pub async fn due(
+    conn: &mut Conn,
+    now: u64,
+    longest: u64,
+    first: &str,
+    limit: usize,
+) -> Result<Vec<WakeRow>> {
     // SQLite takes the other columns from the row of the minimum.
-    let rows = sqlx::query(
-        "SELECT min(next_at), number, wake.client, wake.app_name, url, cause, body, until, tries FROM wake \
-         JOIN webhook USING (client, app_name) WHERE next_at <= ?1 OR next_at > ?2 \
-         GROUP BY wake.client ORDER BY 1 LIMIT ?3",
-    )
-    .bind(codec::int("time", now)?)
-    .bind(codec::int("time", now.saturating_add(longest))?)
-    .bind(codec::int("limit", limit as u64)?)
-    .fetch_all(conn)
-    .await?;
+    let text = format!(
+        "SELECT min(iif(cause = ?1, -1, next_at)), number, wake.client, wake.app_name, url, cause, body, until, tries FROM wake \
+         JOIN webhook USING (client, app_name) WHERE (next_at <= ?2 OR next_at > ?3) AND {GREETED} \
+         GROUP BY wake.client ORDER BY next_at LIMIT ?4"
+    );
+    let rows = sqlx::query(sqlx::AssertSqlSafe(text))
+        .bind(first)
+        .bind(codec::int("time", now)?)
+        .bind(codec::int("time", now.saturating_add(longest))?)
+        .bind(codec::int("limit", limit as u64)?)
+        .fetch_all(conn)
+        .await?;
     let row = |row: &SqliteRow| {
         Ok(WakeRow {
             number: row.try_get("number")?,
@@ -227,12 +239,14 @@ pub async fn due(conn: &mut Conn, now: u64, longest: u64, limit: usize) -> Resul
     rows.iter().map(row).collect()
 }
 
-/// When the next notification is due.
+/// When the next notification is due, with the same `first` as in [`due`].
 ///
 /// # Errors
 /// Those of the database.
-pub async fn next(conn: &mut Conn) -> Result<Option<u64>> {
-    let next: Option<i64> = sqlx::query_scalar("SELECT min(next_at) FROM wake")
+pub async fn next(conn: &mut Conn, first: &str) -> Result<Option<u64>> {
+    let text = format!("SELECT min(next_at) FROM wake WHERE {GREETED}");
+    let next: Option<i64> = sqlx::query_scalar(sqlx::AssertSqlSafe(text))
+        .bind(first)
         .fetch_one(conn)
         .await?;
     codec::optional("time", next)

@@ -4,6 +4,7 @@
 //! They are queued in the database, one per webhook and cause, sent until somebody takes them or the client comes ([`run`]).
 
 mod address;
+mod cooldown;
 mod pace;
 mod send;
 mod why;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
+use self::cooldown::Cooldown;
 use self::pace::Pace;
 use crate::clock::unix_time as now;
 use crate::context::Context;
@@ -41,6 +43,7 @@ const CHANGES: u32 = 10;
 pub struct Webhooks {
     asked: Mutex<HashSet<(ClientId, Why)>>,
     changes: Pace,
+    cooldown: Cooldown,
     news: watch::Sender<u64>,
 }
 
@@ -49,6 +52,7 @@ impl Default for Webhooks {
         Self {
             asked: Mutex::default(),
             changes: Pace::new(CHANGES),
+            cooldown: Cooldown::default(),
             news: watch::Sender::new(0),
         }
     }
@@ -63,6 +67,11 @@ impl Webhooks {
         if is_new {
             self.look_again();
         }
+    }
+
+    /// A client is connected: when it is away again, it may be told the same at once.
+    pub fn came(&self, client: ClientId) {
+        self.cooldown.came(client);
     }
 
     fn look_again(&self) {
@@ -135,8 +144,9 @@ pub async fn set(
         rows::ask(tx, client, &row.app_name, &greeting, now).await?;
         Ok(Some(others.len().saturating_add(1)))
     });
-    let count = count.await?.ok_or_else(|| {
-        RpcError::new(
+    let count = count.await?.ok_or_else(|| RpcError {
+        data: Some(json!({ "max_webhooks": max })),
+        ..RpcError::new(
             503,
             format!("{max} webhooks are the most; remove one first"),
         )
@@ -234,12 +244,11 @@ pub async fn remove(
 /// Queues what was asked for since the last time.
 pub(crate) async fn queue(ctx: &Context) -> Result<()> {
     let asked = ctx.webhooks.take();
-    let longest = ctx.config.webhooks.give_up_seconds;
     let now = now();
     let away = asked.into_iter();
     let away: Vec<(ClientId, Wake)> = away
         .filter(|(client, _)| !ctx.sessions.is_connected(client))
-        .map(|(client, why)| (client, why.wake(longest)))
+        .map(|(client, why)| (client, why.wake(&ctx.config)))
         .collect();
     if away.is_empty() {
         return Ok(());
@@ -273,6 +282,7 @@ pub(crate) async fn queue(ctx: &Context) -> Result<()> {
 /// # Errors
 /// Those of the database.
 pub async fn came(ctx: &Context, client: ClientId) -> Result<()> {
+    ctx.webhooks.came(client);
     let is_waited_for = ctx
         .store
         .read(async |tx| rows::is_waited_for(tx, client, REGISTERED).await)

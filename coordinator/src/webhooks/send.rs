@@ -2,19 +2,20 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use channel_host::notification_text;
 use chrono::{DateTime, SubsecRound, Utc};
 use factory_tree::ids::ClientId;
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Url};
+use reqwest::{Certificate, Client, StatusCode, Url};
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::address::{self, PublicOnly};
 use super::pace::Pace;
-use super::queue;
+use super::{REGISTERED, queue};
 use crate::clock::unix_time as now;
 use crate::config::WebhooksConfig;
 use crate::context::Context;
@@ -147,8 +148,8 @@ impl Sender {
             .ctx
             .store
             .read(async |tx| {
-                let due = rows::due(tx, now(), LONGEST_PAUSE, limit).await?;
-                Ok((due, rows::next(tx).await?))
+                let due = rows::due(tx, now(), LONGEST_PAUSE, REGISTERED, limit).await?;
+                Ok((due, rows::next(tx, REGISTERED).await?))
             })
             .await?;
         let waits = !due.is_empty();
@@ -175,12 +176,31 @@ impl Sender {
 
 async fn send(ctx: &Context, poster: &Poster, pace: &Pace, wake: WakeRow) {
     let now = now();
+    let is_greeting = wake.cause == REGISTERED;
+    if wake.until < now && !is_greeting {
+        // It waited for others: who comes now finds nothing.
+        return tried(ctx, &wake, wake.tries, None).await;
+    }
+    let cooldown = &ctx.webhooks.cooldown;
+    let told = (wake.client, wake.app_name.clone(), method(&wake.body));
+    let left = cooldown.left(&told, Instant::now());
+    if let Some(left) = left.filter(|_| !is_greeting) {
+        // Another cause, or another payment: told when its time has come, unless that is too late for it.
+        let later = now.saturating_add(left.as_secs()).saturating_add(1);
+        let next_at = (later <= wake.until).then_some(later);
+        return tried(ctx, &wake, wake.tries, next_at).await;
+    }
     if !pace.takes(wake.client, now) {
         // Nobody failed: it is only not its turn.
         let next_minute = (now / 60).saturating_add(1).saturating_mul(60);
         return tried(ctx, &wake, wake.tries, Some(next_minute)).await;
     }
+    // Before it is posted, as its client may come before the answer does.
+    cooldown.told(told.clone(), Instant::now());
     let sent = post(ctx, poster, &wake).await;
+    if sent.is_err() {
+        cooldown.untold(&told);
+    }
     let next_at = match &sent {
         Ok(()) => None,
         Err(_) => next_try(&wake, now),
@@ -247,12 +267,22 @@ async fn post(ctx: &Context, poster: &Poster, wake: &WakeRow) -> Result<(), Stri
         .send()
         .await
         .map_err(|error| words(&error.without_url()))?;
-    let status = answer.status();
+    judge(answer.status())
+}
+
+/// bLIP-55 knows 200 only; whoever says 202 or 204 has taken it as well, and would be pushed again for it.
+fn judge(status: StatusCode) -> Result<(), String> {
     if status.is_success() {
         Ok(())
     } else {
         Err(format!("it answered {status}"))
     }
+}
+
+/// The method of a notification of ours.
+fn method(body: &str) -> String {
+    let body: Value = serde_json::from_str(body).unwrap_or_default();
+    body["method"].as_str().unwrap_or_default().to_owned()
 }
 
 /// bLIP-50 writes UTC as `Z`. The judge most wallets have, `lightning-liquidity`'s, writes what it read anew with `+00:00` before it looks at the
@@ -327,34 +357,132 @@ mod tests {
         called.abort();
     }
 
+    const CLIENT: ClientId = ClientId([2; 33]);
+
+    fn sender(world: &TestWorld, per_minute: u32) -> Sender {
+        Sender {
+            ctx: Arc::clone(&world.ctx),
+            poster: Poster::new(&world.ctx.config.webhooks).unwrap(),
+            pace: Arc::new(Pace::new(per_minute)),
+            sending: JoinSet::new(),
+            busy: HashSet::new(),
+        }
+    }
+
+    /// As if the client's webhook had just been told this.
+    fn told(world: &TestWorld, method: &str) {
+        let told = (CLIENT, "a".to_owned(), method.to_owned());
+        world.ctx.webhooks.cooldown.told(told, Instant::now());
+    }
+
+    /// Whether what is due for this is posted: it fails, as the address is none that is called.
+    async fn tries(sender: &mut Sender, world: &mut TestWorld, why: Why) -> bool {
+        world.ctx.webhooks.wake(CLIENT, why);
+        sender.begin().await.unwrap();
+        let done = sender.sending.join_next().await.expect("it was due");
+        assert_eq!(done.unwrap(), CLIENT);
+        sender.busy.clear();
+        match world.happened().as_slice() {
+            [] => false,
+            [Event::WebhookFailed { .. }] => true,
+            others => panic!("{others:?}"),
+        }
+    }
+
     /// Nobody failed: it is no try, and nothing is told.
     #[tokio::test]
     async fn who_was_told_enough_in_this_minute_is_told_in_the_next() {
         let mut world = TestWorld::new().await;
-        let client = ClientId([2; 33]);
-        world.set_webhook(client).await;
-        world.ctx.webhooks.wake(client, Why::Birth);
-        let mut sender = Sender {
-            ctx: Arc::clone(&world.ctx),
-            poster: Poster::new(&world.ctx.config.webhooks).unwrap(),
-            pace: Arc::new(Pace::new(0)),
-            sending: JoinSet::new(),
-            busy: HashSet::new(),
-        };
+        world.set_webhook(CLIENT).await;
+        let mut sender = sender(&world, 0);
         let began = now();
-        sender.begin().await.unwrap();
-        let done = sender.sending.join_next().await.expect("it was due");
-        assert_eq!(done.unwrap(), client);
+        assert!(!tries(&mut sender, &mut world, Why::Birth).await);
         let next_minutes = [began, now()].map(|at| (at / 60 + 1) * 60);
         let read = world.ctx.store.read(async |tx| {
-            let next = rows::next(tx).await?.expect("it is not over");
-            Ok((next, rows::due(tx, next, LONGEST_PAUSE, 9).await?))
+            let next = rows::next(tx, REGISTERED).await?.expect("it is not over");
+            let due = rows::due(tx, next, LONGEST_PAUSE, REGISTERED, 9).await?;
+            Ok((next, due))
         });
         let (next, due) = read.await.unwrap();
         assert!(next_minutes.contains(&next), "{next}, not {next_minutes:?}");
         let tries: Vec<u32> = due.iter().map(|wake| wake.tries).collect();
         assert_eq!(tries, [0]);
-        assert!(world.happened().is_empty());
+    }
+
+    /// It is no try, and nothing is told; another method, and the same when its client came, is not kept back.
+    #[tokio::test]
+    async fn what_was_told_a_moment_ago_by_the_same_method_is_told_a_minute_later() {
+        let mut world = TestWorld::new().await;
+        world.set_webhook(CLIENT).await;
+        let mut sender = sender(&world, PER_MINUTE);
+        told(&world, "lsps5.liquidity_management_request");
+        let began = now();
+        assert!(!tries(&mut sender, &mut world, Why::Sale).await);
+        let next = world
+            .ctx
+            .store
+            .read(async |tx| rows::next(tx, REGISTERED).await);
+        let next = next.await.unwrap().expect("it is kept");
+        assert!((began + 50..=now() + 61).contains(&next), "{next}");
+        assert!(tries(&mut sender, &mut world, Why::Payment).await);
+        world.ctx.webhooks.came(CLIENT);
+        assert!(tries(&mut sender, &mut world, Why::Birth).await);
+        // What failed was not told.
+        let ends = Why::EndsSoon(factory_tree::ids::FactoryId([7; 32]));
+        assert!(tries(&mut sender, &mut world, ends).await);
+    }
+
+    /// What becomes of a payment that was asked for so long ago, told of a moment ago or not: whether it is posted, and when it is looked at next.
+    async fn old_payment(ago: u64, is_told: bool) -> (bool, Option<u64>) {
+        let mut world = TestWorld::new().await;
+        world.set_webhook(CLIENT).await;
+        let mut sender = sender(&world, PER_MINUTE);
+        if is_told {
+            told(&world, "lsps5.payment_incoming");
+        }
+        let payment = Why::Payment.wake(&world.ctx.config);
+        let asked_at = now() - ago;
+        let asked = world
+            .ctx
+            .store
+            .write(async |tx| rows::ask(tx, CLIENT, "a", &payment, asked_at).await);
+        asked.await.unwrap();
+        sender.begin().await.unwrap();
+        let done = sender.sending.join_next().await.expect("it was due");
+        assert_eq!(done.unwrap(), CLIENT);
+        let next = world
+            .ctx
+            .store
+            .read(async |tx| rows::next(tx, REGISTERED).await);
+        let next = next.await.unwrap();
+        (!world.happened().is_empty(), next)
+    }
+
+    #[tokio::test]
+    async fn a_payment_that_is_gone_by_then_is_not_told() {
+        let hold = TestWorld::new().await.ctx.config.jit.hold_seconds;
+        assert_eq!(old_payment(hold - 30, true).await, (false, None));
+        assert_eq!(old_payment(hold + 10, false).await, (false, None));
+    }
+
+    /// One for a channel just in time waits for longer than a webhook is left alone.
+    #[tokio::test]
+    async fn a_payment_that_still_waits_a_minute_later_is_told_then() {
+        let began = now();
+        let (posted, next) = old_payment(0, true).await;
+        assert!(!posted);
+        let next = next.expect("it is kept");
+        assert!((began + 50..=now() + 61).contains(&next), "{next}");
+    }
+
+    #[test]
+    fn what_was_taken_is_not_sent_again_and_a_redirection_is_a_failure() {
+        for taken in [200, 202, 204] {
+            assert_eq!(judge(StatusCode::from_u16(taken).unwrap()), Ok(()));
+        }
+        for not in [301, 307, 404, 410, 500] {
+            assert!(judge(StatusCode::from_u16(not).unwrap()).is_err(), "{not}");
+        }
     }
 
     #[test]

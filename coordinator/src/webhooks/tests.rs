@@ -28,12 +28,21 @@ async fn ask(
     method: &str,
     params: Value,
 ) -> std::result::Result<Value, i32> {
+    let answered = asked(world, client, method, params).await;
+    answered.map_err(|error| error.code)
+}
+
+async fn asked(
+    world: &TestWorld,
+    client: ClientId,
+    method: &str,
+    params: Value,
+) -> std::result::Result<Value, RpcError> {
     let peer = PublicKey::from_slice(&client.0).unwrap();
     let Value::Object(params) = params else {
         panic!("parameters go by name");
     };
-    let answered = Lsps::new(&world.ctx).answer(peer, method, params).await;
-    answered.map_err(|error| error.code)
+    Lsps::new(&world.ctx).answer(peer, method, params).await
 }
 
 async fn set(world: &TestWorld, app_name: &str, url: &str) -> std::result::Result<Value, i32> {
@@ -47,7 +56,7 @@ async fn due(world: &TestWorld, later: u64) -> Vec<WakeRow> {
     let found = world
         .ctx
         .store
-        .read(async |tx| rows::due(tx, at, LONGEST_PAUSE, 100).await);
+        .read(async |tx| rows::due(tx, at, LONGEST_PAUSE, REGISTERED, 100).await);
     found.await.unwrap()
 }
 
@@ -99,12 +108,15 @@ async fn webhooks_are_set_listed_and_removed() {
         let name = number.to_string();
         assert_eq!(set(&world, &name, URL).await, answer(number + 1, false));
     }
-    assert_eq!(set(&world, "one more", URL).await, Err(503));
+    let one_more = json!({ "app_name": "one more", "webhook": URL });
+    let refused = asked(&world, member(), "lsps5.set_webhook", one_more).await;
+    let refused = refused.unwrap_err();
+    let data = json!({ "max_webhooks": max });
+    assert_eq!((refused.code, refused.data), (503, Some(data)));
     let list = ask(&world, member(), "lsps5.list_webhooks", json!({})).await;
-    assert_eq!(
-        list.unwrap()["app_names"].as_array().map(Vec::len),
-        Some(max)
-    );
+    let list = list.unwrap();
+    assert_eq!(list["app_names"].as_array().map(Vec::len), Some(max));
+    assert_eq!(list["max_webhooks"], max);
     let remove = async || {
         let params = json!({ "app_name": "a" });
         ask(&world, member(), "lsps5.remove_webhook", params).await
@@ -222,7 +234,7 @@ async fn a_cause_wakes_once_until_its_time_comes_again() {
     );
     let later = now() + 3_600;
     let due_again = world.ctx.store.read(async |tx| {
-        let birth = Why::Birth.wake(86_400);
+        let birth = Why::Birth.wake(&world.ctx.config);
         rows::untold(tx, member(), &birth, later).await
     });
     assert_eq!(due_again.await.unwrap(), ["a"]);
@@ -241,20 +253,21 @@ async fn a_payment_is_told_of_while_it_waits() {
     causes(&world, 0).await;
     wake(&world, Why::Payment).await;
     let [first] = due(&world, 0).await.try_into().unwrap();
-    assert!(first.until <= now() + 30);
+    let hold = world.ctx.config.jit.hold_seconds;
+    assert!((hold - 30..=hold).contains(&(first.until - now())));
     // The webhook is away, and tried again at a time when the payment is long gone.
     tried(&world, &first, Some(now() + 3_000)).await;
-    let later = now() + 60;
-    let payment = Why::Payment.wake(86_400);
+    let later = now() + hold + 30;
+    let payment = Why::Payment.wake(&world.ctx.config);
     let asked = world.ctx.store.write(async |tx| {
         rows::ask(tx, member(), "a", &payment, later).await?;
-        rows::due(tx, later, LONGEST_PAUSE, 9).await
+        rows::due(tx, later, LONGEST_PAUSE, REGISTERED, 9).await
     });
     let [second] = asked.await.unwrap().try_into().unwrap();
     assert!(second.number > first.number && second.tries == 0);
     // What becomes of the first try is nothing to the second.
     tried(&world, &first, None).await;
-    assert_eq!(due(&world, 60).await, [second]);
+    assert_eq!(due(&world, hold + 30).await, [second]);
 }
 
 #[tokio::test]
@@ -263,7 +276,7 @@ async fn a_clock_that_was_ahead_hushes_nobody() {
     set(&world, "a", URL).await.unwrap();
     causes(&world, 0).await;
     let ahead = now() + 10 * 86_400;
-    let birth = Why::Birth.wake(86_400);
+    let birth = Why::Birth.wake(&world.ctx.config);
     let asked = world
         .ctx
         .store
@@ -295,4 +308,93 @@ async fn of_each_client_one_thing_is_due_at_a_time() {
     }
     assert_eq!(due(&world, 0).await.len(), 1);
     assert_eq!(causes(&world, 0).await.len(), 3);
+    // All of them are told.
+    wake(&world, Why::Birth).await;
+    assert_eq!(due(&world, 0).await.len(), 1);
+    assert_eq!(causes(&world, 0).await, ["birth"; 3]);
+}
+
+/// bLIP-55: nothing else is sent to a webhook before its first notification.
+#[tokio::test]
+async fn a_new_webhook_hears_first_that_it_is_registered() {
+    let world = world().await;
+    set(&world, "a", URL).await.unwrap();
+    let [greeting] = due(&world, 0).await.try_into().unwrap();
+    wake(&world, Why::Birth).await;
+    // It had to wait, though not for failing.
+    let later = now() + 30;
+    let waits = world
+        .ctx
+        .store
+        .write(async |tx| rows::tried(tx, greeting.number, 0, Some(later)).await);
+    waits.await.unwrap();
+    assert!(due(&world, 0).await.is_empty(), "it comes before all else");
+    let next = world
+        .ctx
+        .store
+        .read(async |tx| rows::next(tx, REGISTERED).await);
+    assert_eq!(
+        next.await.unwrap(),
+        Some(later),
+        "until then nothing is due"
+    );
+    // Nobody's other webhook waits for it.
+    set(&world, "b", URL).await.unwrap();
+    assert_eq!(causes(&world, 0).await, [REGISTERED]);
+    wake(&world, Why::Payment).await;
+    let [other] = due(&world, 0).await.try_into().unwrap();
+    assert_eq!(
+        (other.app_name.as_str(), other.cause.as_str()),
+        ("b", "payment")
+    );
+    tried(&world, &other, None).await;
+    let [first] = due(&world, 60).await.try_into().unwrap();
+    assert_eq!(first.cause, REGISTERED);
+    // Taken, or given up.
+    tried(&world, &first, None).await;
+    assert_eq!(causes(&world, 60).await, ["birth", "payment"]);
+}
+
+/// Each is told of, if its client did not come for the one before.
+#[tokio::test]
+async fn the_next_payment_is_another_one() {
+    let world = world().await;
+    set(&world, "a", URL).await.unwrap();
+    causes(&world, 0).await;
+    for _ in 0..2 {
+        wake(&world, Why::Payment).await;
+        wake(&world, Why::Payment).await;
+        assert_eq!(causes(&world, 0).await, ["payment"]);
+    }
+}
+
+#[test]
+fn a_payments_wake_is_of_use_for_as_long_as_any_payment_waits() {
+    let mut config = crate::config::Config::defaults().unwrap();
+    for (hold, lasts) in [(5, 30), (90, 90), (600, 600)] {
+        config.jit.hold_seconds = hold;
+        assert_eq!(Why::Payment.wake(&config).lasts, lasts);
+    }
+}
+
+/// Nothing but its client removes it: neither time nor a crash, nor that it took nothing for long.
+#[tokio::test]
+async fn a_webhook_is_kept_until_its_client_removes_it() {
+    let world = world().await;
+    set(&world, "a", URL).await.unwrap();
+    for wake in due(&world, 0).await {
+        tried(&world, &wake, None).await;
+    }
+    let aged = world.ctx.store.write(async |tx| {
+        let month_ago = i64::try_from(now() - 30 * 86_400).unwrap();
+        let aged = sqlx::query("UPDATE wake SET asked_at = ?1, until = ?1");
+        aged.bind(month_ago).execute(tx).await?;
+        Ok(())
+    });
+    aged.await.unwrap();
+    let world = world.crash().await;
+    wake(&world, Why::Birth).await;
+    assert_eq!(causes(&world, 0).await, ["birth"]);
+    let list = ask(&world, member(), "lsps5.list_webhooks", json!({})).await;
+    assert_eq!(list.unwrap()["app_names"], json!(["a"]));
 }

@@ -4,10 +4,11 @@ use factory_tree::ids::FactoryId;
 use serde_json::json;
 
 use super::notification;
+use crate::config::Config;
 use crate::store::webhooks::Wake;
 
 const HOUR: u64 = 3_600;
-/// A payment waits about this long for its receiver, in seconds.
+/// A payment over a channel waits about this long for its receiver, in seconds; one for a channel just in time, `jit.hold_seconds`.
 const PAYMENT_WAITS: u64 = 30;
 /// After so long the clients of a stock are told once more that a sale waits for them, in seconds.
 const SALE_WAITS: u64 = 600;
@@ -51,12 +52,13 @@ impl Why {
             Self::Birth | Self::Expiry(_) => HOUR,
             // The buyer's payment is held meanwhile.
             Self::Sale => SALE_WAITS,
-            Self::Payment => PAYMENT_WAITS,
+            // The next one is another payment: how often they are told of is the cooldown's.
+            Self::Payment => 0,
         }
     }
 
-    /// What is to be sent for it; nobody tries longer than `longest` seconds.
-    pub(super) fn wake(self, longest: u64) -> Wake {
+    /// What is to be sent for it, and for how long that is of use.
+    pub(super) fn wake(self, config: &Config) -> Wake {
         let body = match self {
             Self::Birth | Self::EndsSoon(_) | Self::Ends(_) | Self::Sale => {
                 notification("lsps5.liquidity_management_request", &json!({}))
@@ -67,8 +69,8 @@ impl Why {
             }
         };
         let lasts = match self {
-            Self::Payment => PAYMENT_WAITS,
-            _ => longest,
+            Self::Payment => config.jit.hold_seconds.max(PAYMENT_WAITS),
+            _ => config.webhooks.give_up_seconds,
         };
         Wake {
             cause: self.cause(),

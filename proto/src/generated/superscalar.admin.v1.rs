@@ -76,12 +76,15 @@ pub struct WalletBalanceResponse {
     /// In the chain, mature and free.
     #[prost(uint64, tag = "1")]
     pub confirmed_sat: u64,
-    /// Not in the chain yet, or a block reward that is not mature yet.
+    /// Not in the chain yet.
     #[prost(uint64, tag = "2")]
     pub unconfirmed_sat: u64,
     /// In the chain and pinned for ceremonies; not part of `confirmed_sat`.
     #[prost(uint64, tag = "3")]
     pub pinned_sat: u64,
+    /// Block rewards in the chain that are not mature yet.
+    #[prost(uint64, tag = "4")]
+    pub immature_sat: u64,
 }
 /// What factory is wanted.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -162,6 +165,9 @@ pub struct Started {
     /// How many clients it waits for.
     #[prost(uint32, tag = "2")]
     pub clients: u32,
+    /// Whom it has to wait for before its first attempt, and how long; empty: nobody.
+    #[prost(string, tag = "3")]
+    pub waits_for: ::prost::alloc::string::String,
 }
 /// How far an attempt is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -663,6 +669,31 @@ pub struct LadderShowResponse {
     /// Oldest first.
     #[prost(message, repeated, tag = "6")]
     pub factories: ::prost::alloc::vec::Vec<LadderFactory>,
+    /// The last birth of which nothing came, or has come yet.
+    #[prost(message, optional, tag = "7")]
+    pub last_failure: ::core::option::Option<LadderFailure>,
+}
+/// A birth of which an attempt failed, or all.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LadderFailure {
+    /// Its place in the ladder.
+    #[prost(uint32, tag = "1")]
+    pub rung: u32,
+    /// Its ceremony, 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub ceremony: ::prost::bytes::Bytes,
+    /// Its last attempt that failed; 0 if it had none.
+    #[prost(uint32, tag = "3")]
+    pub attempt: u32,
+    /// The height at which its ceremony began.
+    #[prost(uint32, tag = "4")]
+    pub begun: u32,
+    /// Why.
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
+    /// What happens next.
+    #[prost(string, tag = "6")]
+    pub next: ::prost::alloc::string::String,
 }
 /// A factory of the ladder.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1168,7 +1199,7 @@ pub struct RevenueDay {
     /// Taken for just-in-time channels.
     #[prost(uint64, tag = "3")]
     pub jit_msat: u64,
-    /// Paid on the chain for these.
+    /// Paid on the chain for channels that were sold.
     #[prost(uint64, tag = "4")]
     pub onchain_sat: u64,
     /// Taken for channels ordered in advance.
@@ -1177,6 +1208,9 @@ pub struct RevenueDay {
     /// What the channels hold that others got for signing the sales that were settled.
     #[prost(uint64, tag = "6")]
     pub bonus_sat: u64,
+    /// Kept of payments that went through the coordinator, without what was kept for opening a channel.
+    #[prost(uint64, tag = "7")]
+    pub routing_msat: u64,
 }
 /// One order.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use factory_tree::ids::SaleId;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 node or coordinator not reachable, 4 refused.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 node or coordinator not reachable, 4 refused, or no such thing.
 
 A first session:
   signer-client init --coordinator 'superscalar://..' --network regtest \\

@@ -10,6 +10,7 @@ use super::CliError;
 use super::args::Exit;
 use super::context::{Context, Holder};
 use super::follow::{self, Reached};
+use super::show::nothing_to_leave;
 use super::table::{grouped, with_msat};
 use crate::client::{Quote, Shutdown, SignerClient, Tasks, quote, request_exit};
 use crate::lock::DataDirLock;
@@ -167,6 +168,9 @@ async fn confirm(
 }
 
 fn explain(quote: &Quote) -> String {
+    if let Some(text) = nothing_to_leave(quote) {
+        return text;
+    }
     let mut text = format!("Leaving factory {} by yourself:\n", quote.factory);
     for at in &quote.quotes {
         text.push_str(&format!(

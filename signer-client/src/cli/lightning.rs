@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use bitcoin::Network;
 use bitcoin::consensus::encode::serialize_hex;
+use channel_host::read_invoice;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -52,12 +54,22 @@ pub(super) async fn invoice(context: &Context, options: Invoice) -> Result<(), C
 }
 
 pub(super) async fn pay(context: &Context, options: Pay) -> Result<(), CliError> {
+    readable(&options.invoice, context.config()?.network)?;
     let request = Request::Pay {
         invoice: options.invoice,
         amount_msat: options.amount.map(msat),
     };
     let begun = ask(context, "pay", request).await?;
     wait(context, begun, options.wait).await
+}
+
+/// What is no invoice of this network is refused whether or not the wallet runs.
+fn readable(invoice: &str, network: Network) -> Result<(), CliError> {
+    read_invoice(invoice, network).map(drop).map_err(|error| {
+        CliError::Usage(format!(
+            "{error}; give a whole BOLT 11 invoice of this wallet's network, as its payee shows it"
+        ))
+    })
 }
 
 pub(super) async fn keysend(context: &Context, options: Keysend) -> Result<(), CliError> {
@@ -133,6 +145,8 @@ fn report(context: &Context, payment: &Payment) -> Result<(), CliError> {
 struct Shown {
     #[serde(flatten)]
     channel: ChannelView,
+    /// It will never carry a payment again.
+    over: bool,
     commitment_tx: Option<String>,
 }
 
@@ -198,6 +212,7 @@ pub(super) async fn channels(context: &Context) -> Result<(), CliError> {
         .into_iter()
         .map(|channel| Shown {
             commitment_tx: commitment(&channel.leaf),
+            over: channel.is_over(),
             channel,
         })
         .collect();
@@ -207,6 +222,24 @@ pub(super) async fn channels(context: &Context) -> Result<(), CliError> {
         table(&shown)
     };
     context.print(&json!({ "channels": shown }), &text)
+}
+
+/// How far a channel is, in words.
+fn state(channel: &ChannelView) -> String {
+    let coming = match channel.closing_sat {
+        0 => String::new(),
+        amount => format!(", {} sat on their way", grouped(amount)),
+    };
+    match (&channel.spent, channel.leaf_height) {
+        (Some(spent), _) => {
+            format!("over: spent by {} at {}{coming}", spent.kind, spent.height)
+        }
+        _ if channel.is_over() => format!("over: {}{coming}", channel.state.as_str()),
+        (None, Some(height)) => {
+            format!("{}, on the chain since {height}", channel.state.as_str())
+        }
+        (None, None) => channel.state.as_str().to_owned(),
+    }
 }
 
 fn table(channels: &[Shown]) -> String {
@@ -221,14 +254,10 @@ fn table(channels: &[Shown]) -> String {
         "usable",
     ]);
     for Shown { channel, .. } in channels {
-        let state = match (&channel.spent, channel.closing_sat) {
-            (Some(spent), _) => format!("spent by {} at {}", spent.kind, spent.height),
-            (None, _) => channel.state.as_str().to_owned(),
-        };
         table.row([
             channel.factory.as_ref().map_or("-".to_owned(), short),
             channel.channel.as_ref().map_or("-".to_owned(), short),
-            state,
+            state(channel),
             grouped(channel.capacity_sat),
             sat(channel.ours_msat),
             sat(channel.receivable_msat),
@@ -266,4 +295,73 @@ pub(super) async fn payments(context: &Context, limit: u32) -> Result<(), CliErr
         table.render()
     };
     context.print(&json!({ "payments": payments }), &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Txid;
+    use bitcoin::hashes::Hash;
+    use clap::Parser;
+    use factory_tree::ids::FactoryId;
+
+    use super::*;
+    use crate::cli::args::{Args, Command};
+    use crate::config::Config;
+    use crate::lightning::{ChannelState, SpentView};
+
+    #[tokio::test]
+    async fn what_is_no_invoice_is_wrong_usage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display().to_string();
+        let words = [
+            "signer-client",
+            "--data-dir",
+            path.as_str(),
+            "pay",
+            "garbage",
+        ];
+        let args = Args::try_parse_from(words).unwrap();
+        let context = Context::new(&args).unwrap();
+        let config = Config::new(Network::Regtest);
+        config.write_new(&context.config_path()).unwrap();
+        let Command::Pay(options) = args.command else {
+            panic!("not pay");
+        };
+        let error = pay(&context, options).await.unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("no invoice") && text.contains("BOLT 11"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_channel_that_is_over_says_so_and_a_mates_that_it_is_on_the_chain() {
+        let open = ChannelView::sample(FactoryId([1; 32]), 7_000, 1_000);
+        assert_eq!(state(&open), "open");
+        let confirmed = ChannelView {
+            leaf_height: Some(200),
+            ..open.clone()
+        };
+        assert_eq!(state(&confirmed), "open, on the chain since 200");
+        let closed = ChannelView {
+            state: ChannelState::Closed,
+            closing_sat: 7_000,
+            ..confirmed.clone()
+        };
+        assert_eq!(state(&closed), "over: closed, 7 000 sat on their way");
+        let spent = ChannelView {
+            state: ChannelState::Spent,
+            spent: Some(SpentView {
+                kind: "commitment".to_owned(),
+                txid: Txid::all_zeros(),
+                height: 210,
+            }),
+            ..confirmed.clone()
+        };
+        assert_eq!(state(&spent), "over: spent by commitment at 210");
+        let over = [&open, &confirmed, &closed, &spent].map(ChannelView::is_over);
+        assert_eq!(over, [false, false, true, true]);
+    }
 }

@@ -15,7 +15,7 @@ use super::follow::{self, Progress};
 use super::jit::parsed;
 use super::lightning::ask;
 use super::order;
-use super::table::{Table, grouped, short, time, with_msat};
+use super::table::{Table, covered, grouped, short, time, with_msat};
 use crate::client::KitCache;
 use crate::lightning::stored;
 use crate::lsps1::orders;
@@ -113,7 +113,7 @@ fn text(context: &Context, view: &LimitView) -> String {
     };
     let coverage = &view.coverage;
     format!(
-        "{}\n{stocks}You can receive {} sat now; your limit is {} sat in all.\nCovered if the coordinator breaks off:\n  away   {} sat: what the timeouts of the factory's birth pay if you do nothing\n  awake  {} sat: what you are sure of wherever it stops publishing, if you or a watcher looks every 60 blocks\n{outside}{}{}",
+        "{}\n{stocks}You can receive {} sat now. Your channels hold {} sat; of that the coordinator keeps a reserve in each, a hundredth and at least 1 000 sat, which nobody can pay you.\nCovered if the coordinator breaks off:\n  away   {} sat: what the timeouts of the factory's birth pay if you do nothing\n  awake  {} sat: what you are sure of wherever it stops publishing, if this wallet looks every 60 blocks (`run`; nobody else publishes for it)\n{outside}{}{}",
         channels.render(),
         with_msat(view.receivable_msat),
         grouped(view.limit_sat),
@@ -176,10 +176,9 @@ fn explain(quoted: &LimitQuote) -> String {
     }
     if quoted.needs_consent {
         text.push_str(&format!(
-            "  WARNING: you could then hold {} sat in this factory. If the coordinator breaks off, {} sat of it are covered if you or your watcher looks every 60 blocks, {} sat if you stay away. For the rest you need fee coins and have to leave by yourself.\n",
+            "  WARNING: you could then hold {} sat in this factory. Covered if the coordinator breaks off: {} (`limit show` says what that is). For the rest you need fee coins and have to leave by yourself.\n",
             grouped(after.held_sat),
-            grouped(after.awake_sat),
-            grouped(after.away_sat)
+            covered(after.away_sat, after.awake_sat)
         ));
     }
     text

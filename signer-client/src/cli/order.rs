@@ -72,7 +72,7 @@ fn explain(quote: &ChannelQuote, consent: bool) -> String {
     }
     text.push_str(&match (&quote.stock, &quote.no_stock) {
         (Some(stock), _) if stock.needs_consent && !consent => format!(
-            "  From the chain: from the stock of factory {} you could then hold {} sat there, of which {} sat are covered if the coordinator breaks off (--accept-uncovered).\n",
+            "  From the chain: from the stock of factory {} you could then hold {} sat there, of which {} sat are covered awake if the coordinator breaks off (--accept-uncovered).\n",
             short(&stock.quote.factory),
             grouped(stock.after.held_sat),
             grouped(stock.after.awake_sat),

@@ -71,3 +71,29 @@ pub(super) async fn wait_for_signal() {
         _ = int.recv() => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Args, Command};
+
+    #[tokio::test]
+    async fn to_run_before_init_is_refused_and_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none").display().to_string();
+        let words = ["signer-client", "--data-dir", path.as_str(), "run"];
+        let args = Args::try_parse_from(words).unwrap();
+        let context = Context::new(&args).unwrap();
+        let Command::Run(options) = args.command else {
+            panic!("not run");
+        };
+        let error = run(&context, options).await.unwrap_err();
+        assert_eq!(error.exit_code(), 4, "{error}");
+        assert!(
+            error.to_string().contains("`signer-client init`"),
+            "{error}"
+        );
+    }
+}

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::CliError;
 use super::args::QuoteExit;
 use super::context::{Context, Holder};
-use super::table::{Table, grouped, short, with_msat};
+use super::table::{Table, covered, grouped, short, with_msat};
 use crate::client::{self, Account, Balance, FactoryView, QUOTED, Quote, Status, Swept};
 use crate::lightning::{ChannelState, ChannelView};
 use crate::lock::Occupant;
@@ -99,18 +99,11 @@ fn describe(status: &Status, occupant: Option<&Occupant>) -> String {
 /// The account in a few lines; `moving`: what a move does now, in words.
 fn account_text(account: &Account, moving: Option<&str>) -> String {
     let mut lines = vec![format!(
-        "Account     {} sat of at most {} sat; {} sat can be received; {} sat are covered if you stay away{}",
+        "Account     {} sat, in channels of {} sat; {} sat can be received; covered if the coordinator breaks off: {}",
         with_msat(account.balance_msat),
         grouped(account.limit_sat),
         with_msat(account.inbound_msat),
-        grouped(account.coverage_sat),
-        match account.coverage_awake_sat {
-            awake if awake != account.coverage_sat && awake < account.limit_sat => format!(
-                ", {} sat if the coordinator breaks off and you look every 60 blocks",
-                grouped(awake)
-            ),
-            _ => String::new(),
-        }
+        covered(account.coverage_sat, account.coverage_awake_sat)
     )];
     if let Some(window) = &account.window {
         let heights = || {
@@ -148,6 +141,14 @@ fn account_text(account: &Account, moving: Option<&str>) -> String {
             "Notice {mark}  {}: {}",
             short(&notice.factory),
             notice.words.join(" ")
+        ));
+    }
+    for refused in &account.double_sales {
+        lines.push(format!(
+            "Problem !!! {}: {} (at block {})",
+            short(&refused.factory),
+            refused.words,
+            refused.at_height
         ));
     }
     lines.join("\n") + "\n"
@@ -210,7 +211,15 @@ fn factory_table(factories: &[FactoryView]) -> String {
             exit,
         ]);
     }
-    table.render()
+    let seen = factories.iter().filter_map(|factory| {
+        let words = factory.on_chain_words.as_ref()?;
+        Some(format!("{}: {words}\n", short(&factory.factory)))
+    });
+    let seen: String = seen.collect();
+    match seen.is_empty() {
+        true => table.render(),
+        false => format!("{}\n{seen}", table.render()),
+    }
 }
 
 pub(super) async fn factories(context: &Context) -> Result<(), CliError> {
@@ -251,7 +260,26 @@ async fn coins(context: &Context, store: &SharedStore) -> Result<Vec<Amount>, Cl
     Ok(coins.into_iter().map(Amount::from_sat).collect())
 }
 
+/// Of a factory of which nothing is left to be published: where the money is.
+pub(super) fn nothing_to_leave(quote: &Quote) -> Option<String> {
+    if !quote.over && quote.path_transactions > 0 {
+        return None;
+    }
+    let exit = quote.exit.as_ref();
+    let progress = || exit.map(|exit| format!("{}.", exit.progress));
+    let told = quote.on_chain_words.clone().or_else(progress);
+    let told = told.unwrap_or_else(|| "`balance` shows where the money is.".to_owned());
+    Some(format!(
+        "There is nothing left to exit in factory {} (it is {}): {told}",
+        short(&quote.factory),
+        quote.state
+    ))
+}
+
 fn quote_text(quote: &Quote) -> String {
+    if let Some(text) = nothing_to_leave(quote) {
+        return text;
+    }
     let mut table = Table::new([
         "sat/vB",
         "path transactions",
@@ -284,8 +312,10 @@ fn quote_text(quote: &Quote) -> String {
     } else {
         "Staying away pays nothing: this factory must be left in time.".to_owned()
     };
+    let seen = quote.on_chain_words.as_ref();
+    let seen = seen.map_or_else(String::new, |words| format!("\n{words}"));
     format!(
-        "Leaving factory {} brings the {} sat that are yours on Lightning, of {} of {} sat:\n\n{}\nThe channel is on the chain after {} blocks at least, {} at worst; its timeout is valid at height {}.\n{away}",
+        "Leaving factory {} brings the {} sat that are yours on Lightning, of {} of {} sat:\n\n{}\nThe channel is on the chain after {} blocks at least, {} at worst; its timeout is valid at height {}.\n{away}{seen}",
         short(&quote.factory),
         with_msat(quote.lightning_msat),
         match quote.channels {
@@ -349,6 +379,7 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
     for (what, sat) in [
         ("confirmed coins", balance.confirmed_sat),
         ("coins on their way", balance.unconfirmed_sat),
+        ("block rewards, not mature yet", balance.immature_sat),
         (
             "payouts of timeouts, confirmed (`sweep` moves them)",
             balance.payouts_sat,
@@ -406,4 +437,64 @@ pub(super) async fn sweep(context: &Context, feerate: Option<u64>) -> Result<(),
         swept.txid
     );
     context.print(&swept, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use factory_tree::ids::FactoryId;
+    use factory_tree::params::ExpiryPolicy;
+
+    use super::*;
+
+    fn quoted(over: bool, path_transactions: usize) -> Quote {
+        Quote {
+            factory: FactoryId([7; 32]),
+            state: "left",
+            over,
+            on_chain: None,
+            on_chain_words: Some("Its channels are closed on the chain.".to_owned()),
+            exit: None,
+            capacity_sat: 0,
+            channels: 0,
+            lightning_msat: 0,
+            expiry_policy: ExpiryPolicy::ClientRefund,
+            expiry_height: 5_000,
+            path_transactions,
+            path_vbytes: 0,
+            forced_siblings: 0,
+            least_delay_blocks: 0,
+            worst_delay_blocks: 0,
+            coverage_sat: 0,
+            coverage_away_sat: 0,
+            coverage_channel_sat: 0,
+            coverage_sold_sat: 0,
+            coverage_stock_sat: 0,
+            coins: None,
+            quotes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn of_what_is_over_it_is_told_where_the_money_went_and_no_price() {
+        for nothing in [quoted(true, 3), quoted(false, 0)] {
+            let text = quote_text(&nothing);
+            assert!(text.starts_with("There is nothing left to exit"), "{text}");
+            assert!(text.contains("(it is left): Its channels are"), "{text}");
+        }
+        let text = quote_text(&quoted(false, 1));
+        assert!(text.starts_with("Leaving factory"), "{text}");
+        assert!(text.ends_with("closed on the chain."), "{text}");
+    }
+
+    #[test]
+    fn the_account_is_covered_away_and_awake() {
+        let account = Account {
+            coverage_sat: 1_500,
+            coverage_awake_sat: 2_500,
+            ..Account::default()
+        };
+        let text = account_text(&account, None);
+        let due = "covered if the coordinator breaks off: 1 500 sat away, 2 500 sat awake\n";
+        assert!(text.ends_with(due), "{text}");
+    }
 }

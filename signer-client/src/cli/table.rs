@@ -75,6 +75,15 @@ pub(super) fn with_msat(msat: u64) -> String {
     format!("{}.{:03}", grouped(msat / 1000), msat % 1000)
 }
 
+/// What is covered, in the words of the README: away, and awake.
+pub(super) fn covered(away_sat: u64, awake_sat: u64) -> String {
+    format!(
+        "{} sat away, {} sat awake",
+        grouped(away_sat),
+        grouped(awake_sat)
+    )
+}
+
 /// The beginning of an id, enough for people.
 pub(super) fn short(id: &impl ToString) -> String {
     id.to_string().chars().take(12).collect()

@@ -11,10 +11,12 @@ use serde::Serialize;
 
 use super::kits::KitCache;
 use crate::error::Result;
+use crate::exit::Unrolled;
 use crate::lightning::{ChannelState, ChannelView, stored};
 use crate::migration::calendar;
 use crate::store::{
-    DeclineRow, FactoryRow, Handover, MoveRow, NoticeRow, PartProgress, PartRow, SharedStore,
+    DeclineRow, FactoryRow, Handover, MoveRow, NoticeRow, PartProgress, PartRow, RefusedSale,
+    SharedStore,
 };
 
 /// A wallet's account with its coordinator.
@@ -22,7 +24,7 @@ use crate::store::{
 pub struct Account {
     /// What is this wallet's on Lightning, in thousandths of a satoshi.
     pub balance_msat: u64,
-    /// The most that it could hold: the capacities of all channels in the factories that it stays in, and outside of factories.
+    /// What its channels hold: all in the factories that it stays in, and outside of factories. The coordinator has to keep a reserve in each.
     pub limit_sat: u64,
     /// What can be received now.
     pub inbound_msat: u64,
@@ -38,6 +40,8 @@ pub struct Account {
     pub moves: Vec<MoveView>,
     /// What the coordinator says about the end of factories.
     pub notices: Vec<NoticeView>,
+    /// Factories whose stock the coordinator tried to sell twice.
+    pub double_sales: Vec<DoubleSaleView>,
 }
 
 impl Account {
@@ -97,6 +101,17 @@ pub struct NoticeView {
     pub words: Vec<String>,
     /// By when there is something to do.
     pub by_height: Option<u32>,
+}
+
+/// The coordinator offered to sell on other terms what this wallet had signed away before. It was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DoubleSaleView {
+    /// The factory.
+    pub factory: FactoryId,
+    /// The chain's height then.
+    pub at_height: u32,
+    /// What was offered, and what to do, for people.
+    pub words: String,
 }
 
 /// What a view is made from.
@@ -184,9 +199,12 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
     let channels = stored(store).await?;
     let rows = store.factories().await?;
     let moves = store.moves().await?;
+    let chain = crate::exit::view(store, Height(0)).await?;
     let mut sound = Vec::new();
     for row in rows.iter().filter(|row| row.is_live() && row.usable) {
-        if let Some(kit) = kits.sound(row.factory).await? {
+        let kit = kits.sound(row.factory).await?;
+        let stands = |kit: &ExitKit| !Unrolled::of(kit, &chain).is_some_and(Unrolled::is_over);
+        if let Some(kit) = kit.filter(|kit| stands(kit)) {
             sound.push((row, kit));
         }
     }
@@ -205,6 +223,7 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
         }
     }
     account.notices = notices(&held, &store.notices().await?, &store.declines().await?);
+    account.double_sales = double_sales(&held, store.refused_sales().await?);
     Ok(account)
 }
 
@@ -323,6 +342,26 @@ fn notices(held: &[Held<'_>], told: &[NoticeRow], declined: &[DeclineRow]) -> Ve
             words,
             by_height: notice.map(|row| row.notice.by.0),
         })
+    });
+    views.collect()
+}
+
+/// Of what is left or given away already there is nothing to do.
+fn double_sales(held: &[Held<'_>], refused: Vec<RefusedSale>) -> Vec<DoubleSaleView> {
+    let concerns = |refused: &RefusedSale| {
+        let mut held = held.iter().filter(|own| !own.row.is_given_away());
+        held.any(|own| own.row.factory == refused.factory)
+    };
+    let views = refused.into_iter().filter(concerns).map(|refused| {
+        let words = format!(
+            "The coordinator tried to sell the same coins twice ({}); this wallet refused. Leave this factory with `exit {}`, and buy nothing more in it.",
+            refused.found, refused.factory
+        );
+        DoubleSaleView {
+            factory: refused.factory,
+            at_height: refused.height.0,
+            words,
+        }
     });
     views.collect()
 }

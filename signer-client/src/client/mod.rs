@@ -31,12 +31,12 @@ use crate::store::{
     WalletChanges,
 };
 
-pub use account::{Account, MoveView, NoticeView, Window, account};
+pub use account::{Account, DoubleSaleView, MoveView, NoticeView, Window, account};
 pub use answers::{Swept, sweep};
 pub(crate) use kits::KitCache;
 pub use views::{
-    Balance, Coins, FactoryView, InFlight, QUOTED, Quote, QuoteAt, Status, export, factories,
-    quote, status,
+    Balance, Coins, FactoryView, InFlight, OnChain, QUOTED, Quote, QuoteAt, Status, export,
+    factories, quote, status,
 };
 
 /// What a client is made of.

@@ -2,19 +2,20 @@
 //! store, so that it can be had beside a running process, and without the passphrase.
 
 use bitcoin::{Amount, OutPoint};
-use factory_tree::exit::{ChainView, ExitPlan};
+use factory_tree::exit::{ChainView, ExitPlan, Goal, TxState, next, states};
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::kit::ExitKit;
 use factory_tree::params::ExpiryPolicy;
-use factory_tree::units::Height;
+use factory_tree::tx::TxKind;
+use factory_tree::units::{Blocks, Height};
 use serde::{Deserialize, Serialize};
 
 use super::SignerClient;
 use super::account::{Account, Covered, account};
 use super::kits::KitCache;
 use crate::error::{Error, Result};
-use crate::exit::{Whereabouts, coins_suffice, is_late, leave_by, unrolled};
-use crate::lightning::{ChannelView, LightningBalance, of_factory, stored};
+use crate::exit::{Unrolled, Whereabouts, coins_suffice, is_late, leave_by};
+use crate::lightning::{ChannelState, ChannelView, LightningBalance, of_factory, stored};
 use crate::store::{ExitRow, FactoryRow, Live, SharedStore, StoreError};
 
 /// Feerates an exit is quoted at, where none is asked for, in sat/vB.
@@ -53,10 +54,17 @@ pub struct FactoryView {
     /// Its id.
     pub factory: FactoryId,
     /// One word for what it is doing: `kit_stored`, `unconfirmed`, `failed`, `confirming`,
-    /// `usable`, `handing_over` (everything has moved, its keys are on their way), `handed_over`, `unrolling` (its tree is coming into the chain), `paid` (all there is to get is
-    /// paid), `ended` (others spent all of it), `late` (confirmed too near its end to be used), `abandoned`, `closed`; or `damaged`
+    /// `usable`, `handing_over` (everything has moved, its keys are on their way), `handed_over`,
+    /// `unrolling` (its tree is coming into the chain), `left` (its channels are closed on the chain; at most a share in the stock may follow),
+    /// `paid` (all there is to get is paid), `ended` (others spent all of it), `late` (confirmed too near its end to be used), `abandoned`, `closed`; or `damaged`
     /// if its kit is no good any more.
     pub state: &'static str,
+    /// Whether no channel of it is of use any more: nothing is covered in it, and there is nothing to leave.
+    pub over: bool,
+    /// How far its tree has come into the chain, once its funding output is spent.
+    pub on_chain: Option<OnChain>,
+    /// What that means for this wallet, and what comes next, in a sentence.
+    pub on_chain_words: Option<String>,
     /// `client_refund` or `lsp_reclaim`; nothing if the kit is no good.
     pub expiry_policy: Option<ExpiryPolicy>,
     /// The capacities of its channels.
@@ -83,6 +91,23 @@ pub struct FactoryView {
     pub exit: Option<InFlight>,
 }
 
+/// How far a factory's tree has come into the chain, for this wallet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct OnChain {
+    /// Whether this wallet leaves it by itself; else somebody else does.
+    pub by_this_wallet: bool,
+    /// Transactions of this wallet's path.
+    pub path_transactions: usize,
+    /// Those of them that are confirmed.
+    pub path_confirmed: usize,
+    /// Height of the block of the leaf, which brings this wallet's channels to the chain.
+    pub leaf_height: Option<u32>,
+    /// This wallet's channels of which a payment could still go.
+    pub channels_open: usize,
+    /// What timeouts and poisons have paid to this wallet.
+    pub paid_sat: u64,
+}
+
 /// An exit under way or done.
 #[derive(Clone, Debug, Serialize)]
 pub struct InFlight {
@@ -105,6 +130,8 @@ pub struct Balance {
     pub confirmed_sat: u64,
     /// Its coins that are on their way.
     pub unconfirmed_sat: u64,
+    /// Block rewards of its that are too young to be spent.
+    pub immature_sat: u64,
     /// Confirmed outputs of timeouts and poisons to this wallet's payout keys, not swept.
     pub payouts_sat: u64,
     /// Payouts of timeouts and poisons that are published and not confirmed yet.
@@ -127,7 +154,17 @@ pub struct Balance {
 pub struct Quote {
     /// The factory.
     pub factory: FactoryId,
-    /// The capacities of its channels.
+    /// What it is doing, as in [`FactoryView::state`].
+    pub state: &'static str,
+    /// Whether there is nothing left to leave: nothing is quoted then.
+    pub over: bool,
+    /// How far its tree has come into the chain, once its funding output is spent.
+    pub on_chain: Option<OnChain>,
+    /// What that means for this wallet, and what comes next, in a sentence.
+    pub on_chain_words: Option<String>,
+    /// The exit under way or done: how far the money is.
+    pub exit: Option<InFlight>,
+    /// The capacities of its channels that are not over.
     pub capacity_sat: u64,
     /// How many these are.
     pub channels: usize,
@@ -137,7 +174,7 @@ pub struct Quote {
     pub expiry_policy: ExpiryPolicy,
     /// `T`.
     pub expiry_height: u32,
-    /// Transactions of the path, with the sales that lead to channels of this wallet.
+    /// Transactions of the path that are not confirmed, with the sales that lead to channels of this wallet.
     pub path_transactions: usize,
     /// Their size, without the children that pay for them.
     pub path_vbytes: u64,
@@ -262,20 +299,29 @@ async fn view(
     };
     let policy = kit.map(|kit| kit.params.expiry_policy);
     let reclaim = kit.filter(|_| policy == Some(ExpiryPolicy::LspReclaim) && !row.is_given_away());
-    let on_chain = kit
+    let unrolled = kit
         .filter(|_| row.is_live() && row.confirmed.is_some())
-        .and_then(|kit| unrolled(kit, chain));
-    let state = match (kit, on_chain) {
+        .and_then(|kit| Some((kit, Unrolled::of(kit, chain)?)));
+    let state = match (kit, unrolled) {
         (None, _) => "damaged",
-        (_, Some(state)) => state,
+        (_, Some((_, unrolled))) => unrolled.as_str(),
         (Some(kit), _) if row.is_live() && is_late(row, kit) => "late",
         _ => row.state(),
     };
-    let ours = kit.filter(|_| !row.is_given_away());
+    let channels = of_factory(store, row.factory).await?;
+    let on_chain = unrolled.map(|(kit, _)| seen_of(kit, chain, exit.as_ref(), &channels));
+    let words = unrolled
+        .zip(on_chain)
+        .map(|((kit, unrolled), seen)| told(unrolled, &seen, exit.as_ref(), kit.expiry));
+    let over = !row.is_live() || unrolled.is_some_and(|(_, unrolled)| unrolled.is_over());
+    let ours = kit.filter(|_| !over && !row.is_given_away());
     let covered = ours.map(Covered::of).unwrap_or_default();
     Ok(FactoryView {
         factory: row.factory,
         state,
+        over,
+        on_chain,
+        on_chain_words: words,
         expiry_policy: policy,
         capacity_sat: kit.map_or(row.capacity, capacity).to_sat(),
         funding: row.funding,
@@ -286,9 +332,82 @@ async fn view(
         coverage_sat: covered.away.to_sat(),
         coverage_awake_sat: covered.awake.to_sat(),
         fee_sat: row.fee.to_sat(),
-        channels: of_factory(store, row.factory).await?,
+        channels,
         exit,
     })
+}
+
+fn seen_of(
+    kit: &ExitKit,
+    chain: &ChainView,
+    exit: Option<&InFlight>,
+    channels: &[ChannelView],
+) -> OnChain {
+    let states = kit.txs.iter().zip(states(kit, chain));
+    let path = states.filter(|(tx, _)| tx.is_path() && tx.kind != TxKind::StockChain);
+    let heights: Vec<Option<Height>> = path
+        .map(|(_, state)| match state {
+            TxState::Confirmed(height) => Some(height),
+            _ => None,
+        })
+        .collect();
+    let open = |view: &&ChannelView| {
+        matches!(
+            view.state,
+            ChannelState::Opening | ChannelState::Open | ChannelState::Leaving
+        )
+    };
+    OnChain {
+        by_this_wallet: exit.is_some_and(|exit| exit.goal == crate::store::Goal::Leave),
+        path_transactions: heights.len(),
+        path_confirmed: heights.iter().flatten().count(),
+        leaf_height: heights.last().copied().flatten().map(|height| height.0),
+        channels_open: channels.iter().filter(open).count(),
+        paid_sat: next(kit, Goal::Leave, chain).paid().to_sat(),
+    }
+}
+
+/// What has happened to a factory that is on the chain, and what comes next.
+fn told(unrolled: Unrolled, seen: &OnChain, exit: Option<&InFlight>, expiry: Height) -> String {
+    let how = match (unrolled, seen.leaf_height) {
+        (Unrolled::Paid, _) => format!(
+            "It is over: {} sat were paid out to this wallet; `sweep` moves them into the on-chain wallet",
+            seen.paid_sat
+        ),
+        (Unrolled::Left, _) => "Its channels are closed on the chain: what is yours of them comes into the on-chain wallet by itself, `balance` shows how far it is".to_owned(),
+        (Unrolled::Ended, _) => "It is over: others spent all of it, and nothing of it comes to this wallet".to_owned(),
+        (Unrolled::Unrolling, leaf) => {
+            let who = match seen.by_this_wallet {
+                true => "This wallet leaves",
+                false => "Somebody else published it",
+            };
+            match leaf {
+                Some(height) => format!("{who}: its leaf, with this wallet's channels, is on the chain since block {height}"),
+                None => format!(
+                    "{who}: {} of the {} transactions that lead to this wallet's channels are on the chain",
+                    seen.path_confirmed, seen.path_transactions
+                ),
+            }
+        }
+    };
+    // What was paid says it already.
+    let progress = exit.filter(|_| unrolled != Unrolled::Paid).map(|exit| {
+        let until = exit.until_height;
+        let until = until.map_or_else(String::new, |height| format!(" until height {height}"));
+        let now = exit.done_height.map_or("now: ", |_| "");
+        format!("; {now}{}{until}", exit.progress)
+    });
+    let then = match (seen.channels_open, seen.leaf_height) {
+        _ if unrolled.is_over() || seen.by_this_wallet => String::new(),
+        (0, _) => {
+            "; keep `run` running, and what is yours comes into the on-chain wallet".to_owned()
+        }
+        (_, None) => "; its channels go on as before, keep `run` running".to_owned(),
+        (_, Some(_)) => format!(
+            "; they go on carrying payments until the coordinator closes them before block {expiry}, or this wallet moves to another factory; keep `run` running, and what is yours comes to you"
+        ),
+    };
+    format!("{how}{then}{}.", progress.unwrap_or_default())
 }
 
 /// What all channels of a factory hold.
@@ -328,45 +447,88 @@ pub async fn quote(
     let kit = KitCache::new(SharedStore::clone(store))
         .get(factory)
         .await?;
+    let row = store.factory(factory).await?;
+    let exits = store.exits().await?;
+    let exit = exits.iter().find(|exit| exit.factory == factory);
+    let chain = crate::exit::view(store, Height(0)).await?;
+    let shown = view(store, &row, Some(&*kit), exit, &chain).await?;
+    let over = shown.over;
     let plan = ExitPlan::new(&kit);
-    let channels = of_factory(store, factory).await?;
-    let ours = channels.iter().map(|channel| channel.ours_msat);
+    // What is over, or was published by somebody, costs nothing any more.
+    let states = states(&kit, &chain);
+    let is_left = |index: usize| match states.get(index) {
+        Some(TxState::Confirmed(_) | TxState::Impossible { .. }) | None => false,
+        Some(_) => !over,
+    };
     let path: Vec<_> = plan
         .steps
         .iter()
         .filter(|step| kit.txs.get(step.index).is_some_and(|tx| tx.is_path()))
+        .filter(|step| is_left(step.index))
         .collect();
+    let path_vbytes = path.iter().map(|step| step.vbytes).sum::<u64>();
+    let least_delay = path
+        .iter()
+        .fold(Blocks(0), |all, step| all.plus(step.delay));
     let at = |feerate: u64| {
         let fees: Vec<Amount> = path.iter().map(|step| step.cost(feerate)).collect();
-        let cost = plan.cost(feerate);
+        let cost = fees.iter().map(|fee| fee.to_sat());
+        let cost_sat = cost.fold(0, u64::saturating_add);
         let children = factory_tree::tx::CHILD_VBYTES.saturating_mul(path.len() as u64);
         QuoteAt {
             feerate_sat_per_vb: feerate,
             transactions: path.len(),
-            vbytes: plan.path_vbytes.saturating_add(children),
-            cost_sat: cost.path.to_sat(),
-            timeouts_cost_sat: cost.timeouts.to_sat(),
-            coin_needed_sat: cost.path.to_sat().saturating_add(330),
+            vbytes: path_vbytes.saturating_add(children),
+            cost_sat,
+            timeouts_cost_sat: plan.cost(feerate).timeouts.to_sat(),
+            coin_needed_sat: match cost_sat {
+                0 => 0,
+                cost => cost.saturating_add(330),
+            },
             coins_suffice: coins.map(|coins| coins_suffice(coins, &fees)),
         }
     };
+    let feerates: &[u64] = if over { &[] } else { feerates };
+    let standing: Vec<_> = shown
+        .channels
+        .iter()
+        .filter(|channel| !over && !channel.is_over())
+        .collect();
+    let gone = |outpoint| {
+        let mut views = shown.channels.iter();
+        views.any(|view| view.outpoint == outpoint && view.is_over())
+    };
+    let channels = kit.channels().into_iter();
+    let channels: Vec<u64> = channels
+        .filter(|channel| !over && !gone(channel.outpoint))
+        .map(|channel| channel.capacity.to_sat())
+        .collect();
+    let sure = |amount: Amount| if over { 0 } else { amount.to_sat() };
+    let ahead = |number: u32| if path.is_empty() { 0 } else { number };
     Ok(Quote {
         factory,
-        capacity_sat: capacity(&kit).to_sat(),
-        channels: kit.channels().len(),
-        lightning_msat: ours.fold(0, u64::saturating_add),
+        state: shown.state,
+        over,
+        on_chain: shown.on_chain,
+        capacity_sat: channels.iter().copied().fold(0, u64::saturating_add),
+        channels: channels.len(),
+        lightning_msat: standing
+            .iter()
+            .fold(0, |sum, channel| sum.saturating_add(channel.ours_msat)),
+        on_chain_words: shown.on_chain_words,
+        exit: shown.exit,
         expiry_policy: kit.params.expiry_policy,
         expiry_height: kit.expiry.0,
         path_transactions: path.len(),
-        path_vbytes: plan.path_vbytes,
-        forced_siblings: plan.forced_siblings,
-        least_delay_blocks: plan.least_delay.0,
-        worst_delay_blocks: plan.worst_delay.0,
-        coverage_sat: plan.coverage.least().to_sat(),
-        coverage_away_sat: plan.coverage.away.to_sat(),
-        coverage_channel_sat: plan.coverage.channel.to_sat(),
-        coverage_sold_sat: plan.coverage.sold.to_sat(),
-        coverage_stock_sat: plan.coverage.stock.to_sat(),
+        path_vbytes,
+        forced_siblings: ahead(plan.forced_siblings),
+        least_delay_blocks: least_delay.0,
+        worst_delay_blocks: ahead(plan.worst_delay.0),
+        coverage_sat: sure(plan.coverage.least()),
+        coverage_away_sat: sure(plan.coverage.away),
+        coverage_channel_sat: sure(plan.coverage.channel),
+        coverage_sold_sat: sure(plan.coverage.sold),
+        coverage_stock_sat: sure(plan.coverage.stock),
         coins: coins.map(|coins| Coins {
             available_sat: coins.iter().map(|coin| coin.to_sat()).sum(),
             coins: coins.len(),
@@ -398,9 +560,11 @@ impl SignerClient {
         let confirmed = wallet.confirmed.to_sat();
         let confirmed_sat = confirmed.saturating_add(wallet.locked.to_sat());
         let unconfirmed_sat = wallet.pending.to_sat();
+        let immature_sat = wallet.immature.to_sat();
         let parts = [
             confirmed_sat,
             unconfirmed_sat,
+            immature_sat,
             payouts_sat,
             payouts_coming_sat,
             lightning.whole_sat(),
@@ -408,6 +572,7 @@ impl SignerClient {
         Ok(Balance {
             confirmed_sat,
             unconfirmed_sat,
+            immature_sat,
             payouts_sat,
             payouts_coming_sat,
             in_factories_sat,

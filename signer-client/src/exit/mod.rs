@@ -29,7 +29,7 @@ use crate::store::{ExitRow, FactoryRow, Goal, Progress, SharedStore};
 pub(crate) use fees::RELAXED_TARGET;
 use publish::{Published, Publisher};
 pub(crate) use quote::{coins_suffice, path_is_paid};
-pub(crate) use whereabouts::{Whereabouts, unrolled};
+pub(crate) use whereabouts::{Unrolled, Whereabouts};
 
 /// What a kit's transaction is, as the export names it.
 pub(crate) fn kind_name(tx: &KitTx) -> String {

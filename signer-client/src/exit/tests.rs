@@ -267,3 +267,26 @@ fn ends_of_several_channels_are_told_in_one_line() {
         "waiting for the next sale from the stock to be confirmed"
     );
 }
+
+#[test]
+fn a_factory_is_over_when_its_channels_are_though_its_stock_is_not() {
+    let [buyer, _] = sold(ExpiryPolicy::ClientRefund);
+    let mut view = chain(&buyer, 3, 0);
+    assert_eq!(Unrolled::of(&buyer, &view), None);
+    let by = |txid| Spender { txid, height: LEAF };
+    let root = buyer.path().next().unwrap().txid();
+    view.spent.insert(buyer.funding(), by(root));
+    // Its channels stand.
+    let standing = Unrolled::of(&buyer, &view).unwrap();
+    assert_eq!((standing, standing.is_over()), (Unrolled::Unrolling, false));
+    let foreign = by(Txid::from_byte_array([8; 32]));
+    for channel in buyer.channels() {
+        view.spent.insert(channel.outpoint, foreign);
+    }
+    let closed = Unrolled::of(&buyer, &view).unwrap();
+    assert_eq!((closed, closed.is_over()), (Unrolled::Left, true));
+    // Everybody together, or who has their keys, took the root.
+    view.spent = [(buyer.funding(), foreign)].into();
+    view.confirmed.clear();
+    assert_eq!(Unrolled::of(&buyer, &view), Some(Unrolled::Ended));
+}

@@ -9,15 +9,47 @@ use factory_tree::kit::{ExitKit, KitChannel, KitTx};
 use factory_tree::output::OutputRole;
 use factory_tree::tx::TxKind;
 
-/// One word for a confirmed factory whose funding output is spent.
-pub(crate) fn unrolled(kit: &ExitKit, view: &ChainView) -> Option<&'static str> {
-    view.spent.get(&kit.funding())?;
-    let step = next(kit, Goal::Leave, view);
-    Some(match (step.is_done(), step.paid()) {
-        (false, _) => "unrolling",
-        (true, Amount::ZERO) => "ended",
-        (true, _) => "paid",
-    })
+/// How far a factory has come whose funding output is spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unrolled {
+    /// Its tree is coming into the chain; what is to come of its channels is open.
+    Unrolling,
+    /// Its channels are closed on the chain; at most a share in the stock may follow.
+    Left,
+    /// All there is to get is paid.
+    Paid,
+    /// Others spent all of it.
+    Ended,
+}
+
+impl Unrolled {
+    /// Nothing while the funding output stands.
+    pub(crate) fn of(kit: &ExitKit, view: &ChainView) -> Option<Self> {
+        view.spent.get(&kit.funding())?;
+        let step = next(kit, Goal::Leave, view);
+        Some(match (step.is_done(), step.paid()) {
+            (true, paid) if paid > Amount::ZERO => Self::Paid,
+            // What a commitment pays is no payout of the tree's.
+            _ if step.only_stock_left(kit) => Self::Left,
+            (true, _) => Self::Ended,
+            (false, _) => Self::Unrolling,
+        })
+    }
+
+    /// As written.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unrolling => "unrolling",
+            Self::Left => "left",
+            Self::Paid => "paid",
+            Self::Ended => "ended",
+        }
+    }
+
+    /// Whether no channel of it is of use any more.
+    pub(crate) const fn is_over(self) -> bool {
+        !matches!(self, Self::Unrolling)
+    }
 }
 
 /// Where the money of one factory is.

@@ -52,7 +52,7 @@ impl ChannelState {
 /// What spent a channel's output, or one on the way to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpentView {
-    /// `commitment`, `cooperative`, `timeout`, `poison` or `reap`.
+    /// `commitment`, `cooperative`, `timeout`, `poison`, `reap`, or `others` if somebody else took what led to it.
     pub kind: String,
     /// The transaction.
     pub txid: Txid,
@@ -102,6 +102,12 @@ impl ChannelView {
     pub const fn is_outside(&self) -> bool {
         self.factory.is_none()
     }
+
+    /// Whether it will never carry a payment again.
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        matches!(self.state, ChannelState::Closed | ChannelState::Spent)
+    }
 }
 
 #[cfg(test)]
@@ -141,14 +147,18 @@ fn state_of(view: &LeafView) -> Option<ChannelState> {
     })
 }
 
-/// `closing_sat`: what the chain holds of it for us.
+/// `gone`: what took its money on its way; `closing_sat`: what the chain holds of it for us.
 fn view(
     factory: FactoryId,
     leaf: &LeafView,
     live: Option<&Live>,
+    gone: Option<SpentView>,
     closing_sat: u64,
 ) -> Option<ChannelView> {
-    let state = state_of(leaf)?;
+    let state = match gone {
+        Some(_) => state_of(leaf).map(|_| ChannelState::Spent)?,
+        None => state_of(leaf)?,
+    };
     let stands = matches!(state, ChannelState::Open | ChannelState::Leaving);
     let open = live.filter(|_| stands);
     let pays = open.filter(|_| leaf.factory_confirmed);
@@ -157,6 +167,7 @@ fn view(
         txid,
         height,
     });
+    let spent = gone.or(spent);
     Some(ChannelView {
         factory: Some(factory),
         leaf: leaf.id.to_string(),
@@ -217,14 +228,14 @@ pub(super) async fn live(client: &Inner, node: &Arc<Node>) -> Result<Vec<(LeafId
         };
         let live = channels.iter().find(|live| live.leaf == Some(leaf.id));
         let seen = match gone(client, place, &leaf).await? {
-            Some(gone) => view(place.row.factory, &gone, None, 0),
+            Some(gone) => view(place.row.factory, &leaf, None, Some(gone), 0),
             None => {
                 // What stands is counted by the channel.
                 let closing = match live {
                     Some(_) => 0,
                     None => closing_sat(node, leaf.id).await,
                 };
-                view(place.row.factory, &leaf, live, closing)
+                view(place.row.factory, &leaf, live, None, closing)
             }
         };
         views.extend(seen.map(|view| (leaf.id, view)));
@@ -238,28 +249,27 @@ pub(super) async fn live(client: &Inner, node: &Arc<Node>) -> Result<Vec<(LeafId
     Ok(views)
 }
 
-/// A leaf whose money was taken on its way, by a timeout or a poison: it never comes, and what paid for it is counted elsewhere.
-async fn gone(client: &Inner, place: &Place, leaf: &LeafView) -> Result<Option<LeafView>> {
+/// What took a leaf's money on its way: the leaf never comes. What a timeout or a poison paid for it is counted elsewhere.
+async fn gone(client: &Inner, place: &Place, leaf: &LeafView) -> Result<Option<SpentView>> {
     // Its gate was shut when that was seen.
     let shut = !leaf.factory_confirmed && place.row.confirmed.is_some() && leaf.spent.is_none();
     let Some((kit, channel)) = place.kit.as_ref().filter(|_| shut) else {
         return Ok(None);
     };
     let chain = crate::exit::view(&client.store, Height(client.followed_height())).await?;
-    Ok(cut(kit, channel, &chain).and_then(|by| {
-        Some(LeafView {
-            spent: Some((paid_by(kit, by.txid)?, by.txid, by.height.0)),
-            ..leaf.clone()
-        })
+    Ok(cut(kit, channel, &chain).map(|by| SpentView {
+        kind: taken_by(kit, by.txid).to_owned(),
+        txid: by.txid,
+        height: by.height.0,
     }))
 }
 
-fn paid_by(kit: &ExitKit, txid: Txid) -> Option<SpendKind> {
-    let tx = kit.txs.iter().find(|tx| tx.txid() == txid)?;
-    match tx.kind {
-        TxKind::Timeout => Some(SpendKind::Timeout),
-        TxKind::Poison => Some(SpendKind::Poison),
-        _ => None,
+fn taken_by(kit: &ExitKit, txid: Txid) -> &'static str {
+    let tx = kit.txs.iter().find(|tx| tx.txid() == txid);
+    match tx.map(|tx| tx.kind) {
+        Some(TxKind::Timeout) => spend_name(SpendKind::Timeout),
+        Some(TxKind::Poison) => spend_name(SpendKind::Poison),
+        _ => "others",
     }
 }
 
@@ -347,5 +357,46 @@ impl Snapshots {
         }
         self.last = Some(last);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bitcoin::Amount;
+    use bitcoin::hashes::Hash;
+    use bitcoin::secp256k1::{PublicKey, Secp256k1, SecretKey};
+    use factory_tree::params::ExpiryPolicy;
+
+    #[test]
+    fn what_was_taken_on_its_way_is_spent_whoever_took_it() {
+        let [kit, _] = crate::exit::tests::sold(ExpiryPolicy::ClientRefund);
+        let timeout = kit.txs.iter().find(|tx| tx.kind == TxKind::Timeout);
+        assert_eq!(taken_by(&kit, timeout.unwrap().txid()), "timeout");
+        let other = Txid::from_byte_array([8; 32]);
+        assert_eq!(taken_by(&kit, other), "others");
+        let secret = SecretKey::from_slice(&[1; 32]).unwrap();
+        let leaf = LeafView {
+            id: LeafId([1; 16]),
+            peer: PublicKey::from_secret_key(&Secp256k1::new(), &secret),
+            side: Side::Client,
+            outpoint: OutPoint::null(),
+            capacity: Amount::from_sat(1_000),
+            stage: Stage::Open,
+            factory_confirmed: false,
+            exiting: false,
+            confirmed_at: None,
+            spent: None,
+        };
+        let gone = SpentView {
+            kind: "others".to_owned(),
+            txid: other,
+            height: 9,
+        };
+        let seen = |gone| view(kit.factory_id, &leaf, None, gone, 0).unwrap();
+        assert_eq!(seen(None).state, ChannelState::Open);
+        let taken = seen(Some(gone.clone()));
+        assert_eq!(taken.state, ChannelState::Spent);
+        assert_eq!(taken.spent, Some(gone));
     }
 }

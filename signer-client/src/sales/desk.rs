@@ -236,8 +236,10 @@ impl<'a> Desk<'a> {
         // From here on the coordinator may say that we paid: what is signed for goes by this.
         let state = PurchaseState::Paid;
         self.note(&row, state, "the payment is on its way").await?;
+        fault::point("purchase_paying");
         match self.shop.pay(&invoice).await {
             Ok(()) => {
+                fault::point("purchase_paid");
                 self.client
                     .events
                     .emit(Event::PurchasePaid { sale: row.sale });

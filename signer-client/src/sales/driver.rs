@@ -13,6 +13,7 @@ use factory_tree::sale::cosigner::{
 use factory_tree::sale::message::{Finals, Offer, SaleRound, Sign, ToCoSigner, ToSeller};
 use factory_tree::sale::order::PurchaseState;
 use factory_tree::sale::rules::SaleRule;
+use factory_tree::units::Height;
 use rand::RngCore;
 use rand::rngs::OsRng;
 
@@ -25,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::fault;
 use crate::lightning::{gate, leaf_at, leaf_to_be};
+use crate::store::RefusedSale;
 
 /// One machine for each stock this wallet shares: a newer offer takes the place of an older one.
 #[derive(Debug)]
@@ -99,6 +101,16 @@ impl Driver {
             };
             return self.decline(round, reason, out).await;
         };
+        // Refused like anything out of order, but nobody honest makes it: the user is to know, whenever they look.
+        if let Some(found) = offers::sold_before(&self.client, &kit, &offer.sale).await? {
+            let (factory, height) = (row.factory, Height(self.client.followed_height()));
+            let refused = RefusedSale {
+                factory,
+                found,
+                height,
+            };
+            self.client.store.add_refused_sale(&refused).await?;
+        }
         if let Some(why) = offers::unfit(&self.client, &row).await? {
             let reason = DeclineReason::Unable(format!("factory {}: {why}", row.factory));
             return self.decline(round, reason, out).await;

@@ -118,7 +118,7 @@ pub enum SaleError {
     },
     /// More than is covered.
     #[error(
-        "this wallet could then hold {} sat in factory {factory}, of which {} sat are covered if the coordinator breaks off; accept that (--accept-uncovered), or buy less",
+        "this wallet could then hold {} sat in factory {factory}, of which {} sat are covered awake if the coordinator breaks off; accept that (--accept-uncovered), or buy less",
         held.to_sat(), awake.to_sat()
     )]
     Uncovered {

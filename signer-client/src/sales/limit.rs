@@ -1,14 +1,16 @@
 //! What can be received, over which channels, and what of it is covered if the coordinator breaks off.
 
 use factory_tree::ids::FactoryId;
-use factory_tree::kit::ExitKit;
+use factory_tree::kit::{ExitKit, KitChannel};
 use factory_tree::sale::{Coverage, Stock, least_channel};
+use factory_tree::units::Height;
 use serde::{Deserialize, Serialize};
 
 use super::TopUpView;
 use super::error::{QuoteRefusal, SaleError};
 use crate::client::KitCache;
 use crate::error::{Error, Result};
+use crate::exit::Unrolled;
 use crate::lightning::{ChannelState, ChannelView};
 use crate::store::{PurchaseRow, SharedStore};
 
@@ -17,9 +19,9 @@ use crate::store::{PurchaseRow, SharedStore};
 pub struct CoverageView {
     /// What the wallet is sure of if it stays away.
     pub away_sat: u64,
-    /// What it is sure of if it, or somebody for it, looks every 60 blocks.
+    /// What it is sure of if it looks every 60 blocks: nobody else publishes its poisons.
     pub awake_sat: u64,
-    /// What it could hold: the capacities of all its channels in factories.
+    /// What its channels in factories hold, the coordinator's reserves included: all it could have, and a little more.
     pub held_sat: u64,
 }
 
@@ -80,7 +82,7 @@ pub struct StockView {
 pub struct LimitView {
     /// Now.
     pub receivable_msat: u64,
-    /// In all: what its channels hold.
+    /// What its channels hold in all. The coordinator has to keep a reserve in each, so that a little less can become the wallet's.
     pub limit_sat: u64,
     /// Over these channels; those outside of factories last.
     pub channels: Vec<LimitChannel>,
@@ -105,6 +107,8 @@ pub(crate) async fn limit(
 ) -> Result<LimitView> {
     let mut view = LimitView::default();
     let bought = store.purchases().await?;
+    let chain = crate::exit::view(store, Height(0)).await?;
+    let exits = store.exits().await?;
     for row in store.factories().await? {
         if !row.stands() {
             continue;
@@ -112,24 +116,40 @@ pub(crate) async fn limit(
         let Some(kit) = kits.sound(row.factory).await? else {
             continue;
         };
-        let own = channels
+        let unrolled = Unrolled::of(&kit, &chain);
+        let own: Vec<&ChannelView> = channels
             .iter()
-            .filter(|own| own.factory == Some(row.factory));
+            .filter(|own| own.factory == Some(row.factory))
+            .collect();
+        let left = left(&kit, &own);
+        if left == 0 || unrolled.is_some_and(Unrolled::is_over) {
+            continue;
+        }
         view.channels
-            .extend(own.filter_map(|own| channel(&kit, own, &bought)));
+            .extend(own.iter().filter_map(|own| channel(&kit, own, &bought)));
+        let spent = own.iter().any(|own| own.spent.is_some());
+        // Nothing is bought where somebody leaves.
+        let sells = unrolled.is_none() && !exits.iter().any(|exit| exit.factory == row.factory);
         let counted = tokio::task::spawn_blocking(move || (Coverage::of_kit(&kit), stock(&kit)));
         let (coverage, stock) = counted
             .await
             .map_err(|error| Error::Task(error.to_string()))?;
         // A kit that was verified has one.
-        let coverage = CoverageView::from(
+        let whole = CoverageView::from(
             coverage
                 .map_err(QuoteRefusal::from)
                 .map_err(SaleError::from)?,
         );
+        // Nothing is promised of what is on the chain in part already.
+        let sure = |sat: u64| if spent { 0 } else { sat };
+        let coverage = CoverageView {
+            away_sat: sure(whole.away_sat),
+            awake_sat: sure(whole.awake_sat),
+            held_sat: left,
+        };
         view.needs_consent |= coverage.held_sat > coverage.awake_sat;
         view.coverage.add(coverage);
-        view.stocks.extend(stock);
+        view.stocks.extend(stock.filter(|_| sells));
     }
     view.limit_sat = view.coverage.held_sat;
     for own in channels.iter().filter(|own| own.is_outside()) {
@@ -142,6 +162,18 @@ pub(crate) async fn limit(
         sum.saturating_add(channel.receivable_msat)
     });
     Ok(view)
+}
+
+/// What the channels of a kit hold that may still receive.
+fn left(kit: &ExitKit, own: &[&ChannelView]) -> u64 {
+    let ended = |channel: &KitChannel| {
+        let mut views = own.iter();
+        views.any(|view| view.outpoint == channel.outpoint && common(view).is_none())
+    };
+    let left = kit.channels().into_iter().filter(|channel| !ended(channel));
+    left.fold(0, |sum, channel| {
+        sum.saturating_add(channel.capacity.to_sat())
+    })
 }
 
 /// What there is to say of any channel, if it is of use.

@@ -8,6 +8,7 @@ use factory_tree::ceremony::message::DeclineReason;
 use factory_tree::ids::{FactoryId, LeafId, SaleId};
 use factory_tree::kit::ExitKit;
 use factory_tree::output::OutputRole;
+use factory_tree::sale::Sale;
 use factory_tree::sale::message::Offer;
 use factory_tree::sale::order::{PurchaseState, Quote};
 use factory_tree::sale::rules::{Agreed, Place, Role, SaleRule};
@@ -39,6 +40,26 @@ pub(super) async fn find(
         }
     }
     Ok(None)
+}
+
+/// What this wallet has signed already in the place of an offered sale, on other terms: by them a mate that plays along could be paid the same coins.
+pub(super) async fn sold_before(
+    client: &Inner,
+    kit: &ExitKit,
+    offered: &Sale,
+) -> Result<Option<String>> {
+    let pending = client.store.pending_sales().await?;
+    let pending = pending.iter().map(|(_, pending)| &pending.sale);
+    let place = (offered.stock, offered.number);
+    let mut signed = pending.chain(&kit.sales);
+    let other = signed.find(|sale| (sale.stock, sale.number) == place && **sale != *offered);
+    Ok(other.map(|sale| {
+        let number = offered.number;
+        format!(
+            "it is sale {number} of the stock that this wallet signed as {}, once more as {}",
+            sale.id, offered.id
+        )
+    }))
 }
 
 /// Whether this wallet shares a stock in a factory.

@@ -7,9 +7,10 @@ mod wallet;
 mod world;
 
 use bitcoin::Amount;
+use bitcoin::hashes::Hash;
 use channel_host::{LeafKeys, Msat};
 use factory_tree::ceremony::message::DeclineReason;
-use factory_tree::ids::{ClientId, FactoryId};
+use factory_tree::ids::{Attempt, ClientId, FactoryId, SaleId};
 use factory_tree::sale::message::{ToCoSigner, ToSeller};
 use factory_tree::sale::order::{PurchaseState, Quote, QuoteError, SignedQuote, method};
 use factory_tree::sale::seller::SellerOutcome;
@@ -20,7 +21,9 @@ use super::{LimitView, QuoteRefusal, SaleError, UpgradeOptions};
 use crate::error::Error;
 use crate::lightning::{ChannelState, ChannelView};
 use crate::migration::calendar;
-use crate::store::{ExitRow, Goal, Handover, PaymentEnd, PaymentState, Progress, PurchaseTerms};
+use crate::store::{
+    BlockFacts, ExitRow, Goal, Handover, PaymentEnd, PaymentState, Progress, PurchaseTerms,
+};
 use shop::{FEE, SALE, coordinator};
 use world::{ASKED, World, sale_error};
 
@@ -300,6 +303,38 @@ async fn a_leaf_id_that_served_is_not_signed_for() {
     assert_eq!(answer(&mut world).await, "sale_leaf_id");
 }
 
+/// The same coins on other terms, whether what was signed first is in the kit or not: the user is to know. The same terms once more are no offence.
+#[tokio::test]
+async fn who_sells_twice_what_was_signed_is_remembered() {
+    for complete in [false, true] {
+        let mut world = World::new().await;
+        world.buy(true).await.unwrap();
+        world.start(1);
+        let Some((_, ToCoSigner::Offer(mut offer))) = world.mail.front().cloned() else {
+            panic!("no offer");
+        };
+        match complete {
+            true => world.run().await,
+            false => {
+                let finals = |message: &ToCoSigner| matches!(message, ToCoSigner::Finals(_));
+                world.run_until(finals).await;
+            }
+        }
+        let kit = world.mate.kit(&world).await;
+        assert_eq!(!kit.sales.is_empty(), complete);
+        offer.round.attempt = Attempt(2);
+        world.mate.tell(ToCoSigner::Offer(offer.clone())).await;
+        let store = world.mate.store().clone();
+        assert!(store.refused_sales().await.unwrap().is_empty());
+        offer.round.sale = SaleId([9; 16]);
+        offer.sale.id = SaleId([9; 16]);
+        world.mate.tell(ToCoSigner::Offer(offer)).await;
+        let refused = store.refused_sales().await.unwrap();
+        let factories: Vec<FactoryId> = refused.iter().map(|row| row.factory).collect();
+        assert_eq!(factories, [world.kit.factory_id]);
+    }
+}
+
 /// Whoever has the keys has the sale as well.
 #[tokio::test]
 async fn the_kit_of_a_factory_that_was_given_away_stays_as_it_is() {
@@ -432,6 +467,39 @@ async fn what_is_outside_of_factories_is_part_of_the_limit() {
         (with.coverage, with.needs_consent),
         (without.coverage, without.needs_consent)
     );
+}
+
+/// What somebody left is not sold from, and what is over holds nothing: neither is shown as if it were of use.
+#[tokio::test]
+async fn what_is_over_is_no_part_of_the_limit() {
+    let world = World::new().await;
+    let (kit, client) = (&world.kit, &world.buyer.client.inner);
+    let of = async |channels: &[ChannelView]| {
+        let limit = super::limit(&client.store, &client.kits, channels);
+        limit.await.unwrap()
+    };
+    let taken_by = async |spender| {
+        let facts = BlockFacts {
+            spends: vec![(kit.funding(), spender)],
+            ..BlockFacts::default()
+        };
+        let height = kit.birth.plus(Blocks(1));
+        client.store.connect_block(height, &facts).await.unwrap();
+    };
+    let closed = ChannelView {
+        state: ChannelState::Closed,
+        outpoint: kit.channels()[0].outpoint,
+        ..ChannelView::sample(kit.factory_id, 0, 200_000_000)
+    };
+    assert_eq!(of(&[]).await.stocks.len(), 1);
+    assert_eq!(of(&[closed]).await, LimitView::default());
+    taken_by(kit.path().next().unwrap().txid()).await;
+    let published = of(&[]).await;
+    assert_eq!((published.limit_sat, published.stocks.len()), (200_000, 0));
+    taken_by(bitcoin::Txid::from_byte_array([8; 32])).await;
+    assert_eq!(of(&[]).await, LimitView::default());
+    let account = world.buyer.client.account().await.unwrap();
+    assert_eq!((account.limit_sat, account.coverage_sat), (0, 0));
 }
 
 /// Whoever did not accept the risk does not sign, whatever the coordinator offers.

@@ -42,7 +42,7 @@ pub use orders::{OrderRow, OrderState, OrderStore};
 pub use payments::{Direction, Moment, Payment, PaymentEnd, PaymentState, PaymentStore};
 pub(crate) use purchases::state_name;
 pub use purchases::{PurchaseRow, PurchaseStore, PurchaseTerms};
-pub use sales::SaleStore;
+pub use sales::{RefusedSale, SaleStore};
 pub use signed::SignedStore;
 pub use sqlite::SqliteStore;
 pub use wallet::{WalletChanges, WalletStore};

@@ -4,10 +4,22 @@ use async_trait::async_trait;
 use factory_tree::guard::SignedRecord;
 use factory_tree::ids::{FactoryId, LeafId, SaleId};
 use factory_tree::sale::cosigner::PendingSale;
+use factory_tree::units::Height;
 use sqlx::sqlite::SqliteRow;
 
 use super::codec::{Columns, unreadable};
 use super::{Result, SqliteStore, StoreError};
+
+/// An offer that only a coordinator makes that cheats: to sell on other terms what this wallet had signed away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefusedSale {
+    /// The factory.
+    pub factory: FactoryId,
+    /// What was offered, and in the place of what.
+    pub found: String,
+    /// The tip then.
+    pub height: Height,
+}
 
 /// Sales under way.
 #[async_trait]
@@ -40,6 +52,12 @@ pub trait SaleStore {
         leaf: LeafId,
         sale: SaleId,
     ) -> Result<bool>;
+
+    /// Remembers that something was to be sold twice. The first time counts for its factory.
+    async fn add_refused_sale(&self, row: &RefusedSale) -> Result<()>;
+
+    /// What was to be sold twice.
+    async fn refused_sales(&self) -> Result<Vec<RefusedSale>>;
 }
 
 /// Places of a factory that are remembered after they were offered: as many as there can be sales, and some that came to nothing.
@@ -151,6 +169,36 @@ impl SaleStore for SqliteStore {
         self.bump_epoch(&mut tx).await?;
         self.commit(tx).await?;
         Ok(done.rows_affected() > 0)
+    }
+
+    async fn add_refused_sale(&self, row: &RefusedSale) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO refused_sales (factory_id, found, height) VALUES (?, ?, ?)
+             ON CONFLICT (factory_id) DO NOTHING",
+        )
+        .bind(row.factory.0.as_slice())
+        .bind(row.found.as_str())
+        .bind(i64::from(row.height.0))
+        .execute(self.pool())
+        .await
+        .map_err(|error| self.error(error))?;
+        Ok(())
+    }
+
+    async fn refused_sales(&self) -> Result<Vec<RefusedSale>> {
+        let rows = sqlx::query("SELECT * FROM refused_sales ORDER BY rowid")
+            .fetch_all(self.pool())
+            .await
+            .map_err(|error| self.error(error))?;
+        let read = |row: &SqliteRow| {
+            let row = Columns(row);
+            Ok(RefusedSale {
+                factory: FactoryId(row.array("factory_id")?),
+                found: row.text("found")?,
+                height: Height(row.number("height")?),
+            })
+        };
+        rows.iter().map(read).collect()
     }
 }
 

@@ -158,5 +158,55 @@ async fn no_satoshi_of_a_payout_is_counted_twice() {
     let parts = (balance.payouts_coming_sat, balance.payouts_sat);
     assert_eq!((parts, balance.total_sat), ((0, paid), paid));
     let shown = wallet.client.factories().await.unwrap();
-    assert_eq!(shown[0].state, "paid");
+    assert_eq!((shown[0].state, shown[0].over), ("paid", true));
+    assert_eq!((shown[0].coverage_sat, shown[0].coverage_awake_sat), (0, 0));
+    let told = shown[0].on_chain_words.clone().unwrap();
+    let due = format!("{paid} sat were paid out");
+    assert!(told.contains(&due), "{told}");
+    let quote = wallet.client.quote_exit(kit.factory_id, &[10]).await;
+    let quote = quote.unwrap();
+    assert!(quote.over && quote.quotes.is_empty(), "{quote:?}");
+    let parts = (quote.capacity_sat, quote.path_transactions);
+    assert_eq!((parts, quote.coverage_sat), ((0, 0), 0));
+}
+
+#[tokio::test]
+async fn who_is_brought_to_the_chain_by_another_is_told_what_that_means() {
+    let kit = kit(8, ExpiryPolicy::ClientRefund);
+    let mut wallet = Wallet::new(kit.birth.0).await;
+    wallet.hold_good(&kit).await;
+    wallet.chain.mine(vec![kit.funding_tx.clone()]);
+    wallet.run();
+    wallet.synced().await;
+    let before = wallet.client.quote_exit(kit.factory_id, &[10]).await;
+    let before = before.unwrap();
+    let path: Vec<_> = kit.path().map(|tx| tx.tx.clone()).collect();
+    assert_eq!(before.path_transactions, path.len());
+    let (leaf, above) = path.split_last().unwrap();
+    for tx in above {
+        wallet.chain.mine(vec![tx.clone()]);
+    }
+    wallet.synced().await;
+    let shown = wallet.client.factories().await.unwrap();
+    assert_eq!((shown[0].state, shown[0].over), ("unrolling", false));
+    let seen = shown[0].on_chain.unwrap();
+    let parts = (seen.path_confirmed, seen.path_transactions);
+    assert_eq!(parts, (path.len() - 1, path.len()));
+    assert_eq!((seen.leaf_height, seen.by_this_wallet), (None, false));
+    // What others published is not paid for a second time.
+    let quote = wallet.client.quote_exit(kit.factory_id, &[10]).await;
+    let quote = quote.unwrap();
+    assert_eq!(quote.path_transactions, 1);
+    assert!(quote.quotes[0].cost_sat < before.quotes[0].cost_sat);
+    wallet.chain.mine(vec![leaf.clone()]);
+    wallet.synced().await;
+    let height = wallet.chain.id().height;
+    let shown = wallet.client.factories().await.unwrap();
+    assert_eq!(shown[0].on_chain.unwrap().leaf_height, Some(height));
+    let told = shown[0].on_chain_words.clone().unwrap();
+    assert!(told.starts_with("Somebody else published it"), "{told}");
+    assert!(told.contains(&format!("since block {height}")), "{told}");
+    let quote = wallet.client.quote_exit(kit.factory_id, &[10]).await;
+    let quote = quote.unwrap();
+    assert_eq!((quote.over, quote.path_transactions), (false, 0));
 }

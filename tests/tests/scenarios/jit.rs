@@ -14,6 +14,7 @@ use scenarios::world::{World, number, text};
 use serde_json::Value;
 
 use crate::independent::{Independent, Offer, Received, code};
+use crate::jit_wallet::becomes;
 
 /// What the coordinator asks, in thousandths of a satoshi and in parts per million.
 const MIN_FEE: u64 = 2_000_000;
@@ -65,7 +66,7 @@ fn is_in_the_books(world: &World, fee: u64) -> Result<Value> {
     Ok(order)
 }
 
-fn refused(world: &World, mark: usize, why: &str) -> Result<Event> {
+pub(crate) fn refused(world: &World, mark: usize, why: &str) -> Result<Event> {
     let refused = |event: &Event| event.is("jit_refused") && event.text("reason").contains(why);
     world.coordinator.wait_after(mark, "jit_refused", refused)
 }
@@ -115,7 +116,41 @@ fn a_fresh_wallet_is_paid() -> Result<()> {
         let mut channels = wallet.channels().into_iter();
         channels.any(|channel| channel.confirmations.unwrap_or(0) >= 6)
     })?;
-    ensure!(wallet.balance_msat() == PAYMENT - fee(PAYMENT) + 20_000_000);
+    is_hidden(&outside, &wallet)?;
+    ensure!(wallet.received(3)? == whole);
+    let has = PAYMENT - fee(PAYMENT) + 2 * 20_000_000;
+    wallet.until("its balance", || wallet.balance_msat() == has)
+}
+
+/// Its channel is one that an alias alone names (bLIP-52), and not the number that its funding has in the chain: it is paid by an invoice of LDK's own.
+fn is_hidden(outside: &Outside, wallet: &Independent) -> Result<()> {
+    let channel = wallet.channels().into_iter().next().context("a channel")?;
+    let kind = channel.channel_type.context("a type")?;
+    ensure!(kind.requires_scid_privacy() && !channel.is_announced);
+    let alias = channel.inbound_scid_alias.context("an alias")?;
+    let number = channel.short_channel_id.context("a number")?;
+    ensure!(alias != number);
+    wallet.until("the channel's terms", || {
+        let mut channels = wallet.channels().into_iter();
+        channels.any(|channel| channel.counterparty.forwarding_info.is_some())
+    })?;
+    outside.pay(&wallet.own_invoice(20_000_000)?).map(drop)
+}
+
+/// A client that takes no channel which an alias alone names gets none: bLIP-52 knows no other.
+#[test]
+fn a_channel_without_an_alias_is_not_opened() -> Result<()> {
+    let (world, outside, wallet) = town("jit_no_alias", |_| Ok(()))?;
+    wallet
+        .habits()
+        .declines_aliases
+        .store(true, Ordering::SeqCst);
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    let mark = world.coordinator.mark()?;
+    fails(&outside, &wallet.invoice(bought, Some(PAYMENT))?)?;
+    refused(&world, mark, "option_scid_alias")?;
+    wallet.until("no channel", || wallet.channels().is_empty())?;
+    ensure!(world.node.mempool()?.is_empty());
     Ok(())
 }
 
@@ -205,25 +240,24 @@ fn of_any_size() -> Result<()> {
     is_in_the_books(&world, fee(77_777_777)).map(drop)
 }
 
-fn has_usable(outside: &Outside, count: usize) -> bool {
+pub(crate) fn has_usable(outside: &Outside, count: usize) -> bool {
     let channels = outside.node().channels();
     channels.iter().filter(|channel| channel.usable).count() >= count
 }
 
 /// From what is left of the payer's coins.
-fn second_channel(world: &World, outside: &Outside, wallet: &Independent) -> Result<()> {
+pub(crate) fn second_channel(world: &World, outside: &Outside, capacity: Amount) -> Result<()> {
     let (id, _) = world.lightning()?;
     let runtime = tokio::runtime::Runtime::new()?;
-    let capacity = CHANNEL - Amount::from_sat(100_000);
     {
         let _guard = runtime.enter();
         outside.node().open_channel(id, capacity, false)?;
     }
-    wallet.until("the second funding", || {
-        world.node.mempool().is_ok_and(|pool| !pool.is_empty())
+    becomes("the second funding", || {
+        Ok(!world.node.mempool()?.is_empty())
     })?;
     world.mine(6)?;
-    wallet.until("a second channel", || has_usable(outside, 2))
+    becomes("a second channel", || Ok(has_usable(outside, 2)))
 }
 
 /// More than any channel of the payer holds: it comes in parts, which wait for each other; the fee is taken once, to the last thousandth.
@@ -232,7 +266,7 @@ fn in_parts() -> Result<()> {
     let (world, outside, wallet) = town("jit_parts", |coordinator| {
         coordinator.configure("jit.max_payment_sat", 8_000_000)
     })?;
-    second_channel(&world, &outside, &wallet)?;
+    second_channel(&world, &outside, CHANNEL - Amount::from_sat(100_000))?;
     let payment = 6_000_000_001;
     let bought = buy(&wallet, Some(payment))?;
     outside.pay(&wallet.invoice(bought, Some(payment))?)?;
@@ -298,9 +332,50 @@ fn an_old_promise_holds() -> Result<()> {
 }
 
 fn returns(world: &mut World, wallet: &Independent) -> Result<()> {
-    world.coordinator.start()?;
+    returns_with(world, wallet, &[])
+}
+
+fn returns_with(
+    world: &mut World,
+    wallet: &Independent,
+    environment: &[(&str, &str)],
+) -> Result<()> {
+    world.coordinator.start_with(environment)?;
     world.coordinator.wait_for("ready")?;
     wallet.until("the coordinator", || wallet.is_connected())
+}
+
+fn is_held(world: &World) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let channels = world.coordinator.json(&["node", "channels"])?;
+        let all = channels["channels"].as_array().context("a list")?;
+        if all.iter().any(|channel| channel["pending"] == 1) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "it is not held: {channels}");
+    }
+}
+
+/// So many payments wait as are allowed: one more goes back at once, and who comes then is paid what has waited.
+#[test]
+fn no_more_payments_wait_than_are_allowed() -> Result<()> {
+    let (world, outside, wallet) = town("jit_held", |coordinator| {
+        coordinator.configure("jit.max_held", 1)
+    })?;
+    let first = buy(&wallet, Some(PAYMENT))?;
+    let second = buy(&wallet, Some(PAYMENT))?;
+    ensure!(first.scid != second.scid, "two orders of one number");
+    wallet.set_away(true)?;
+    let ours = outside.send(&wallet.invoice(first, Some(PAYMENT))?)?;
+    is_held(&world)?;
+    let mark = world.coordinator.mark()?;
+    fails(&outside, &wallet.invoice(second, Some(PAYMENT))?)?;
+    refused(&world, mark, "too many payments wait for channels")?;
+    wallet.set_away(false)?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))?;
+    ensure!(outside.outcome(ours)?.is_ok());
+    Ok(())
 }
 
 /// The coordinator dies while it holds a payment for a wallet that is away, and dies again in the middle of opening the channel: the payment is
@@ -311,15 +386,7 @@ fn held_over_a_crash() -> Result<()> {
     let bought = buy(&wallet, Some(PAYMENT))?;
     wallet.set_away(true)?;
     let ours = outside.send(&wallet.invoice(bought, Some(PAYMENT))?)?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let channels = world.coordinator.json(&["node", "channels"])?;
-        let all = channels["channels"].as_array().context("a list")?;
-        if all.iter().any(|channel| channel["pending"] == 1) {
-            break;
-        }
-        ensure!(Instant::now() < deadline, "it is not held: {channels}");
-    }
+    is_held(&world)?;
     world.coordinator.kill()?;
     wallet.habits().away.store(false, Ordering::SeqCst);
     world.coordinator.start()?;
@@ -497,4 +564,38 @@ fn taken_after_a_crash() -> Result<()> {
     ensure!(outside.outcome(ours)?.is_ok());
     is_in_the_books(&world, fee(PAYMENT))?;
     in_mempool(&world, txid)
+}
+
+/// The coordinator dies at `point`, when it has just written something down or sent the payment on: it is served all the same, once, over one channel
+/// with one funding, for the promised fee.
+fn dies(point: &str) -> Result<()> {
+    let (mut world, outside, wallet) = town(&format!("jit_dies_{point}"), |_| Ok(()))?;
+    world.coordinator.terminate()?;
+    returns_with(&mut world, &wallet, &[("SUPERSCALAR_FAULT", point)])?;
+    wallet.until("the payer", || has_usable(&outside, 1))?;
+    let bought = buy(&wallet, Some(PAYMENT))?;
+    let ours = outside.send(&wallet.invoice(bought, Some(PAYMENT))?)?;
+    world.coordinator.wait_until_ended()?;
+    returns(&mut world, &wallet)?;
+    is_paid(&wallet, 1, PAYMENT, fee(PAYMENT))?;
+    ensure!(outside.outcome(ours)?.is_ok());
+    // It may have been written down before it was told.
+    becomes("the fee in the books", || {
+        let order = order(&world)?;
+        Ok(order["state"] == "paid" && number(&order, "taken_msat")? == fee(PAYMENT))
+    })?;
+    let txid = funding(&order(&world)?)?;
+    in_mempool(&world, txid)?;
+    ensure!(world.node.mempool()? == [txid]);
+    let channels = wallet.channels();
+    ensure!(channels.iter().filter(|channel| channel.is_usable).count() == 1);
+    Ok(())
+}
+
+deaths! {
+    dies_when_the_order_is_begun: dies("jit_opening");
+    dies_when_the_funding_is_written_down: dies("jit_funded");
+    dies_when_the_channel_stands: dies("jit_stands");
+    dies_when_the_payment_went_on: dies("jit_forwarded");
+    dies_when_the_fee_is_taken: dies("jit_paid");
 }

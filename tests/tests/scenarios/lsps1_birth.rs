@@ -1,8 +1,9 @@
 //! Channels that our wallet orders by LSPS1 and that come with the next factory.
 
 use anyhow::{Context, Result, ensure};
+use scenarios::export::Export;
 use scenarios::ladder::{Days, Ladder};
-use scenarios::world::{COORDINATOR_COINS, World, number};
+use scenarios::world::{COORDINATOR_COINS, World, number, text};
 
 use crate::jit_wallet::becomes;
 use crate::ladder::FEE_COIN;
@@ -57,7 +58,16 @@ fn is_served(ladder: &mut Ladder, first: &str) -> Result<()> {
     let all = channels(world, 0)?;
     let mut bought = all.iter().filter(|one| one["outpoint"] == order["funding"]);
     let bought = bought.next().context("the channel")?;
-    ensure!(!bought["factory"].is_null(), "{bought}");
+    // Promised for no longer than its factory lives, with ten minutes for each block that is left.
+    let factory = text(bought, "factory")?;
+    let words = ["factory", "export", &factory];
+    let export = Export::parse(&world.coordinator.json(&words)?)?;
+    let left = export.expiry_height - world.node.height()?;
+    let lasts = number(&book, "expires_at")? - number(&book, "funded_at")?;
+    ensure!(
+        lasts > 0 && lasts <= u64::from(left) * 600,
+        "{book}: {left} blocks are left"
+    );
     // What there was before comes on top.
     let other = channels(world, 1)?;
     let usual = other.iter().map(|one| number(one, "capacity_sat"));

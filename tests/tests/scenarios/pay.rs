@@ -89,7 +89,7 @@ fn refusals_say_why() -> Result<()> {
     ensure!(answer.code == 4, "{answer}");
     // No invoice at all.
     let answer = world.try_pay(0, "lnbcrt1nonsense")?;
-    ensure!(answer.code == 4, "{answer}");
+    ensure!(answer.code == 2, "{answer}");
     // Twice the same.
     let invoice = world.invoice(1, 1_000)?;
     world.pay(0, &invoice)?;

@@ -2,19 +2,23 @@
 
 use anyhow::{Context, Result, ensure};
 use bitcoin::Amount;
+use channel_host::NodeEvent;
+use scenarios::bitcoind::Options;
 use scenarios::event::Event;
 use scenarios::export::Export;
 use scenarios::ladder::Ladder;
-use scenarios::ledger::{Ledger, Owner};
+use scenarios::ledger::{Ledger, OnChain, Owner};
 use scenarios::outside::Outside;
 use scenarios::service::Service;
 use scenarios::webhook::Webhook;
 use scenarios::world::{COORDINATOR_COINS, Created, World, number, path_text};
 use serde_json::Value;
 
+use crate::jit_wallet::becomes;
 use crate::ladder_births::SHORT;
 use crate::ladder_clients::{self, all_hand_over, stop_births, town_in};
 use crate::money;
+use crate::sales_cheats::chain;
 
 /// What each has to pay with, in satoshi.
 pub const BALANCE: u64 = 40_000;
@@ -137,16 +141,18 @@ fn quoted(world: &World) -> Result<u64> {
     number(&quote["quote"], "fee_msat")
 }
 
+/// `coordinator liquidity prices ..`
+fn prices(world: &World, words: &[&str]) -> Result<Value> {
+    let words = [&["liquidity", "prices"], words].concat();
+    world.coordinator.json(&words)
+}
+
 /// The operator sets the first client a price of its own, and takes it back: both hold at once.
 fn dearer_until_unset(world: &World) -> Result<()> {
-    let prices = |words: &[&str]| {
-        let words = [&["liquidity", "prices"], words].concat();
-        world.coordinator.json(&words)
-    };
     let id = world.id_of(world.client(0)?)?;
-    prices(&["set", "--client", id, "--base-fee-sat", "3000"])?;
+    prices(world, &["set", "--client", id, "--base-fee-sat", "3000"])?;
     ensure!(quoted(world)? == 3_000_000);
-    let shown = prices(&["show"])?;
+    let shown = prices(world, &["show"])?;
     let set = &shown["set"][0];
     ensure!(
         set["client"] == id && set["said"]["base_fee_sat"] == 3_000,
@@ -159,7 +165,7 @@ fn dearer_until_unset(world: &World) -> Result<()> {
     let words: Vec<&str> = words.split(' ').collect();
     let answer = world.coordinator.command(&words)?;
     answer.refused(answer.code, &["less than the least"])?;
-    prices(&["unset", "--client", id])?;
+    prices(world, &["unset", "--client", id])?;
     ensure!(quoted(world)? == FEE * 1_000);
     Ok(())
 }
@@ -187,10 +193,10 @@ fn a_client_buys_room() -> Result<()> {
     let words = ["liquidity", "revenue", "--csv"];
     let csv = world.coordinator.command(&words)?;
     let mut lines = csv.stdout.lines();
-    let header = "day,sales_msat,jit_msat,lsps1_msat,onchain_sat,net_msat,bonus_sat";
+    let header = "day,sales_msat,jit_msat,lsps1_msat,routing_msat,onchain_sat,net_msat,bonus_sat";
     ensure!(lines.next() == Some(header), "{csv}");
     let msat = FEE * 1_000;
-    let day = format!(",{msat},0,0,0,{msat},0");
+    let day = format!(",{msat},0,0,0,0,{msat},0");
     let one = lines.next().is_some_and(|line| line.ends_with(&day));
     ensure!(one && lines.next().is_none(), "{csv}");
 
@@ -203,8 +209,87 @@ fn a_client_buys_room() -> Result<()> {
         );
     }
     let outside = Outside::start(&mut world)?;
-    outside.pay(&world.invoice(0, much)?)?;
-    world.lightning_becomes(0, (BALANCE - FEE + much) * 1_000)
+    let ours = outside.pay(&world.invoice(0, much)?)?;
+    world.lightning_becomes(0, (BALANCE - FEE + much) * 1_000)?;
+    // What the payer paid for the way is the coordinator's, for each part.
+    let paid = outside.event("the payment's fee", |event| match event {
+        NodeEvent::PaymentSent { hash, fee, .. } if *hash == ours => Some(fee.0),
+        _ => None,
+    })?;
+    ensure!(paid > 0, "the way costs nothing");
+    becomes("the routing fees", || {
+        let revenue = world.coordinator.json(&["liquidity", "revenue"])?;
+        let days = revenue["days"].as_array().context("a list")?.iter();
+        let earned: Result<u64> = days.map(|day| number(day, "routing_msat")).sum();
+        Ok(earned? == paid)
+    })
+}
+
+/// What the operator asks for of what the chain would take, in parts per million.
+const CHAIN_PPM: u64 = 123_457;
+/// A sale's transaction and its fee child, as docs/sales.md has it.
+const CHAIN_VBYTES: u64 = 320;
+
+/// The fixed price and the chain's part at so many sat/vB, in msat.
+fn with_chain(sat_per_vb: u64) -> u64 {
+    let chain = CHAIN_VBYTES * sat_per_vb * 1_000;
+    FEE * 1_000 + (chain * CHAIN_PPM).div_ceil(1_000_000)
+}
+
+/// The price goes with feerates, up to the most; who was quoted a price before the operator set another pays exactly the one it was quoted.
+#[test]
+fn the_chains_part_of_a_price_goes_with_feerates() -> Result<()> {
+    let (mut world, _) = town("sale_onchain", 2)?;
+    let shown = prices(&world, &["set", "--onchain-ppm", &CHAIN_PPM.to_string()])?;
+    ensure!(
+        shown["set"][0]["price"]["onchain_ppm"] == CHAIN_PPM,
+        "{shown}"
+    );
+    // The Bitcoin node has no estimate: the feerate of the configuration counts.
+    ensure!(quoted(&world)? == with_chain(2));
+
+    // Then it takes nothing below 3 sat/vB.
+    world.node.restart_with(Options {
+        arguments: vec!["-minrelaytxfee=0.00003000".into()],
+        ..Options::default()
+    })?;
+    world.mine(1)?;
+    world.coordinator_sees_tip()?;
+    world.client_sees(0, world.node.height()?)?;
+    let promised = with_chain(3);
+    becomes("a dearer chain", || Ok(quoted(&world)? == promised))?;
+
+    // The wallet has its quote, and the coordinator hears of the purchase only when another price is set.
+    world.client_mut(0)?.terminate()?;
+    world
+        .client_mut(0)?
+        .start_with(&[("SUPERSCALAR_FAULT", "purchase_stored")])?;
+    back(&world, 0)?;
+    world.client(0)?.command(&BEGIN)?;
+    world.client_mut(0)?.wait_until_ended()?;
+    let most = 1_100_000;
+    prices(&world, &["set", "--max-fee-sat", "1100"])?;
+    world.client_mut(0)?.start()?;
+    ends(&world, 0, "settled")?;
+    world.lightning_becomes(0, BALANCE * 1_000 - promised)?;
+
+    // From the next quote on, the most.
+    ensure!(with_chain(3) > most && with_chain(2) < most);
+    ensure!(quoted(&world)? == most);
+    buy(&world, 0)?;
+    world.lightning_becomes(0, BALANCE * 1_000 - promised - most)?;
+    let sold = ledger(&world)?;
+    ensure!(sold.len() == 2, "{sold:?}");
+    for (sale, msat) in sold.iter().zip([most, promised]) {
+        ensure!(sale["state"] == "settled", "{sale}");
+        ensure!(number(sale, "fee_msat")? == msat, "{sale}");
+        ensure!(number(sale, "taken_msat")? == msat, "{sale}");
+    }
+    let revenue = world.coordinator.json(&["liquidity", "revenue"])?;
+    let days = revenue["days"].as_array().context("a list")?.iter();
+    let earned: Result<u64> = days.map(|day| number(day, "sales_msat")).sum();
+    ensure!(earned? == promised + most, "{revenue}");
+    Ok(())
 }
 
 /// Four in a row; then the coordinator is gone for good, and the buyer leaves with what it has in all its channels.
@@ -342,13 +427,17 @@ pub fn back(world: &World, index: usize) -> Result<()> {
 deaths! {
     dies_when_it_was_ordered: coordinator_dies("sale_ordered");
     dies_when_it_is_paid: coordinator_dies("sale_held");
+    dies_when_an_attempt_has_begun: coordinator_dies("sale_attempt_begun");
     dies_when_it_is_bound: coordinator_dies("sale_bound");
     dies_when_the_chain_is_stored: coordinator_dies("sale_chain_stored");
     dies_when_it_is_sold: coordinator_dies("sale_sold");
     dies_when_the_channel_is_opened: coordinator_dies("sale_channel_opened");
     dies_when_it_has_claimed: coordinator_dies("sale_claimed");
+    dies_when_it_has_settled: coordinator_dies("sale_settled");
     the_buyer_dies_when_it_has_ordered: client_dies(0, "purchase_stored");
     the_buyer_dies_before_it_pays: client_dies(0, "purchase_invoice_stored");
+    the_buyer_dies_when_it_may_have_paid: client_dies(0, "purchase_paying");
+    the_buyer_dies_when_it_has_paid: client_dies(0, "purchase_paid");
     the_buyer_dies_when_it_has_signed: client_dies(0, "sale_guard_stored");
     the_buyer_dies_with_the_kit: client_dies(0, "sale_kit_stored");
     the_buyer_dies_when_it_has_acked: client_dies(0, "sale_acked");
@@ -430,26 +519,57 @@ fn published_sale(service: &Service) -> Result<bool> {
     Ok(service.events()?.iter().any(is_sale))
 }
 
-/// The leaf confirms while nobody is up, and nobody is for a hundred blocks: no poison is final yet, the coordinator publishes what it sold, and
-/// nobody loses anything.
+/// The leaf confirms while nobody is up, and nobody is for a hundred blocks. The stock was sold from four times, so that a poison is final after 144:
+/// the coordinator publishes all it sold before that, and nobody loses anything, itself included.
 #[test]
 fn a_hundred_blocks_without_anybody() -> Result<()> {
+    const SALES: u64 = 4;
     let (mut world, created) = town("sale_down", 2)?;
-    buy(&world, 0)?;
+    for _ in 0..SALES {
+        buy(&world, 0)?;
+    }
     let export = world.export(&created)?;
+    let sold = chain(&world.client_export(0, &created)?)?;
+    ensure!(sold.len() as u64 == SALES, "{sold:?}");
     leaf_alone(&mut world, &created)?;
     world.mine(100)?;
     world.coordinator.start()?;
-    world.mine_until(&export, |world| published_sale(&world.coordinator))?;
+    for (_, sale) in &sold {
+        let txid = sale.compute_txid().to_string();
+        let published = |event: &Event| is_sale(event) && event.text("txid") == txid;
+        world.coordinator.wait("what was sold", published)?;
+        world.mine(1)?;
+    }
     for index in [0, 1] {
         world.client_mut(index)?.start()?;
     }
     all_is_out(&world, &created, &export)?;
     world.mine(2)?;
     let ledger = money::settled(&world, std::slice::from_ref(&export))?;
-    for (index, balance) in [(0, BALANCE - FEE), (1, BALANCE)] {
+    for (stock, sale) in &sold {
+        let spender = ledger.spender(stock).context("a stock is spent")?;
+        ensure!(spender.txid == sale.compute_txid(), "a poison: {spender:?}");
+    }
+    let balances = [BALANCE - SALES * FEE, BALANCE];
+    for (index, balance) in balances.into_iter().enumerate() {
         has_come_out(&ledger, index, balance)?;
     }
+    coordinator_has_the_rest(&world, &ledger, balances.iter().sum())
+}
+
+/// The coordinator has all it was given, but for what is the clients', and for the fees that no client paid.
+fn coordinator_has_the_rest(world: &World, ledger: &Ledger, clients: u64) -> Result<()> {
+    let name = world.coordinator.name();
+    let by_client = |tx: &OnChain| {
+        let by = tx.by.as_deref();
+        by.is_some_and(|by| by.starts_with("client-"))
+    };
+    let all = ledger.onchain().iter();
+    let others = all.filter(|tx| tx.kind != "gift" && !by_client(tx));
+    let fees: u64 = others.map(|tx| tx.fee_sat).sum();
+    let due = ledger.start_of(name) - Amount::from_sat(clients + fees);
+    let has = ledger.has(name);
+    ensure!(has == due, "{name} has {has}, not {due}");
     Ok(())
 }
 

@@ -181,11 +181,13 @@ fn client_dies(who: usize, point: &str) -> Result<()> {
 
 deaths! {
     dies_when_it_is_paid: coordinator_dies("sale_held");
+    dies_when_an_attempt_has_begun: coordinator_dies("sale_attempt_begun");
     dies_when_it_is_bound: coordinator_dies("sale_bound");
     dies_when_the_chain_is_stored: coordinator_dies("sale_chain_stored");
     dies_when_the_channels_are_opened: coordinator_dies("sale_channel_opened");
     dies_when_it_is_sold: coordinator_dies("sale_sold");
     dies_when_it_has_claimed: coordinator_dies("sale_claimed");
+    dies_when_it_has_settled: coordinator_dies("sale_settled");
     the_buyer_dies_when_it_has_signed: client_dies(0, "sale_guard_stored");
     the_buyer_dies_with_the_kit: client_dies(0, "sale_kit_stored");
     the_mate_dies_when_it_has_signed: client_dies(1, "sale_guard_stored");

@@ -8,17 +8,17 @@ use bitcoin::{OutPoint, Transaction};
 use scenarios::event::Event;
 use scenarios::export::{Export, Exported};
 use scenarios::ledger::OnChain;
-use scenarios::world::{Created, World, number};
+use scenarios::world::{Created, World, number, text};
 use serde_json::json;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 
-use crate::sales::{BALANCE, FEE, begin, buy, ends, leaf_alone, town, town_of};
+use crate::sales::{BALANCE, FEE, FEE_COIN, begin, buy, ends, leaf_alone, town, town_of};
 
 /// A client looks this often (protocol.md section 6).
 const LOOKS: u32 = 60;
 /// Sales of one stock.
-const SALES: u64 = 3;
+const SALES: u64 = 4;
 
 /// The poisons that a client has now.
 fn poisons(world: &World, index: usize, created: &Created) -> Result<Vec<Transaction>> {
@@ -27,21 +27,36 @@ fn poisons(world: &World, index: usize, created: &Created) -> Result<Vec<Transac
     all.map(Exported::transaction).collect()
 }
 
-/// Of three sales the coordinator, which is gone, has published only so many, and none of the wallets can. Whoever of the mates uses an older
-/// poison is too late: the newest one comes first, and before the coordinator's own branch. The buyer, which looks every sixty blocks, has what
-/// it is sure of.
+/// What a client is sure of if it looks.
+fn sure_of(world: &World, index: usize) -> Result<u64> {
+    let shown = world.client(index)?.json(&["limit", "show"])?;
+    number(&shown["coverage"], "awake_sat")
+}
+
+/// All that is a client's.
+fn total(world: &World, index: usize) -> Result<u64> {
+    number(&world.client(index)?.json(&["balance"])?, "total_sat")
+}
+
+/// Of four sales, the first of them to a mate that is the coordinator's friend, the coordinator, which is gone, has published only so many, and
+/// none of the wallets can. Whoever uses an older poison, which pays the mate more, is too late: the newest one comes first, and before the
+/// coordinator's own branch. The buyer of the others, which looks every sixty blocks, has what it is sure of.
 fn breaks_off(name: &str, there: usize) -> Result<()> {
     // Without coins for fees the buyer can publish nothing that does not pay for itself.
     let (mut world, created) = town_of(name, 2, &[1], |_| Ok(()))?;
     let mut older = Vec::new();
     for sale in 1..=SALES {
-        buy(&world, 0)?;
+        let buyer = usize::from(sale == 1);
+        buy(&world, buyer)?;
+        if buyer == 1 {
+            // The next one is bought from what this one left.
+            world.client(0)?.wait_for("sale_stored")?;
+        }
         if sale < SALES {
-            older.extend(poisons(&world, 1, &created)?);
+            older.extend(poisons(&world, 0, &created)?);
         }
     }
-    let sure = world.client(0)?.json(&["limit", "show"])?;
-    let sure = number(&sure["coverage"], "awake_sat")?;
+    let sure = sure_of(&world, 0)?;
     let export = world.export(&created)?;
     let mut published = chain(&world.client_export(0, &created)?)?;
     let withheld = published.split_off(there);
@@ -64,7 +79,7 @@ fn breaks_off(name: &str, there: usize) -> Result<()> {
     ensure!(own.iter().any(is_newest), "no poison: {newest:?}");
     ensure!(!older.iter().any(is_newest), "an older poison was first");
     world.mine_until(&export, |world| world.all_done(&created, &[0]))?;
-    let has = number(&world.client(0)?.json(&["balance"])?, "total_sat")?;
+    let has = total(&world, 0)?;
     ensure!(has >= sure, "it has {has} of {sure}");
     Ok(())
 }
@@ -96,10 +111,12 @@ fn looks_until_spent(
 }
 
 /// A coordinator that is up all the time and knows of no sale, so that it takes the stock of a leaf that is published when its own branch opens,
-/// unless the buyer looks every sixty blocks. The buyer cannot publish what was sold.
+/// unless the buyer looks every sixty blocks. The buyer cannot publish what was sold, and has what it is sure of when the coordinator is gone then.
 fn forgets(name: &str, looks: bool) -> Result<()> {
     let (mut world, created) = town_of(name, 2, &[1], |_| Ok(()))?;
     buy(&world, 0)?;
+    world.client(1)?.wait_for("sale_stored")?;
+    let sure = sure_of(&world, 0)?;
     let export = world.export(&created)?;
     let sold = chain(&world.client_export(0, &created)?)?;
     let (stock, _) = sold.first().context("a sale")?;
@@ -116,6 +133,14 @@ fn forgets(name: &str, looks: bool) -> Result<()> {
         let mut own = poisons(&world, 0, &created)?.into_iter();
         let is_poison = own.any(|poison| poison.compute_txid() == first.txid);
         ensure!(is_poison, "no poison: {first:?}");
+        world.coordinator.kill()?;
+        world.client_mut(1)?.start()?;
+        world.mine_until(&export, |world| world.all_done(&created, &[0, 1]))?;
+        let has = total(&world, 0)?;
+        ensure!(has >= sure, "the buyer has {has} of {sure}");
+        // The mate left by itself: with its balance, and with its share of the stock, which is more than its way out costs.
+        let (has, least) = (total(&world, 1)?, FEE_COIN.to_sat() + BALANCE);
+        ensure!(has > least, "the mate has {has}, no more than {least}");
         return Ok(());
     }
     // The next block may have it.
@@ -144,7 +169,7 @@ fn who_never_looks_leaves_the_stock_to_the_coordinator() -> Result<()> {
 }
 
 /// What was sold from one stock: what each spends, and the transaction.
-fn chain(export: &Export) -> Result<Vec<(OutPoint, Transaction)>> {
+pub fn chain(export: &Export) -> Result<Vec<(OutPoint, Transaction)>> {
     let sales = || {
         export
             .transactions
@@ -193,8 +218,13 @@ fn only_the_first_sale_is_published() -> Result<()> {
 }
 
 #[test]
-fn the_last_sale_is_not_published() -> Result<()> {
+fn only_the_first_two_sales_are_published() -> Result<()> {
     breaks_off("sale_broken_2", 2)
+}
+
+#[test]
+fn the_last_sale_is_not_published() -> Result<()> {
+    breaks_off("sale_broken_3", 3)
 }
 
 /// The coordinator has sold from a stock, and sells the same coins again, to a mate that plays along: one that knows nothing of the first sale any
@@ -231,6 +261,20 @@ fn one_stock_is_not_sold_twice() -> Result<()> {
         .iter()
         .filter(|tx| tx.kind == "stock_chain");
     ensure!(sales.count() == 1, "the first sale stands");
+    // Its user is told whenever they look, of a wallet that was restarted too; the mate knows of no other sale.
+    world.client_mut(0)?.terminate()?;
+    world.client_mut(0)?.start()?;
+    let status = world.client(0)?.json(&["status"])?;
+    let refused = status["account"]["double_sales"].as_array();
+    let refused = refused.context("a list")?;
+    ensure!(refused.len() == 1, "{status}");
+    ensure!(refused[0]["factory"] == created.factory, "{status}");
+    let words = text(&refused[0], "words")?;
+    ensure!(words.contains("Leave this factory"), "{words}");
+    let shown = world.client(0)?.command(&["status"])?;
+    ensure!(shown.stdout.contains(&words), "{shown}");
+    let status = world.client(1)?.json(&["status"])?;
+    ensure!(status["account"]["double_sales"] == json!([]), "{status}");
     Ok(())
 }
 

@@ -3,7 +3,9 @@
 use std::time::SystemTime;
 
 use anyhow::{Result, anyhow, ensure};
+use bitcoin::hashes::{Hash, sha256};
 use bitcoin::secp256k1::PublicKey;
+use channel_host::{Msat, PaymentHash};
 use lightning_liquidity::lsps0::ser::LSPSDateTime;
 use lightning_liquidity::lsps5::msgs::{LSPS5Error, LSPS5ProtocolError};
 use lightning_liquidity::lsps5::validator::LSPS5Validator;
@@ -136,6 +138,64 @@ fn a_payment_wakes_its_receiver() -> Result<()> {
     let outcome = outside.outcome(ours)?;
     ensure!(outcome.is_ok(), "{outcome:?}");
     world.lightning_becomes(0, 30_000_000)
+}
+
+/// A payment over a leaf is urgent no earlier than so many blocks before it would have expired beyond the coordinator.
+const CALM: u32 = 20;
+/// After so many more it is urgent at the latest.
+const URGENT: usize = 400;
+
+/// A wallet pays, and is gone when its payment is taken: before the coordinator has to fetch its own on the chain, the wallet is woken, and settles.
+#[test]
+fn a_payment_that_expires_soon_wakes_its_payer() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let webhook = Webhook::start(directory.path())?;
+    let mut world = World::start_with("webhook_expiry", |coordinator| {
+        trusts(coordinator, &webhook)
+    })?;
+    world.add_clients(2)?;
+    world.join(&[0, 1])?;
+    // A month that leaves room for the payment's locks.
+    let created = world.create(&["--set", "active=900"])?;
+    world.usable_for(&created, &[0, 1])?;
+    let outside = Outside::start(&mut world)?;
+    // From there, so that there is room on the way back.
+    outside.pay(&world.invoice(0, 60_000)?)?;
+    world.lightning_becomes(0, 60_000_000)?;
+    let url = webhook.url("token");
+    world.client(0)?.json(&["webhook", "set", "push", &url])?;
+    webhook.wait(0, "lsps5.webhook_registered")?;
+
+    let preimage = [7; 32];
+    let hash = PaymentHash(sha256::Hash::hash(&preimage).to_byte_array());
+    let invoice = outside.hold_invoice(Msat(20_000_000), hash)?;
+    world.client(0)?.json(&["pay", &invoice, "--background"])?;
+    let expiry = outside.holds(hash)?;
+    world.client_mut(0)?.kill()?;
+    outside.claim(preimage)?;
+    outside.paid(hash)?;
+    let before = expiry - CALM;
+    world.node.mine_until(before)?;
+    world.coordinator_sees_tip()?;
+    for _ in 0..URGENT {
+        let posted = webhook.posted();
+        if posted.iter().any(|one| one.body.contains("expiry_soon")) {
+            break;
+        }
+        world.mine(1)?;
+        world.coordinator_sees_tip()?;
+    }
+    let woken = webhook.wait(1, "lsps5.expiry_soon")?;
+    is_genuine(&world, &woken, "lsps5.expiry_soon")?;
+    let body: serde_json::Value = serde_json::from_str(&woken.body)?;
+    let timeout = number(&body["params"], "timeout")?;
+    let now = world.node.height()?;
+    ensure!(u64::from(before) < timeout, "{body}, after {before}");
+    ensure!(timeout < u64::from(now) + 24, "{body} at {now}");
+
+    world.client_mut(0)?.start()?;
+    world.client(0)?.wait_for("payment_sent")?;
+    Ok(())
 }
 
 /// Somebody pays a wallet of somebody else that is away: its webhook, which is new at this path, hears of it, and it comes for its payment.

@@ -1,6 +1,7 @@
 //! Sales that orders of a channel (LSPS1) pay for.
 
 use bitcoin::{OutPoint, TxOut};
+use channel_host::{JitOpening, Msat};
 use factory_tree::sale::order::PaidBy;
 use factory_tree::testing::funding_tx;
 
@@ -20,6 +21,8 @@ async fn lsps1_shop() -> (TestWorld, Tree) {
     let (world, tree) = shop_of(|config| {
         config.lsps1.enabled = true;
         config.lsps1.wait_seconds = 100;
+        config.jit.enabled = true;
+        config.jit.max_payment_sat = 1_000_000;
     })
     .await;
     let address = world.ctx.wallet.new_address().await.unwrap();
@@ -89,6 +92,7 @@ async fn ordered_for(world: &TestWorld) -> SaleId {
 async fn pays(world: &TestWorld, until: u32) {
     let paid = lsps1::held(&world.ctx, hash(ID), 2_000_000, until).await;
     assert!(paid.unwrap());
+    lsps1::look(&world.ctx).await.unwrap();
 }
 
 /// Blocks before a payment expires at which it goes back.
@@ -222,14 +226,20 @@ async fn the_sale_begins_with_the_payment_and_its_channel_is_the_orders() {
     set(&world, "UPDATE lsps1_order SET held_at = 0").await;
     look(&world).await;
     assert_eq!((asked(&world), opens(&world)), (vec![], 0));
-    let owed = world.ctx.store.read(async |tx| orders::owed_sat(tx).await);
+    let owed = world
+        .ctx
+        .store
+        .read(async |tx| orders::owed_sat(tx, &[]).await);
     assert_eq!(owed.await.unwrap(), SAT, "coins for the other channel");
     stands(&world, sale).await;
     let found = order_row(&world).await;
     let leaf: OutPoint = LEAF.parse().unwrap();
     assert_eq!((found.state, found.funding), (State::Open, Some(leaf)));
     assert_eq!((found.onchain_sat, found.opens), (0, 0));
-    let owed = world.ctx.store.read(async |tx| orders::owed_sat(tx).await);
+    let owed = world
+        .ctx
+        .store
+        .read(async |tx| orders::owed_sat(tx, &[]).await);
     assert_eq!(owed.await.unwrap(), 0);
     look(&world).await;
     let preimage = *world.ctx.keys.lsps1_preimage(ID);
@@ -251,6 +261,52 @@ async fn the_sale_begins_with_the_payment_and_its_channel_is_the_orders() {
         .unwrap();
     assert_eq!(told["order_state"], "COMPLETED");
     assert_eq!(told["channel"]["funding_outpoint"], LEAF);
+}
+
+/// If nothing comes of the sale, the order's channel needs coins; once it is complete, it needs none.
+#[tokio::test]
+async fn the_coins_of_an_order_are_kept_while_its_sale_is_under_way_and_no_longer() {
+    let (world, _) = lsps1_shop().await;
+    let sale = ordered_for(&world).await;
+    let client = member(0).id();
+    let largest = async || {
+        let told = ask(&world, client, "lsps2.get_info", json!({})).await;
+        let told = told.unwrap();
+        let most = &told["opening_fee_params_menu"][0]["max_payment_size_msat"];
+        most.as_str().unwrap().parse::<u64>().unwrap()
+    };
+    let refused = async || {
+        let opening = JitOpening {
+            scid: 1,
+            client: PublicKey::from_slice(&client.0).unwrap(),
+            payment: Msat(20_000_000),
+            fee: Msat(30_000_000),
+            capacity: Amount::from_sat(970_000),
+            leaf_until: None,
+        };
+        let opened = crate::jit::open(&world.ctx, opening).await;
+        opened.unwrap().unwrap_err()
+    };
+    let owed = async || {
+        let read = world
+            .ctx
+            .store
+            .read(async |tx| orders::owed_sat(tx, &[]).await);
+        read.await.unwrap()
+    };
+    let most = largest().await;
+    look(&world).await;
+    assert_eq!(row(&world, sale).await.state, PurchaseState::Paid);
+    assert!(largest().await < most);
+    let why = refused().await;
+    assert!(why.contains("has not the coins"), "{why}");
+    assert_eq!(owed().await, SAT);
+    set(&world, "UPDATE sale SET state = 'sold'").await;
+    assert_eq!(order_row(&world).await.state, State::Held);
+    assert_eq!(largest().await, most);
+    let why = refused().await;
+    assert!(why.contains("not in the books"), "{why}");
+    assert_eq!(owed().await, 0);
 }
 
 #[tokio::test]
@@ -297,6 +353,42 @@ async fn a_sale_that_cannot_go_on_is_waited_for_as_long_as_its_payment_is_held()
     assert_eq!(row(&world, sale).await.state, PurchaseState::Cancelled);
     assert_eq!(order_row(&world).await.state, State::Failed);
     assert_eq!(asked(&world), [Asked::SendBack(hash(ID))]);
+}
+
+#[tokio::test]
+async fn a_complete_sale_that_cannot_go_on_is_paid_for_when_that_can_wait_no_longer() {
+    for known in [true, false] {
+        let (world, _) = lsps1_shop().await;
+        let sale = ordered_for(&world).await;
+        look(&world).await;
+        set(&world, "UPDATE sale SET state = 'sold'").await;
+        world.ctx.sales.looked.store(true, Ordering::Release);
+        let leaf: OutPoint = LEAF.parse().unwrap();
+        world.ctx.lightning.pretended.lock().unwrap().outpoint = known.then_some(leaf);
+        let due = lsps1::release_at(&world.ctx, &order_row(&world).await);
+        at(&world, due - 1);
+        look(&world).await;
+        assert_eq!(order_row(&world).await.state, State::Held);
+        at(&world, due);
+        // While somebody drives it, that is who ends it.
+        let mailbox = world.ctx.sales.register(sale);
+        look(&world).await;
+        assert_eq!(order_row(&world).await.state, State::Held);
+        world.ctx.sales.unregister(sale);
+        drop(mailbox);
+        lsps1::look(&world.ctx).await.unwrap();
+        lsps1::look(&world.ctx).await.unwrap();
+        let found = order_row(&world).await;
+        if known {
+            assert_eq!((found.state, found.funding), (State::Open, Some(leaf)));
+            let preimage = *world.ctx.keys.lsps1_preimage(ID);
+            assert_eq!(asked(&world), [Asked::Claim(preimage)]);
+            assert_eq!(row(&world, sale).await.state, PurchaseState::Settled);
+        } else {
+            assert_eq!(found.state, State::Failed);
+            assert_eq!(asked(&world), [Asked::SendBack(hash(ID))]);
+        }
+    }
 }
 
 #[tokio::test]

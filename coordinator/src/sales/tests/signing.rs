@@ -222,6 +222,11 @@ impl Market {
         let mut wallets = wallets(&world, &tree).await;
         let (order, sale) = ordered(&world).await;
         wallets.get_mut(&member(0).id()).unwrap().order = Some(order);
+        Self::of(world, wallets, sale).await
+    }
+
+    /// The order is paid, and its sale begins.
+    async fn of(world: TestWorld, wallets: BTreeMap<ClientId, Wallet>, sale: SaleId) -> Self {
         pay(&world, sale).await;
         let mut market = Self {
             world,
@@ -319,8 +324,15 @@ impl Market {
         market
     }
 
+    /// By which it was ordered first.
+    fn quote(&self) -> &str {
+        let order = self.wallets[&member(0).id()].order.as_ref();
+        &order.unwrap().quote.text
+    }
+
     fn claims(&self) -> usize {
-        let claim = Asked::Claim(*self.world.ctx.keys.sale_preimage(self.sale));
+        let keys = &self.world.ctx.keys;
+        let claim = Asked::Claim(*keys.sale_preimage(self.sale, self.quote()));
         asked(&self.world)
             .iter()
             .filter(|one| **one == claim)
@@ -337,7 +349,7 @@ impl Market {
     }
 
     fn sent_back(&self) -> bool {
-        let hash = self.world.ctx.keys.sale_hash(self.sale);
+        let hash = self.world.ctx.keys.sale_hash(self.sale, self.quote());
         asked(&self.world).contains(&Asked::SendBack(hash))
     }
 }
@@ -460,6 +472,59 @@ async fn a_buyer_who_takes_it_back_is_paid_back_until_it_is_complete() {
     assert!(!market.sent_back());
 }
 
+#[tokio::test]
+async fn nothing_is_complete_while_the_payment_is_not_here() {
+    let mut market = Market::paid(|sales| sales.step_seconds = 30).await;
+    let order = row(&market.world, market.sale).await.order;
+    let ctx = Arc::clone(&market.world.ctx);
+    let pretended = || ctx.lightning.pretended.lock().unwrap();
+    pretended().missing = vec![channel_host::LeafId(order.leaf_id.0)];
+    market.come(0).await;
+    market.come(1).await;
+    // Until all that is waited for is the channel.
+    let waits = async || {
+        let query = "SELECT chain IS NOT NULL FROM sale";
+        let read = ctx.store.read(async |tx| {
+            let found = sqlx::query_scalar::<_, bool>(query);
+            Ok(found.fetch_one(tx).await?)
+        });
+        read.await.unwrap()
+    };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !waits().await {
+        assert!(tokio::time::Instant::now() < deadline, "not signed");
+        let look = Duration::from_millis(20);
+        let _ = tokio::time::timeout(look, market.serve_one()).await;
+    }
+    {
+        let mut now = pretended();
+        (now.missing, now.gone) = (Vec::new(), vec![order.hash]);
+    }
+    let gone = |row: &SaleRow| row.note.contains("not here any more");
+    let found = market.until(gone).await;
+    assert_eq!((found.state, found.sold), (PurchaseState::Paid, None));
+    pretended().gone = Vec::new();
+    market.until(|row| row.sold.is_some()).await;
+}
+
+#[tokio::test]
+async fn a_sale_whose_payment_never_comes_again_is_given_up() {
+    let (world, tree) = shop(|sales| sales.wake_seconds = 1).await;
+    let keys = &world.ctx.keys;
+    let all_gone = |hash| world.ctx.lightning.pretended.lock().unwrap().gone = vec![hash];
+    let (order, sale) = ordered(&world).await;
+    all_gone(keys.sale_hash(sale, &order.quote.text));
+    let mut wallets = wallets(&world, &tree).await;
+    wallets.get_mut(&member(0).id()).unwrap().order = Some(order);
+    let mut market = Market::of(world, wallets, sale).await;
+    market.come(0).await;
+    market.come(1).await;
+    let given_up = |row: &SaleRow| row.state == PurchaseState::Cancelled;
+    let found = market.until(given_up).await;
+    assert!(found.note.contains("not here any more"), "{}", found.note);
+    assert_eq!(found.bound, None, "nobody was asked to sign");
+}
+
 /// The mate is silent when terms are bound, and the buyer takes it back.
 async fn abandoned() -> (Market, Sale) {
     let mut market = Market::paid(|_| {}).await;
@@ -497,6 +562,37 @@ async fn bound_terms_that_were_abandoned_are_the_buyers_and_nobody_elses() {
     market.wallets.get_mut(&mate).unwrap().manner = Manner::Honest;
     let sold = market.until(|row| row.sold.is_some()).await;
     assert_eq!(sold.sold.unwrap().sale, bound);
+}
+
+#[tokio::test]
+async fn an_order_that_is_begun_anew_is_not_paid_by_an_old_invoice_nor_by_an_older_quote() {
+    let (market, _) = abandoned().await;
+    let (world, buyer) = (&market.world, member(0).id());
+    let cancel = async || {
+        let params = json!({ "sale": market.sale });
+        let answer = ask(world, buyer, method::CANCEL, params).await;
+        assert_eq!(answer.unwrap()["state"], "cancelled");
+    };
+    let older = order(&quote(world, buyer, 30_000).await.unwrap(), 1);
+    buy(world, buyer, &older).await.unwrap();
+    let old = row(world, market.sale).await.order;
+    cancel().await;
+    // It is held, and nothing but this order knows its hash.
+    let newer = order(&quote(world, buyer, 30_000).await.unwrap(), 1);
+    buy(world, buyer, &newer).await.unwrap();
+    let new = row(world, market.sale).await.order;
+    assert_ne!((&new.quote, new.hash), (&old.quote, old.hash));
+    assert!(asked(world).contains(&Asked::SendBack(old.hash)));
+    world.ctx.lightning.asked.lock().unwrap().clear();
+    assert_eq!(new.hash, world.ctx.keys.sale_hash(market.sale, &new.quote));
+    held(&world.ctx, old.hash, old.fee_msat, UNTIL)
+        .await
+        .unwrap();
+    let state = row(world, market.sale).await.state;
+    assert_eq!(state, PurchaseState::Ordered);
+    assert!(asked(world).contains(&Asked::SendBack(old.hash)));
+    cancel().await;
+    assert_eq!(buy(world, buyer, &older).await.unwrap_err(), "expired");
 }
 
 #[tokio::test]

@@ -8,11 +8,12 @@ use factory_tree::sale::cosigner::PendingSale;
 use factory_tree::sale::message::SaleRound;
 use factory_tree::sale::order::{PurchaseState, SignedQuote};
 use factory_tree::sale::{Sale, SoldChannel};
+use factory_tree::units::Height;
 
 use super::{factory, join, key, open, outpoint, record};
 use crate::store::{
-    FactoryStore, IdentityStore, JoinStore, PurchaseRow, PurchaseStore, PurchaseTerms, SaleStore,
-    SignedStore, StoreError,
+    FactoryStore, IdentityStore, JoinStore, PurchaseRow, PurchaseStore, PurchaseTerms, RefusedSale,
+    SaleStore, SignedStore, SqliteStore, StoreError,
 };
 
 fn pending(number: u8) -> PendingSale {
@@ -69,6 +70,26 @@ async fn a_signed_sale_waits_for_its_kit() {
         store.replace_kit(none, b"kit").await,
         Err(StoreError::NoFactory(_))
     ));
+}
+
+#[tokio::test]
+async fn the_first_double_sale_of_a_factory_is_remembered() {
+    let (dir, store) = open().await;
+    store.record_join(&join(1)).await.unwrap();
+    store.store_kit(&factory(1), b"kit").await.unwrap();
+    let refused = |found: &str, height| RefusedSale {
+        factory: FactoryId([1; 32]),
+        found: found.to_owned(),
+        height: Height(height),
+    };
+    for (found, height) in [("the first", 7), ("the second", 8)] {
+        let row = refused(found, height);
+        store.add_refused_sale(&row).await.unwrap();
+    }
+    store.close().await;
+    let store = SqliteStore::open(dir.path().join("client.sqlite"));
+    let found = store.await.unwrap().refused_sales().await.unwrap();
+    assert_eq!(found, [refused("the first", 7)]);
 }
 
 fn purchase(n: u8) -> PurchaseRow {

@@ -77,6 +77,8 @@ pub struct Habits {
     pub away: AtomicBool,
     /// Takes no channel: says so.
     pub declines: AtomicBool,
+    /// Takes none that is to be named by an alias alone: says so.
+    pub declines_aliases: AtomicBool,
     /// Says nothing to a channel.
     pub ignores: AtomicBool,
     /// Uses no channel before it has six confirmations.
@@ -541,12 +543,16 @@ impl Inner {
             Event::OpenChannelRequest {
                 temporary_channel_id,
                 counterparty_node_id,
+                channel_type,
                 ..
             } if counterparty_node_id == self.lsp.0 => {
                 if self.habits.ignores.load(Ordering::SeqCst) {
                     return Ok(());
                 }
-                if self.habits.declines.load(Ordering::SeqCst) {
+                let declines = self.habits.declines.load(Ordering::SeqCst)
+                    || (channel_type.supports_scid_privacy()
+                        && self.habits.declines_aliases.load(Ordering::SeqCst));
+                if declines {
                     let (id, peer) = (temporary_channel_id, counterparty_node_id);
                     let why = "no channels today".to_owned();
                     let closed = self

@@ -9,14 +9,14 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
 use channel_host::{
-    CLAIM_BUFFER, ExitReason, FeeCoins, KnownSpend, NodeEvent, Side, SpendKind, Stage,
+    CLAIM_BUFFER, ExitReason, FeeCoins, KnownSpend, LeafId, NodeEvent, Side, SpendKind, Stage,
 };
 use scenarios::bitcoind::Bitcoind;
 use scenarios::coins::Coins;
 
 use super::harness::{
     CAPACITY, EXIT_DELAY, Member, PREIMAGE, Unborn, child_in_mempool, fee_coins, held, held_for,
-    holds, outside, paid_pair, pair, spent_by, until,
+    holds, outside, paid_pair, pair, settled, spent_by, until,
 };
 use crate::chain::support::{payout_script, sat};
 
@@ -306,8 +306,8 @@ async fn what_was_received_is_fetched_in_time_when_the_coordinator_vanishes() ->
 }
 
 /// Whether a node was asked to exit by the time it has seen the chain's tip.
-async fn stays(member: &mut Member) -> Result<bool> {
-    member.synced().await?;
+async fn stays(member: &mut Member, leaf: LeafId) -> Result<bool> {
+    settled(member, leaf).await?;
     while let Some(event) = member.heard() {
         if matches!(event, NodeEvent::ExitNeeded { .. }) {
             return Ok(false);
@@ -353,7 +353,7 @@ async fn is_to_be_woken(lsp: &mut Member, id: PublicKey, exits_at: u32) -> Resul
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_away_is_to_be_woken_before_a_payment_forces_its_leaf_to_the_chain() -> Result<()> {
-    let (node, mut lsp, mut client, _leaf) = paid_pair().await?;
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
     let expiry = held_for(&mut client, &mut lsp, LATER).await?;
     let id = goes_away(&lsp, &mut client).await?;
     lsp.node().claim(PREIMAGE)?;
@@ -370,7 +370,7 @@ async fn who_is_away_is_to_be_woken_before_a_payment_forces_its_leaf_to_the_chai
     })
     .await?;
     node.mine_until(exits_at)?;
-    assert!(stays(&mut lsp).await?);
+    assert!(stays(&mut lsp, leaf.id).await?);
     Ok(())
 }
 
@@ -441,8 +441,31 @@ async fn a_channel_that_the_peer_ends_is_fetched_while_something_may_be_owed() -
     client.node().set_factory_confirmed(leaf.id, false)?;
     lsp.node().abandon_leaf(leaf.id)?;
     closed(&mut client).await?;
-    assert!(stays(&mut client).await?);
+    assert!(stays(&mut client, leaf.id).await?);
     client.crash().await?;
+    client.node().set_factory_confirmed(leaf.id, true)?;
+    node.mine(1)?;
+    assert_eq!(asked_to_exit(&mut client).await?, ExitReason::Closed);
+    Ok(())
+}
+
+/// Else it would be open again, and nobody fetch what is owed, until the coordinator is back and ends it once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_was_told_to_be_closed_is_closed_after_a_crash() -> Result<()> {
+    let (node, mut lsp, mut client, leaf) = paid_pair().await?;
+    client.abort().await;
+    client.fail_after_close().await?;
+    client.launch().await?;
+    client.usable(1).await?;
+    lsp.usable(1).await?;
+    client.node().set_factory_confirmed(leaf.id, false)?;
+    lsp.node().abandon_leaf(leaf.id)?;
+    closed(&mut client).await?;
+    lsp.abort().await;
+    client.abort().await;
+    client.fail_after(None).await?;
+    client.launch().await?;
+    assert!(client.node().channels().is_empty());
     client.node().set_factory_confirmed(leaf.id, true)?;
     node.mine(1)?;
     assert_eq!(asked_to_exit(&mut client).await?, ExitReason::Closed);
@@ -460,7 +483,7 @@ async fn a_channel_that_the_peer_ends_waits_if_nothing_ever_came_over_it() -> Re
     lsp.node().abandon_leaf(leaf.id)?;
     closed(&mut client).await?;
     node.mine(1)?;
-    assert!(stays(&mut client).await?);
+    assert!(stays(&mut client, leaf.id).await?);
     // Unless its user wants to.
     client.node().force_close(leaf.id).await?;
     assert_eq!(asked_to_exit(&mut client).await?, ExitReason::Asked);

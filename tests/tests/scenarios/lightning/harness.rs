@@ -168,20 +168,37 @@ impl Member {
 
     /// While it is stopped: lets its store fail for good after so many writes from the next start on, as a full disk would; `None` mends it.
     pub async fn fail_after(&self, writes: Option<u32>) -> Result<()> {
-        let path = self.directory.path().join("channels.sqlite");
-        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
-        let mut store = sqlx::SqliteConnection::connect_with(&options).await?;
-        let mend = "DROP TRIGGER IF EXISTS fuse; DROP TABLE IF EXISTS fuses";
-        sqlx::raw_sql(mend).execute(&mut store).await?;
-        if let Some(writes) = writes {
-            let fuse = format!(
+        let fuse = writes.map(|writes| {
+            format!(
                 "CREATE TABLE fuses (remaining INTEGER NOT NULL);
                  INSERT INTO fuses VALUES ({writes});
                  CREATE TRIGGER fuse BEFORE INSERT ON entry BEGIN
                    UPDATE fuses SET remaining = remaining - 1;
                    SELECT RAISE(ABORT, 'the fuse has blown') FROM fuses WHERE remaining < 0;
                  END"
-            );
+            )
+        });
+        self.fuse(fuse).await
+    }
+
+    /// The same when LDK's manager is to be written once a leaf is stored as closed.
+    pub async fn fail_after_close(&self) -> Result<()> {
+        let fuse = r#"CREATE TRIGGER fuse BEFORE INSERT ON entry
+             WHEN NEW.name = 'manager' AND EXISTS (
+               SELECT 1 FROM entry
+               WHERE subspace = 'leaves' AND CAST(value AS TEXT) LIKE '%"stage":"Closed"%'
+             )
+             BEGIN SELECT RAISE(ABORT, 'the fuse has blown'); END"#;
+        self.fuse(Some(fuse.to_owned())).await
+    }
+
+    async fn fuse(&self, fuse: Option<String>) -> Result<()> {
+        let path = self.directory.path().join("channels.sqlite");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+        let mut store = sqlx::SqliteConnection::connect_with(&options).await?;
+        let mend = "DROP TRIGGER IF EXISTS fuse; DROP TABLE IF EXISTS fuses";
+        sqlx::raw_sql(mend).execute(&mut store).await?;
+        if let Some(fuse) = fuse {
             let fuse = sqlx::AssertSqlSafe(fuse);
             sqlx::raw_sql(fuse).execute(&mut store).await?;
         }
@@ -305,6 +322,17 @@ pub async fn until(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<(
         Ok(())
     });
     waited.await.with_context(|| format!("waited for {what}"))?
+}
+
+/// Waits until one side has taken in the tip, and has done what followed from all before.
+pub async fn settled(side: &Member, leaf: LeafId) -> Result<()> {
+    side.synced().await?;
+    let seen = side.node().height();
+    until("a settled block", || {
+        let settled = side.node().settlement(leaf);
+        Ok(settled.is_some_and(|settled| settled.height >= seen))
+    })
+    .await
 }
 
 /// A leaf as both sides verified it, its transaction signed and kept.

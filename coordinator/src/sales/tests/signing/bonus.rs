@@ -148,6 +148,39 @@ async fn who_signs_with_the_buyer_gets_a_channel_and_crashes_change_nothing() {
     assert_eq!(leaf.id, NodeLeaf(place.leaf_id.0));
 }
 
+async fn may_be_used(market: &Market, leaf: LeafId) -> bool {
+    let store = &market.world.ctx.store;
+    let read = store.read(async |tx| store::leaves::get(tx, leaf).await);
+    read.await.unwrap().unwrap().usable
+}
+
+/// LDK would choose it for what its owner is paid: it is shut for no longer than its owner lets it be.
+#[tokio::test]
+async fn a_bonus_may_be_used_when_its_owner_has_it_whatever_the_buyer_does() {
+    let (mut market, place) = market(|_| {}).await;
+    for wallet in market.wallets.values_mut() {
+        wallet.manner = Manner::Deaf;
+    }
+    market.come(0).await;
+    market.come(1).await;
+    let sold = market.until(|row| row.sold.is_some()).await;
+    // It has no such kit.
+    assert!(!may_be_used(&market, place.leaf_id).await);
+    mate(&mut market).manner = Manner::Honest;
+    market.come(1).await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !may_be_used(&market, place.leaf_id).await {
+        let _ = tokio::time::timeout(Duration::from_millis(20), market.serve_one()).await;
+        assert!(tokio::time::Instant::now() < deadline, "it stays shut");
+    }
+    assert_eq!(mate(&mut market).kit.channels().len(), 2);
+    // The buyer's own waits for its payment, which waits for the buyer.
+    assert!(!may_be_used(&market, sold.order.leaf_id).await);
+    assert_eq!(market.claims(), 0);
+    let market = market.crash().await;
+    assert!(may_be_used(&market, place.leaf_id).await);
+}
+
 /// Its timeout would pay the mate all of it: nothing but the chain transaction is signed before it stands.
 #[tokio::test]
 async fn nothing_that_pays_a_bonus_is_signed_before_its_channel_stands() {

@@ -7,7 +7,7 @@ use scenarios::bitcoind::Bitcoind;
 
 use super::harness::{Move, end, ending, moving, pending, state};
 use crate::lightning::harness::{
-    EXIT_DELAY, Member, child_in_mempool, fee_coins, holds, spender, until,
+    EXIT_DELAY, Member, child_in_mempool, fee_coins, holds, settled, spender, until,
 };
 
 const AMOUNT: Amount = Amount::from_sat(2_000);
@@ -123,17 +123,6 @@ fn exits(side: &mut Member) -> Vec<(LeafId, ExitReason)> {
         }
     }
     exits
-}
-
-/// Waits until one side has taken in the tip, and has done what followed from all before.
-async fn settled(side: &Member, leaf: LeafId) -> Result<()> {
-    side.synced().await?;
-    let seen = side.node().height();
-    until("a settled block", || {
-        let settled = side.node().settlement(leaf);
-        Ok(settled.is_some_and(|settled| settled.height >= seen))
-    })
-    .await
 }
 
 /// Lets the coordinator take in blocks up to a height. Returns which leaves it was asked for.
