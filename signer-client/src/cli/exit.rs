@@ -10,11 +10,11 @@ use super::CliError;
 use super::args::Exit;
 use super::context::{Context, Holder};
 use super::follow::{self, Reached};
-use super::show::nothing_to_leave;
+use super::show::{nothing_to_leave, nothing_to_pay, staying_away};
 use super::table::{grouped, with_msat};
 use crate::client::{Quote, Shutdown, SignerClient, Tasks, quote, request_exit};
 use crate::lock::DataDirLock;
-use crate::store::{Request, SharedStore};
+use crate::store::{Goal, Request, SharedStore};
 
 /// Shown where neither a feerate nor an estimate is at hand, in sat/vB.
 const EXAMPLE: u64 = 10;
@@ -148,6 +148,15 @@ async fn confirm(
 ) -> Result<(), CliError> {
     let feerate = options.feerate.unwrap_or(EXAMPLE);
     let quote = quote(store, factory, &[feerate], coins).await?;
+    if let Some(text) = nothing_to_leave(&quote) {
+        // An exit that is under way is followed to its end, and needs no second yes.
+        let mut exit = quote.exit.iter();
+        if !exit.any(|exit| exit.goal == Goal::Leave && exit.done_height.is_none()) {
+            return Err(CliError::Refused(text));
+        }
+        eprintln!("{text}");
+        return Ok(());
+    }
     eprintln!("{}", explain(&quote));
     if options.yes {
         return Ok(());
@@ -168,11 +177,9 @@ async fn confirm(
 }
 
 fn explain(quote: &Quote) -> String {
-    if let Some(text) = nothing_to_leave(quote) {
-        return text;
-    }
     let mut text = format!("Leaving factory {} by yourself:\n", quote.factory);
-    for at in &quote.quotes {
+    let free = nothing_to_pay(quote);
+    for at in quote.quotes.iter().filter(|_| free.is_none()) {
         text.push_str(&format!(
             "  {} transactions, {} vB with what pays for them; at {} sat/vB {} sat, from your own coins.\n",
             at.transactions,
@@ -201,21 +208,18 @@ fn explain(quote: &Quote) -> String {
             quote.forced_siblings
         ));
     }
+    text.push_str(&match free {
+        Some(free) => format!("  {free} The"),
+        None => format!(
+            "  It takes {} blocks at least, {} at worst, until the channel is on the chain. Then it is closed, and the",
+            quote.least_delay_blocks, quote.worst_delay_blocks
+        ),
+    });
     text.push_str(&format!(
-        "  It takes {} blocks at least, {} at worst, until the channel is on the chain. Then it is closed, and the {} sat that are yours on Lightning go into your wallet some 144 blocks later, less the fees of two small transactions.\n",
-        quote.least_delay_blocks,
-        quote.worst_delay_blocks,
-        with_msat(quote.lightning_msat)
+        " {} sat that are yours on Lightning go into your wallet some 144 blocks later, less the fees of two small transactions.\n  {}",
+        with_msat(quote.lightning_msat),
+        staying_away(quote)
     ));
-    if quote.coverage_sat > 0 {
-        text.push_str(&format!(
-            "  If you stay away instead, the coordinator brings your balance to the chain when the factory ends; only if it breaks off, the timeouts pay at least {} sat after height {}. You need no coins for either.",
-            grouped(quote.coverage_sat),
-            quote.expiry_height
-        ));
-    } else {
-        text.push_str("  This factory pays nothing to those who stay away.");
-    }
     text
 }
 
@@ -245,4 +249,82 @@ async fn report(
     };
     let value = json!({"factory": factory, "state": state, "progress": progress});
     context.print(&value, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Network;
+    use clap::Parser;
+    use factory_tree::params::{FactoryParams, Profile};
+    use factory_tree::testing::TestFactory;
+    use factory_tree::units::Height;
+
+    use super::*;
+    use crate::cli::args::{Args, Command};
+    use crate::cli::show::tests::open_on_the_chain;
+    use crate::exit::tests::row;
+    use crate::store::{ExitRow, JoinRow, Progress};
+
+    #[tokio::test]
+    async fn what_is_over_is_not_left_whoever_says_yes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().display().to_string();
+        let words = ["x", "--data-dir", path.as_str(), "exit", "0", "--yes"];
+        let args = Args::try_parse_from(words).unwrap();
+        let context = Context::new(&args).unwrap();
+        let Command::Exit(options) = args.command else {
+            panic!("not exit");
+        };
+        let store = context.store().await.unwrap();
+        let params = FactoryParams::profile(Profile::Lite, Network::Regtest);
+        let kit = TestFactory::new(3, params, 2).unwrap().sign().kit(0);
+        let (factory, row) = (kit.factory_id, row(&kit));
+        let join = JoinRow {
+            join_nonce: kit.join_nonce,
+            round: row.round,
+            leaf_id: kit.leaf_id,
+            factory_key: kit.factory_key,
+            channel_key: kit.channel_key,
+            payout_script: kit.payout_script.clone(),
+            common_pin: row.common_pin,
+            capacity: kit.capacity,
+        };
+        store.record_join(&join).await.unwrap();
+        let text = kit.to_json().unwrap();
+        store.store_kit(&row, text.as_bytes()).await.unwrap();
+        let ask = async || confirm(&context, &options, &store, factory, None).await;
+        ask().await.unwrap();
+        let over = Some(Height(9));
+        store.set_abandoned(factory, over).await.unwrap();
+        let error = ask().await.unwrap_err();
+        assert_eq!(error.exit_code(), 4, "{error}");
+        assert!(
+            error.to_string().contains("nothing left to exit"),
+            "{error}"
+        );
+        // An exit that is under way is followed.
+        let exit = ExitRow {
+            factory,
+            goal: Goal::Leave,
+            feerate: None,
+            max_fee: None,
+            requested: Height(8),
+            progress: Progress::default(),
+        };
+        store.request_exit(&exit).await.unwrap();
+        ask().await.unwrap();
+        let done = Progress {
+            done: over,
+            ..Progress::default()
+        };
+        store.set_progress(factory, &done).await.unwrap();
+        assert_eq!(ask().await.unwrap_err().exit_code(), 4);
+    }
+
+    #[test]
+    fn who_leaves_an_open_channel_on_the_chain_is_told_that_it_is_closed() {
+        let text = explain(&open_on_the_chain());
+        assert!(text.contains("leaving closes 2 channels"), "{text}");
+        assert!(!text.contains("nothing left to exit"), "{text}");
+    }
 }

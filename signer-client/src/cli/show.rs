@@ -2,6 +2,7 @@
 
 use bitcoin::{Amount, FeeRate};
 use factory_tree::ladder::Warning;
+use factory_tree::params::ExpiryPolicy;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -144,11 +145,14 @@ fn account_text(account: &Account, moving: Option<&str>) -> String {
         ));
     }
     for refused in &account.double_sales {
+        let at = match refused.at_height {
+            0 => String::new(),
+            height => format!(" (at block {height})"),
+        };
         lines.push(format!(
-            "Problem !!! {}: {} (at block {})",
+            "Problem !!! {}: {}{at}",
             short(&refused.factory),
-            refused.words,
-            refused.at_height
+            refused.words
         ));
     }
     lines.join("\n") + "\n"
@@ -186,17 +190,13 @@ fn factory_table(factories: &[FactoryView]) -> String {
         "in flight",
     ]);
     for factory in factories {
-        let exit = factory.exit.as_ref().map_or_else(
-            || match factory.leave_by_height {
-                Some(height) => format!("must be left by height {height}"),
-                None => String::new(),
-            },
-            |exit| {
-                let until = exit.until_height;
-                let until = until.map_or(String::new(), |height| format!(" until height {height}"));
-                format!("{}{until}", exit.progress)
-            },
-        );
+        let exit = match (&factory.exit, factory.leave_by_height) {
+            // The sentence below the table has it.
+            (Some(_), _) if factory.on_chain_words.is_some() => "see below".to_owned(),
+            (Some(exit), _) => exit.in_words(),
+            (None, Some(height)) => format!("must be left by height {height}"),
+            (None, None) => String::new(),
+        };
         let confirmed = factory.confirmed_height;
         let ours = factory.channels.iter().map(|channel| channel.ours_msat);
         let ours = ours.reduce(u64::saturating_add);
@@ -260,9 +260,9 @@ async fn coins(context: &Context, store: &SharedStore) -> Result<Vec<Amount>, Cl
     Ok(coins.into_iter().map(Amount::from_sat).collect())
 }
 
-/// Of a factory of which nothing is left to be published: where the money is.
+/// Of a factory that is over: where the money is.
 pub(super) fn nothing_to_leave(quote: &Quote) -> Option<String> {
-    if !quote.over && quote.path_transactions > 0 {
+    if !quote.over {
         return None;
     }
     let exit = quote.exit.as_ref();
@@ -274,6 +274,40 @@ pub(super) fn nothing_to_leave(quote: &Quote) -> Option<String> {
         short(&quote.factory),
         quote.state
     ))
+}
+
+/// Of a factory whose leaf is on the chain: it costs nothing to leave, but it is an end all the same.
+pub(super) fn nothing_to_pay(quote: &Quote) -> Option<String> {
+    (quote.path_transactions == 0).then(|| {
+        format!(
+            "There is no transaction to pay for; leaving closes {} on the chain.",
+            channels(quote.channels)
+        )
+    })
+}
+
+fn channels(number: usize) -> String {
+    match number {
+        1 => "a channel".to_owned(),
+        several => format!("{several} channels"),
+    }
+}
+
+/// What comes of doing nothing.
+pub(super) fn staying_away(quote: &Quote) -> String {
+    match (quote.coverage_sat, quote.expiry_policy) {
+        (0, ExpiryPolicy::LspReclaim) => {
+            "Staying away pays nothing: this factory must be left in time.".to_owned()
+        }
+        (0, ExpiryPolicy::ClientRefund) => {
+            "If you stay away instead, no timeout is sure to pay you anything.".to_owned()
+        }
+        (sure, _) => format!(
+            "If you stay away instead, the coordinator brings your balance to the chain when the factory ends; only if it breaks off, the timeouts pay at least {} sat after height {}. You need no coins for either.",
+            grouped(sure),
+            quote.expiry_height
+        ),
+    }
 }
 
 fn quote_text(quote: &Quote) -> String {
@@ -303,30 +337,24 @@ fn quote_text(quote: &Quote) -> String {
             suffice.to_owned(),
         ]);
     }
-    let away = if quote.coverage_sat > 0 {
+    let cost = nothing_to_pay(quote).unwrap_or_else(|| {
         format!(
-            "If you stay away instead, the coordinator brings your balance to the chain when the factory ends; only if it breaks off, the timeouts pay at least {} sat after height {}. You need no coins for either.",
-            grouped(quote.coverage_sat),
-            quote.expiry_height
+            "{}\nThe channel is on the chain after {} blocks at least, {} at worst; its timeout is valid at height {}.",
+            table.render(),
+            quote.least_delay_blocks,
+            quote.worst_delay_blocks,
+            quote.expiry_height,
         )
-    } else {
-        "Staying away pays nothing: this factory must be left in time.".to_owned()
-    };
+    });
+    let away = staying_away(quote);
     let seen = quote.on_chain_words.as_ref();
     let seen = seen.map_or_else(String::new, |words| format!("\n{words}"));
     format!(
-        "Leaving factory {} brings the {} sat that are yours on Lightning, of {} of {} sat:\n\n{}\nThe channel is on the chain after {} blocks at least, {} at worst; its timeout is valid at height {}.\n{away}{seen}",
+        "Leaving factory {} brings the {} sat that are yours on Lightning, of {} of {} sat:\n\n{cost}\n{away}{seen}",
         short(&quote.factory),
         with_msat(quote.lightning_msat),
-        match quote.channels {
-            1 => "a channel".to_owned(),
-            several => format!("{several} channels"),
-        },
+        channels(quote.channels),
         grouped(quote.capacity_sat),
-        table.render(),
-        quote.least_delay_blocks,
-        quote.worst_delay_blocks,
-        quote.expiry_height,
     )
 }
 
@@ -440,11 +468,11 @@ pub(super) async fn sweep(context: &Context, feerate: Option<u64>) -> Result<(),
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use factory_tree::ids::FactoryId;
-    use factory_tree::params::ExpiryPolicy;
 
     use super::*;
+    use crate::client::DoubleSaleView;
 
     fn quoted(over: bool, path_transactions: usize) -> Quote {
         Quote {
@@ -476,14 +504,50 @@ mod tests {
 
     #[test]
     fn of_what_is_over_it_is_told_where_the_money_went_and_no_price() {
-        for nothing in [quoted(true, 3), quoted(false, 0)] {
-            let text = quote_text(&nothing);
+        for path in [0, 3] {
+            let text = quote_text(&quoted(true, path));
             assert!(text.starts_with("There is nothing left to exit"), "{text}");
             assert!(text.contains("(it is left): Its channels are"), "{text}");
         }
         let text = quote_text(&quoted(false, 1));
         assert!(text.starts_with("Leaving factory"), "{text}");
         assert!(text.ends_with("closed on the chain."), "{text}");
+    }
+
+    /// Of who was brought to the chain by a mate.
+    pub(in crate::cli) fn open_on_the_chain() -> Quote {
+        Quote {
+            channels: 2,
+            ..quoted(false, 0)
+        }
+    }
+
+    #[test]
+    fn to_leave_what_is_on_the_chain_and_open_costs_nothing_and_closes_it() {
+        let text = quote_text(&open_on_the_chain());
+        assert!(text.starts_with("Leaving factory"), "{text}");
+        let due = "no transaction to pay for; leaving closes 2 channels";
+        assert!(text.contains(due), "{text}");
+        assert!(!text.contains("nothing left to exit"), "{text}");
+        assert!(!text.contains("cost sat"), "{text}");
+    }
+
+    #[test]
+    fn a_double_sale_at_no_known_height_is_told_without_one() {
+        let told = |at_height| {
+            let refused = DoubleSaleView {
+                factory: FactoryId([7; 32]),
+                at_height,
+                words: "Leave.".to_owned(),
+            };
+            let account = Account {
+                double_sales: vec![refused],
+                ..Account::default()
+            };
+            account_text(&account, None)
+        };
+        assert!(told(9).ends_with("Leave. (at block 9)\n"), "{}", told(9));
+        assert!(told(0).ends_with(": Leave.\n"), "{}", told(0));
     }
 
     #[test]

@@ -15,8 +15,8 @@ use crate::exit::Unrolled;
 use crate::lightning::{ChannelState, ChannelView, stored};
 use crate::migration::calendar;
 use crate::store::{
-    DeclineRow, FactoryRow, Handover, MoveRow, NoticeRow, PartProgress, PartRow, RefusedSale,
-    SharedStore,
+    DeclineRow, ExitRow, FactoryRow, Goal, Handover, MoveRow, NoticeRow, PartProgress, PartRow,
+    RefusedSale, SharedStore,
 };
 
 /// A wallet's account with its coordinator.
@@ -108,7 +108,7 @@ pub struct NoticeView {
 pub struct DoubleSaleView {
     /// The factory.
     pub factory: FactoryId,
-    /// The chain's height then.
+    /// The chain's height then; 0 if it was not known.
     pub at_height: u32,
     /// What was offered, and what to do, for people.
     pub words: String,
@@ -118,10 +118,10 @@ pub struct DoubleSaleView {
 struct Held<'a> {
     row: &'a FactoryRow,
     kit: &'a ExitKit,
-    /// Those of its channels that are not spent.
+    /// Its channels.
     channels: Vec<&'a ChannelView>,
-    /// Outputs of those that are.
-    spent: Vec<OutPoint>,
+    /// What of it can still be used.
+    usable: Usable,
 }
 
 impl<'a> Held<'a> {
@@ -129,18 +129,17 @@ impl<'a> Held<'a> {
         let own = channels
             .iter()
             .filter(|view| view.factory == Some(row.factory));
-        let (spent, channels): (Vec<_>, Vec<_>) = own.partition(|view| view.spent.is_some());
         Self {
             row,
             kit,
-            channels,
-            spent: spent.into_iter().map(|view| view.outpoint).collect(),
+            channels: own.collect(),
+            usable: Usable::of(kit, channels),
         }
     }
 
     /// Whether nothing of it is off the chain any more.
     fn is_over(&self) -> bool {
-        !self.spent.is_empty() && self.channels.is_empty()
+        !self.channels.is_empty() && self.channels.iter().all(|view| view.spent.is_some())
     }
 
     fn balance(&self) -> u64 {
@@ -150,25 +149,9 @@ impl<'a> Held<'a> {
         standing.fold(0, |sum, view| sum.saturating_add(view.ours_msat))
     }
 
-    fn capacity(&self) -> u64 {
-        let channels = self.kit.channels().into_iter();
-        let left = channels.filter(|channel| !self.spent.contains(&channel.outpoint));
-        left.fold(0, |sum, channel| {
-            sum.saturating_add(channel.capacity.to_sat())
-        })
-    }
-
     fn receivable(&self) -> u64 {
-        let channels = self.channels.iter();
-        channels.fold(0, |sum, view| sum.saturating_add(view.receivable_msat))
-    }
-
-    /// What its timeouts and poisons pay: nothing is promised of what is on the chain in part already.
-    fn coverage(&self) -> Covered {
-        match self.spent.is_empty() {
-            true => Covered::of(self.kit),
-            false => Covered::default(),
-        }
+        let standing = self.channels.iter().filter(|view| !view.is_over());
+        standing.fold(0, |sum, view| sum.saturating_add(view.receivable_msat))
     }
 }
 
@@ -182,11 +165,60 @@ pub(crate) struct Covered {
 }
 
 impl Covered {
-    pub(crate) fn of(kit: &ExitKit) -> Self {
+    fn of(kit: &ExitKit) -> Self {
         let away = ExitPlan::new(kit).coverage.least();
         // The sales of a verified kit are what they should be.
         let awake = Coverage::of_kit(kit).map_or(Amount::ZERO, |coverage| coverage.awake);
         Self { away, awake }
+    }
+}
+
+/// What of a kit can still be used, and what of that is sure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usable {
+    /// How many of its channels are not over.
+    pub(crate) channels: usize,
+    /// What those hold.
+    pub(crate) capacity: Amount,
+    /// Never more than that.
+    pub(crate) covered: Covered,
+    /// Whether some channel of it is over: nothing is promised of the rest then, since timeouts and poisons pay for several channels at once.
+    pub(crate) in_part: bool,
+}
+
+impl Usable {
+    /// Whether more can be held than is sure, or nothing can be said of it.
+    pub(crate) fn needs_consent(&self) -> bool {
+        self.in_part || self.capacity > self.covered.awake
+    }
+
+    /// By what the node says of the channels; one of which it says nothing stands.
+    pub(crate) fn of(kit: &ExitKit, channels: &[ChannelView]) -> Self {
+        let is_over = |outpoint: OutPoint| {
+            let mut views = channels.iter();
+            views.any(|view| view.outpoint == outpoint && view.is_over())
+        };
+        let all = kit.channels();
+        let left = || all.iter().filter(|channel| !is_over(channel.outpoint));
+        let capacity = left().fold(Amount::ZERO, |sum, channel| {
+            sum.checked_add(channel.capacity)
+                .unwrap_or(Amount::MAX_MONEY)
+        });
+        let channels = left().count();
+        let in_part = channels < all.len();
+        let covered = match in_part {
+            true => Covered::default(),
+            false => Covered::of(kit),
+        };
+        Self {
+            channels,
+            capacity,
+            covered: Covered {
+                away: covered.away.min(capacity),
+                awake: covered.awake.min(capacity),
+            },
+            in_part,
+        }
     }
 }
 
@@ -223,7 +255,8 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
         }
     }
     account.notices = notices(&held, &store.notices().await?, &store.declines().await?);
-    account.double_sales = double_sales(&held, store.refused_sales().await?);
+    let exits = store.exits().await?;
+    account.double_sales = double_sales(&held, &exits, store.refused_sales().await?);
     Ok(account)
 }
 
@@ -235,11 +268,11 @@ fn sums(held: &[Held<'_>], moves: &[MoveRow], height: Option<u32>) -> Account {
     };
     let kept = || held.iter().filter(|own| !leaves(own));
     let covered = held.iter().filter(|own| !own.row.is_given_away());
-    let covered: Vec<Covered> = covered.map(Held::coverage).collect();
+    let covered: Vec<Covered> = covered.map(|own| own.usable.covered).collect();
     let youngest = held.iter().max_by_key(|own| own.row.expiry);
     Account {
         balance_msat: sum(&mut held.iter().map(Held::balance)),
-        limit_sat: sum(&mut kept().map(Held::capacity)),
+        limit_sat: sum(&mut kept().map(|own| own.usable.capacity.to_sat())),
         inbound_msat: sum(&mut held.iter().map(Held::receivable)),
         coverage_sat: sum(&mut covered.iter().map(|own| own.away.to_sat())),
         coverage_awake_sat: sum(&mut covered.iter().map(|own| own.awake.to_sat())),
@@ -346,11 +379,19 @@ fn notices(held: &[Held<'_>], told: &[NoticeRow], declined: &[DeclineRow]) -> Ve
     views.collect()
 }
 
-/// Of what is left or given away already there is nothing to do.
-fn double_sales(held: &[Held<'_>], refused: Vec<RefusedSale>) -> Vec<DoubleSaleView> {
+/// Of what is left, being left or given away already there is nothing to do.
+fn double_sales(
+    held: &[Held<'_>],
+    exits: &[ExitRow],
+    refused: Vec<RefusedSale>,
+) -> Vec<DoubleSaleView> {
+    let is_left = |factory: FactoryId| {
+        let mut exits = exits.iter().filter(|exit| exit.goal == Goal::Leave);
+        exits.any(|exit| exit.factory == factory)
+    };
     let concerns = |refused: &RefusedSale| {
         let mut held = held.iter().filter(|own| !own.row.is_given_away());
-        held.any(|own| own.row.factory == refused.factory)
+        held.any(|own| own.row.factory == refused.factory) && !is_left(refused.factory)
     };
     let views = refused.into_iter().filter(concerns).map(|refused| {
         let words = format!(
@@ -562,6 +603,7 @@ mod tests {
         let away = ExitPlan::new(&kit).coverage.least();
         assert_eq!(all.coverage_sat, away.to_sat());
         // A poison paid for one of them: the others go on.
+        views[2].state = ChannelState::Spent;
         views[2].spent = Some(SpentView {
             kind: "poison".to_owned(),
             txid: third.outpoint.txid,
@@ -572,5 +614,34 @@ mod tests {
         let left = sums(&[own], &[], None);
         assert_eq!((left.balance_msat, left.limit_sat), (45_000, 300_000));
         assert_eq!((left.coverage_sat, left.coverage_awake_sat), (0, 0));
+        // Closed, and not on the chain yet: no more is held, and no more promised.
+        (views[2].state, views[2].spent) = (ChannelState::Closed, None);
+        assert_eq!(sums(&[Held::new(&row, &kit, &views)], &[], None), left);
+    }
+
+    #[test]
+    fn who_leaves_already_is_not_told_to_leave_for_a_double_sale() {
+        let kit = kit();
+        let row = row(1, &kit, kit.expiry);
+        let held = [Held::new(&row, &kit, &[])];
+        let refused = || {
+            vec![RefusedSale {
+                factory: row.factory,
+                found: "sale 1, once more".to_owned(),
+                height: Height(7),
+            }]
+        };
+        let exit = |goal| ExitRow {
+            factory: row.factory,
+            goal,
+            feerate: None,
+            max_fee: None,
+            requested: Height(8),
+            progress: crate::store::Progress::default(),
+        };
+        let told = |exits: &[ExitRow]| double_sales(&held, exits, refused()).len();
+        assert_eq!(told(&[]), 1);
+        assert_eq!(told(&[exit(Goal::Timeout)]), 1);
+        assert_eq!(told(&[exit(Goal::Leave)]), 0);
     }
 }

@@ -31,6 +31,7 @@ use crate::store::{
     WalletChanges,
 };
 
+pub(crate) use account::Usable;
 pub use account::{Account, DoubleSaleView, MoveView, NoticeView, Window, account};
 pub use answers::{Swept, sweep};
 pub(crate) use kits::KitCache;

@@ -11,11 +11,11 @@ use factory_tree::units::{Blocks, Height};
 use serde::{Deserialize, Serialize};
 
 use super::SignerClient;
-use super::account::{Account, Covered, account};
+use super::account::{Account, Usable, account};
 use super::kits::KitCache;
 use crate::error::{Error, Result};
 use crate::exit::{Unrolled, Whereabouts, coins_suffice, is_late, leave_by};
-use crate::lightning::{ChannelState, ChannelView, LightningBalance, of_factory, stored};
+use crate::lightning::{ChannelView, LightningBalance, of_factory, stored};
 use crate::store::{ExitRow, FactoryRow, Live, SharedStore, StoreError};
 
 /// Feerates an exit is quoted at, where none is asked for, in sat/vB.
@@ -59,7 +59,7 @@ pub struct FactoryView {
     /// `paid` (all there is to get is paid), `ended` (others spent all of it), `late` (confirmed too near its end to be used), `abandoned`, `closed`; or `damaged`
     /// if its kit is no good any more.
     pub state: &'static str,
-    /// Whether no channel of it is of use any more: nothing is covered in it, and there is nothing to leave.
+    /// Whether nothing of it is left to be published for a channel: nothing is covered in it, and there is nothing to leave.
     pub over: bool,
     /// How far its tree has come into the chain, once its funding output is spent.
     pub on_chain: Option<OnChain>,
@@ -123,6 +123,15 @@ pub struct InFlight {
     pub fees_sat: u64,
 }
 
+impl InFlight {
+    /// What it is doing, and until when.
+    pub(crate) fn in_words(&self) -> String {
+        let until = self.until_height;
+        let until = until.map_or_else(String::new, |height| format!(" until height {height}"));
+        format!("{}{until}", self.progress)
+    }
+}
+
 /// What the wallet has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balance {
@@ -178,11 +187,11 @@ pub struct Quote {
     pub path_transactions: usize,
     /// Their size, without the children that pay for them.
     pub path_vbytes: u64,
-    /// Transactions of others that have to be published as well.
+    /// Transactions of others that have to be published as well, of the whole plan, confirmed or not; 0 if nothing of the path is left.
     pub forced_siblings: u32,
     /// Blocks until the leaf is confirmed if everything goes well.
     pub least_delay_blocks: u32,
-    /// Blocks until the channel's money is out, at worst.
+    /// Blocks until the channel's money is out, at worst, of the whole plan, confirmed or not; 0 if nothing of the path is left.
     pub worst_delay_blocks: u32,
     /// The least that the timeouts pay, whatever the others do, net of their fees.
     pub coverage_sat: u64,
@@ -221,7 +230,7 @@ pub struct QuoteAt {
     pub vbytes: u64,
     /// What the path costs; the wallet's coins pay it.
     pub cost_sat: u64,
-    /// What the last timeouts cost; they pay it themselves.
+    /// What the last timeouts of the whole plan cost; they pay it themselves.
     pub timeouts_cost_sat: u64,
     /// One coin of this size is enough.
     pub coin_needed_sat: u64,
@@ -298,7 +307,6 @@ async fn view(
         None => None,
     };
     let policy = kit.map(|kit| kit.params.expiry_policy);
-    let reclaim = kit.filter(|_| policy == Some(ExpiryPolicy::LspReclaim) && !row.is_given_away());
     let unrolled = kit
         .filter(|_| row.is_live() && row.confirmed.is_some())
         .and_then(|kit| Some((kit, Unrolled::of(kit, chain)?)));
@@ -310,12 +318,15 @@ async fn view(
     };
     let channels = of_factory(store, row.factory).await?;
     let on_chain = unrolled.map(|(kit, _)| seen_of(kit, chain, exit.as_ref(), &channels));
-    let words = unrolled
-        .zip(on_chain)
-        .map(|((kit, unrolled), seen)| told(unrolled, &seen, exit.as_ref(), kit.expiry));
+    let words = unrolled.zip(on_chain).map(|((kit, unrolled), seen)| {
+        let gone = row.is_given_away();
+        told(unrolled, &seen, exit.as_ref(), kit.expiry, gone)
+    });
     let over = !row.is_live() || unrolled.is_some_and(|(_, unrolled)| unrolled.is_over());
     let ours = kit.filter(|_| !over && !row.is_given_away());
-    let covered = ours.map(Covered::of).unwrap_or_default();
+    let reclaim = ours.filter(|_| policy == Some(ExpiryPolicy::LspReclaim));
+    let usable = ours.map(|kit| Usable::of(kit, &channels));
+    let covered = usable.unwrap_or_default().covered;
     Ok(FactoryView {
         factory: row.factory,
         state,
@@ -351,29 +362,33 @@ fn seen_of(
             _ => None,
         })
         .collect();
-    let open = |view: &&ChannelView| {
-        matches!(
-            view.state,
-            ChannelState::Opening | ChannelState::Open | ChannelState::Leaving
-        )
-    };
     OnChain {
         by_this_wallet: exit.is_some_and(|exit| exit.goal == crate::store::Goal::Leave),
         path_transactions: heights.len(),
         path_confirmed: heights.iter().flatten().count(),
         leaf_height: heights.last().copied().flatten().map(|height| height.0),
-        channels_open: channels.iter().filter(open).count(),
+        channels_open: channels.iter().filter(|view| !view.is_over()).count(),
         paid_sat: next(kit, Goal::Leave, chain).paid().to_sat(),
     }
 }
 
-/// What has happened to a factory that is on the chain, and what comes next.
-fn told(unrolled: Unrolled, seen: &OnChain, exit: Option<&InFlight>, expiry: Height) -> String {
+/// What has happened to a factory that is on the chain, and what comes next. `given_away`: the coordinator may have its keys.
+fn told(
+    unrolled: Unrolled,
+    seen: &OnChain,
+    exit: Option<&InFlight>,
+    expiry: Height,
+    given_away: bool,
+) -> String {
     let how = match (unrolled, seen.leaf_height) {
-        (Unrolled::Paid, _) => format!(
-            "It is over: {} sat were paid out to this wallet; `sweep` moves them into the on-chain wallet",
-            seen.paid_sat
+        (Unrolled::Paid { beside_channels }, _) => format!(
+            "It is over: {} sat were paid out to this wallet{}; `sweep` moves them into the on-chain wallet",
+            seen.paid_sat,
+            if beside_channels { ", beside what came of its channels" } else { "" }
         ),
+        (Unrolled::Ended, _) if given_away => {
+            "It is over: its balance had moved before; the coordinator took its coins back".to_owned()
+        }
         (Unrolled::Left, _) => "Its channels are closed on the chain: what is yours of them comes into the on-chain wallet by itself, `balance` shows how far it is".to_owned(),
         (Unrolled::Ended, _) => "It is over: others spent all of it, and nothing of it comes to this wallet".to_owned(),
         (Unrolled::Unrolling, leaf) => {
@@ -390,12 +405,13 @@ fn told(unrolled: Unrolled, seen: &OnChain, exit: Option<&InFlight>, expiry: Hei
             }
         }
     };
-    // What was paid says it already.
-    let progress = exit.filter(|_| unrolled != Unrolled::Paid).map(|exit| {
-        let until = exit.until_height;
-        let until = until.map_or_else(String::new, |height| format!(" until height {height}"));
+    // What the tree paid says it already.
+    let paid = Unrolled::Paid {
+        beside_channels: false,
+    };
+    let progress = exit.filter(|_| unrolled != paid).map(|exit| {
         let now = exit.done_height.map_or("now: ", |_| "");
-        format!("; {now}{}{until}", exit.progress)
+        format!("; {now}{}", exit.in_words())
     });
     let then = match (seen.channels_open, seen.leaf_height) {
         _ if unrolled.is_over() || seen.by_this_wallet => String::new(),
@@ -494,24 +510,20 @@ pub async fn quote(
         .iter()
         .filter(|channel| !over && !channel.is_over())
         .collect();
-    let gone = |outpoint| {
-        let mut views = shown.channels.iter();
-        views.any(|view| view.outpoint == outpoint && view.is_over())
+    let usable = match over {
+        true => Usable::default(),
+        false => Usable::of(&kit, &shown.channels),
     };
-    let channels = kit.channels().into_iter();
-    let channels: Vec<u64> = channels
-        .filter(|channel| !over && !gone(channel.outpoint))
-        .map(|channel| channel.capacity.to_sat())
-        .collect();
-    let sure = |amount: Amount| if over { 0 } else { amount.to_sat() };
+    let doubt = over || usable.in_part;
+    let sure = |amount: Amount| if doubt { 0 } else { amount.to_sat() };
     let ahead = |number: u32| if path.is_empty() { 0 } else { number };
     Ok(Quote {
         factory,
         state: shown.state,
         over,
         on_chain: shown.on_chain,
-        capacity_sat: channels.iter().copied().fold(0, u64::saturating_add),
-        channels: channels.len(),
+        capacity_sat: usable.capacity.to_sat(),
+        channels: usable.channels,
         lightning_msat: standing
             .iter()
             .fold(0, |sum, channel| sum.saturating_add(channel.ours_msat)),
@@ -524,7 +536,7 @@ pub async fn quote(
         forced_siblings: ahead(plan.forced_siblings),
         least_delay_blocks: least_delay.0,
         worst_delay_blocks: ahead(plan.worst_delay.0),
-        coverage_sat: sure(plan.coverage.least()),
+        coverage_sat: usable.covered.away.to_sat(),
         coverage_away_sat: sure(plan.coverage.away),
         coverage_channel_sat: sure(plan.coverage.channel),
         coverage_sold_sat: sure(plan.coverage.sold),
@@ -707,4 +719,51 @@ pub async fn export(
         })?;
     let lsp = ClientId(connection.node_id().to_bytes());
     Ok(factory_tree::export::Export::of_kit(&kit, lsp, own))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_a_factory_is_told_with_what_is_still_to_come() {
+        let seen = OnChain {
+            by_this_wallet: true,
+            path_transactions: 3,
+            path_confirmed: 3,
+            leaf_height: Some(200),
+            channels_open: 0,
+            paid_sat: 300,
+        };
+        let exit = InFlight {
+            goal: crate::store::Goal::Leave,
+            progress: "5 sat are on their way".to_owned(),
+            until_height: Some(400),
+            done_height: None,
+            fees_sat: 0,
+        };
+        let say =
+            |unrolled, given_away| told(unrolled, &seen, Some(&exit), Height(5_000), given_away);
+        let progress = "; now: 5 sat are on their way until height 400.";
+        let left = say(Unrolled::Left, false);
+        assert!(left.starts_with("Its channels are closed"), "{left}");
+        assert!(left.ends_with(progress), "{left}");
+        let ended = say(Unrolled::Ended, false);
+        assert!(ended.contains("others spent all of it"), "{ended}");
+        let moved = say(Unrolled::Ended, true);
+        assert!(moved.contains("its balance had moved before"), "{moved}");
+        assert!(!moved.contains("others spent"), "{moved}");
+        let paid = |beside_channels| say(Unrolled::Paid { beside_channels }, false);
+        let (alone, beside) = (paid(false), paid(true));
+        for text in [&alone, &beside] {
+            assert!(text.contains("300 sat were paid out"), "{text}");
+        }
+        assert!(!alone.contains("beside"), "{alone}");
+        assert!(!alone.contains("on their way"), "{alone}");
+        assert!(
+            beside.contains("beside what came of its channels"),
+            "{beside}"
+        );
+        assert!(beside.ends_with(progress), "{beside}");
+    }
 }

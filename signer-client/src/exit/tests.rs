@@ -25,7 +25,7 @@ pub(crate) fn sold(policy: ExpiryPolicy) -> [ExitKit; 2] {
     sold.kits.try_into().unwrap()
 }
 
-fn row(kit: &ExitKit) -> FactoryRow {
+pub(crate) fn row(kit: &ExitKit) -> FactoryRow {
     FactoryRow {
         factory: kit.factory_id,
         round: Round {
@@ -285,6 +285,29 @@ fn a_factory_is_over_when_its_channels_are_though_its_stock_is_not() {
     }
     let closed = Unrolled::of(&buyer, &view).unwrap();
     assert_eq!((closed, closed.is_over()), (Unrolled::Left, true));
+    // The stock paid a share later: that is not all there was.
+    let mut params = FactoryParams::profile(Profile::Lite, Network::Regtest);
+    (params.k, params.expiry_policy) = (2, ExpiryPolicy::ClientRefund);
+    params.stock_share_ppm = 1_000_000;
+    let shares = TestFactory::new(7, params, 4).unwrap().sign().kit(0);
+    let mut paid = chain(&shares, 0, 0);
+    paid.tip = shares.expiry.plus(Blocks(1));
+    let root = shares.path().next().unwrap().txid();
+    paid.spent.insert(shares.funding(), by(root));
+    paid.spent.insert(shares.channels()[0].outpoint, foreign);
+    assert_eq!(Unrolled::of(&shares, &paid), Some(Unrolled::Left));
+    let mut ends = shares.txs.iter().filter(|tx| tx.kind == TxKind::Timeout);
+    let share = ends.find(|tx| tx.spends.kind == SpentKind::Stock).unwrap();
+    paid.confirmed.insert(share.txid(), paid.tip);
+    let spender = Spender {
+        txid: share.txid(),
+        height: paid.tip,
+    };
+    paid.spent.insert(share.spends.outpoint, spender);
+    let beside = Unrolled::Paid {
+        beside_channels: true,
+    };
+    assert_eq!(Unrolled::of(&shares, &paid), Some(beside));
     // Everybody together, or who has their keys, took the root.
     view.spent = [(buyer.funding(), foreign)].into();
     view.confirmed.clear();

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use bitcoin::{Amount, OutPoint, Txid};
-use factory_tree::exit::{ChainView, Goal, TxState, next, states};
+use factory_tree::exit::{ChainView, End, Goal, TxState, next, states};
 use factory_tree::factory::SpentKind;
 use factory_tree::kit::{ExitKit, KitChannel, KitTx};
 use factory_tree::output::OutputRole;
@@ -17,7 +17,10 @@ pub(crate) enum Unrolled {
     /// Its channels are closed on the chain; at most a share in the stock may follow.
     Left,
     /// All there is to get is paid.
-    Paid,
+    Paid {
+        /// Some of it by Lightning: a channel's balance is no payout of the tree's.
+        beside_channels: bool,
+    },
     /// Others spent all of it.
     Ended,
 }
@@ -28,7 +31,12 @@ impl Unrolled {
         view.spent.get(&kit.funding())?;
         let step = next(kit, Goal::Leave, view);
         Some(match (step.is_done(), step.paid()) {
-            (true, paid) if paid > Amount::ZERO => Self::Paid,
+            (true, paid) if paid > Amount::ZERO => Self::Paid {
+                beside_channels: step
+                    .ends
+                    .iter()
+                    .any(|end| matches!(end, End::Lightning { .. })),
+            },
             // What a commitment pays is no payout of the tree's.
             _ if step.only_stock_left(kit) => Self::Left,
             (true, _) => Self::Ended,
@@ -41,7 +49,7 @@ impl Unrolled {
         match self {
             Self::Unrolling => "unrolling",
             Self::Left => "left",
-            Self::Paid => "paid",
+            Self::Paid { .. } => "paid",
             Self::Ended => "ended",
         }
     }

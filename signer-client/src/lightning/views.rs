@@ -31,7 +31,7 @@ pub enum ChannelState {
     Leaving,
     /// Takes no more payments; its money is not on the chain yet.
     Closed,
-    /// Its output on the chain is spent, or one on the way to it by a timeout or a poison.
+    /// Its output on the chain is spent, or one on the way to it: by a timeout, a poison, or what `others` signed.
     Spent,
 }
 

@@ -19,7 +19,7 @@ use crate::client::{Inner, SignerClient};
 use crate::error::{Error, Result};
 use crate::event::Event;
 use crate::fault;
-use crate::lightning::{LightningBalance, coordinator_of};
+use crate::lightning::{LightningBalance, coordinator_of, stored};
 use crate::store::{Direction, PurchaseRow, PurchaseTerms, SharedStore};
 
 /// On which terms to buy.
@@ -236,8 +236,8 @@ pub(super) async fn judge(
     let kit = place(client, quote.factory).await?;
     let tip = Height(client.followed_height());
     let found = {
-        let quote = quote.clone();
-        tokio::task::spawn_blocking(move || fits(&quote, &kit, tip)).await
+        let (quote, channels) = (quote.clone(), stored(&client.store).await?);
+        tokio::task::spawn_blocking(move || fits(&quote, &kit, &channels, tip)).await
     };
     let after = found
         .map_err(|error| Error::Task(error.to_string()))?

@@ -103,11 +103,11 @@ impl Driver {
         };
         // Refused like anything out of order, but nobody honest makes it: the user is to know, whenever they look.
         if let Some(found) = offers::sold_before(&self.client, &kit, &offer.sale).await? {
-            let (factory, height) = (row.factory, Height(self.client.followed_height()));
+            // Only the first one is kept: at the node's height, if the chain is not followed yet.
             let refused = RefusedSale {
-                factory,
+                factory: row.factory,
                 found,
-                height,
+                height: Height(self.client.tip_height().await.unwrap_or(0)),
             };
             self.client.store.add_refused_sale(&refused).await?;
         }

@@ -1,17 +1,16 @@
 //! What can be received, over which channels, and what of it is covered if the coordinator breaks off.
 
 use factory_tree::ids::FactoryId;
-use factory_tree::kit::{ExitKit, KitChannel};
+use factory_tree::kit::ExitKit;
 use factory_tree::sale::{Coverage, Stock, least_channel};
 use factory_tree::units::Height;
 use serde::{Deserialize, Serialize};
 
 use super::TopUpView;
-use super::error::{QuoteRefusal, SaleError};
-use crate::client::KitCache;
+use crate::client::{KitCache, Usable};
 use crate::error::{Error, Result};
 use crate::exit::Unrolled;
-use crate::lightning::{ChannelState, ChannelView};
+use crate::lightning::ChannelView;
 use crate::store::{PurchaseRow, SharedStore};
 
 /// What is covered of what could be held, in satoshi.
@@ -31,6 +30,16 @@ impl From<Coverage> for CoverageView {
             away_sat: coverage.away.to_sat(),
             awake_sat: coverage.awake.to_sat(),
             held_sat: coverage.held.to_sat(),
+        }
+    }
+}
+
+impl From<Usable> for CoverageView {
+    fn from(usable: Usable) -> Self {
+        Self {
+            away_sat: usable.covered.away.to_sat(),
+            awake_sat: usable.covered.awake.to_sat(),
+            held_sat: usable.capacity.to_sat(),
         }
     }
 }
@@ -117,38 +126,29 @@ pub(crate) async fn limit(
             continue;
         };
         let unrolled = Unrolled::of(&kit, &chain);
-        let own: Vec<&ChannelView> = channels
-            .iter()
-            .filter(|own| own.factory == Some(row.factory))
-            .collect();
-        let left = left(&kit, &own);
-        if left == 0 || unrolled.is_some_and(Unrolled::is_over) {
+        if unrolled.is_some_and(Unrolled::is_over) {
             continue;
         }
-        view.channels
-            .extend(own.iter().filter_map(|own| channel(&kit, own, &bought)));
-        let spent = own.iter().any(|own| own.spent.is_some());
+        let own: Vec<ChannelView> = channels
+            .iter()
+            .filter(|own| own.factory == Some(row.factory))
+            .cloned()
+            .collect();
+        let listed: Vec<LimitChannel> = own
+            .iter()
+            .filter_map(|own| channel(&kit, own, &bought))
+            .collect();
         // Nothing is bought where somebody leaves.
         let sells = unrolled.is_none() && !exits.iter().any(|exit| exit.factory == row.factory);
-        let counted = tokio::task::spawn_blocking(move || (Coverage::of_kit(&kit), stock(&kit)));
-        let (coverage, stock) = counted
-            .await
-            .map_err(|error| Error::Task(error.to_string()))?;
-        // A kit that was verified has one.
-        let whole = CoverageView::from(
-            coverage
-                .map_err(QuoteRefusal::from)
-                .map_err(SaleError::from)?,
-        );
-        // Nothing is promised of what is on the chain in part already.
-        let sure = |sat: u64| if spent { 0 } else { sat };
-        let coverage = CoverageView {
-            away_sat: sure(whole.away_sat),
-            awake_sat: sure(whole.awake_sat),
-            held_sat: left,
-        };
-        view.needs_consent |= coverage.held_sat > coverage.awake_sat;
-        view.coverage.add(coverage);
+        let counted =
+            tokio::task::spawn_blocking(move || (Usable::of(&kit, &own), stock(&kit))).await;
+        let (usable, stock) = counted.map_err(|error| Error::Task(error.to_string()))?;
+        if usable.channels == 0 {
+            continue;
+        }
+        view.channels.extend(listed);
+        view.needs_consent |= usable.needs_consent();
+        view.coverage.add(usable.into());
         view.stocks.extend(stock.filter(|_| sells));
     }
     view.limit_sat = view.coverage.held_sat;
@@ -164,22 +164,9 @@ pub(crate) async fn limit(
     Ok(view)
 }
 
-/// What the channels of a kit hold that may still receive.
-fn left(kit: &ExitKit, own: &[&ChannelView]) -> u64 {
-    let ended = |channel: &KitChannel| {
-        let mut views = own.iter();
-        views.any(|view| view.outpoint == channel.outpoint && common(view).is_none())
-    };
-    let left = kit.channels().into_iter().filter(|channel| !ended(channel));
-    left.fold(0, |sum, channel| {
-        sum.saturating_add(channel.capacity.to_sat())
-    })
-}
-
 /// What there is to say of any channel, if it is of use.
 fn common(view: &ChannelView) -> Option<LimitChannel> {
-    let stands = matches!(view.state, ChannelState::Opening | ChannelState::Open);
-    stands.then(|| LimitChannel {
+    (!view.is_over()).then(|| LimitChannel {
         factory: view.factory,
         leaf: view.leaf.clone(),
         sale: None,

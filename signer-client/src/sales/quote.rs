@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{QuoteRefusal, SaleError};
 use super::limit::CoverageView;
+use crate::client::Usable;
+use crate::lightning::ChannelView;
 use crate::migration::calendar;
 
 /// A quote that was found good.
@@ -82,8 +84,13 @@ pub(super) fn read(signed: &SignedQuote, expected: &Expected) -> Result<Quote, Q
     Ok(quote)
 }
 
-/// Whether the factory's kit knows of such a stock, and what would be covered after the sale.
-pub(super) fn fits(quote: &Quote, kit: &ExitKit, tip: Height) -> Result<Coverage, QuoteRefusal> {
+/// Whether the factory's kit knows of such a stock, and what would be covered after the sale, by what the node says of the `channels`.
+pub(super) fn fits(
+    quote: &Quote,
+    kit: &ExitKit,
+    channels: &[ChannelView],
+    tip: Height,
+) -> Result<Coverage, QuoteRefusal> {
     let stock = Stock::of_kit(kit)?;
     if quote.stock != stock.outpoint() {
         return Err(QuoteRefusal::Stock);
@@ -106,7 +113,17 @@ pub(super) fn fits(quote: &Quote, kit: &ExitKit, tip: Height) -> Result<Coverage
         });
     }
     let away = ExitPlan::new(kit).coverage.away;
-    Ok(stock.coverage_after(&sale(quote, kit), kit.position, kit.capacity, away)?)
+    let after = stock.coverage_after(&sale(quote, kit), kit.position, kit.capacity, away)?;
+    let usable = Usable::of(kit, channels);
+    if !usable.in_part {
+        return Ok(after);
+    }
+    let held = usable.capacity.checked_add(quote.capacity);
+    Ok(Coverage {
+        away: Amount::ZERO,
+        awake: Amount::ZERO,
+        held: held.unwrap_or(Amount::MAX_MONEY),
+    })
 }
 
 /// A sale as the quote would have it. Whose keys it has makes no difference to what is covered.

@@ -17,7 +17,7 @@ use factory_tree::sale::seller::SellerOutcome;
 use factory_tree::units::{Blocks, Height};
 
 use super::api::quote_from;
-use super::{LimitView, QuoteRefusal, SaleError, UpgradeOptions};
+use super::{CoverageView, LimitView, QuoteRefusal, SaleError, UpgradeOptions};
 use crate::error::Error;
 use crate::lightning::{ChannelState, ChannelView};
 use crate::migration::calendar;
@@ -328,8 +328,11 @@ async fn who_sells_twice_what_was_signed_is_remembered() {
         assert!(store.refused_sales().await.unwrap().is_empty());
         offer.round.sale = SaleId([9; 16]);
         offer.sale.id = SaleId([9; 16]);
+        // The chain is not followed yet: it is the node's height that counts.
+        world.mate.client.inner.set_height(0);
         world.mate.tell(ToCoSigner::Offer(offer)).await;
         let refused = store.refused_sales().await.unwrap();
+        assert_eq!(refused[0].height, Height(100));
         let factories: Vec<FactoryId> = refused.iter().map(|row| row.factory).collect();
         assert_eq!(factories, [world.kit.factory_id]);
     }
@@ -500,6 +503,45 @@ async fn what_is_over_is_no_part_of_the_limit() {
     assert_eq!(of(&[]).await, LimitView::default());
     let account = world.buyer.client.account().await.unwrap();
     assert_eq!((account.limit_sat, account.coverage_sat), (0, 0));
+}
+
+/// Timeouts and poisons pay for several channels at once: beside one that is closed, nothing is promised for the others, and each purchase is asked about.
+#[tokio::test]
+async fn beside_a_closed_channel_nothing_is_covered_and_consent_is_needed() {
+    let mut world = World::new().await;
+    let closed = |kit: &factory_tree::kit::ExitKit, at: usize| ChannelView {
+        state: ChannelState::Closed,
+        outpoint: kit.channels()[at].outpoint,
+        ..ChannelView::sample(kit.factory_id, 0, 0)
+    };
+    world.buy(true).await.unwrap();
+    world.start(1);
+    world.run().await;
+    let kit = world.buyer.kit(&world).await;
+    let client = &world.buyer.client.inner;
+    for (at, held_sat) in [(0, ASKED), (1, 200_000)] {
+        let channels = [closed(&kit, at)];
+        let limit = super::limit(&client.store, &client.kits, &channels);
+        let limit = limit.await.unwrap();
+        let nothing = CoverageView {
+            held_sat,
+            ..CoverageView::default()
+        };
+        assert_eq!((limit.coverage, limit.limit_sat), (nothing, held_sat));
+        assert!(limit.needs_consent);
+    }
+    // What is quoted is judged by the same.
+    let world = World::new().await;
+    let (store, leaf) = (world.buyer.store(), channel_host::LeafId([1; 16]));
+    let closed = closed(&world.kit, 0);
+    store.set_channel(leaf, &closed).await.unwrap();
+    world.signed(&world.quote());
+    let (inner, shop) = (&world.buyer.client.inner, &*world.shop);
+    let quoted = quote_from(inner, shop, None, Amount::from_sat(ASKED)).await;
+    let quoted = quoted.unwrap();
+    let after = (quoted.after.away_sat, quoted.after.awake_sat);
+    assert_eq!((after, quoted.after.held_sat), ((0, 0), ASKED));
+    assert!(quoted.needs_consent);
 }
 
 /// Whoever did not accept the risk does not sign, whatever the coordinator offers.

@@ -17,7 +17,7 @@ pub struct RefusedSale {
     pub factory: FactoryId,
     /// What was offered, and in the place of what.
     pub found: String,
-    /// The tip then.
+    /// The tip then; 0 if it was not known.
     pub height: Height,
 }
 

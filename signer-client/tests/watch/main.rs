@@ -3,10 +3,13 @@
 mod chain;
 mod wallet;
 
-use bitcoin::{Amount, FeeRate, TxOut};
+use bitcoin::absolute::LockTime;
+use bitcoin::transaction::Version;
+use bitcoin::{Amount, FeeRate, Transaction, TxIn, TxOut};
 use factory_tree::params::ExpiryPolicy;
 use signer_client::Event;
 use signer_client::client::sweep;
+use signer_client::store::Handover;
 
 use wallet::{Wallet, kit, leave_by};
 
@@ -209,4 +212,39 @@ async fn who_is_brought_to_the_chain_by_another_is_told_what_that_means() {
     let quote = wallet.client.quote_exit(kit.factory_id, &[10]).await;
     let quote = quote.unwrap();
     assert_eq!((quote.over, quote.path_transactions), (false, 0));
+}
+
+#[tokio::test]
+async fn what_others_took_back_is_not_to_be_left_and_after_a_handover_no_theft() {
+    let kit = kit(9, ExpiryPolicy::LspReclaim);
+    let mut wallet = Wallet::new(kit.birth.0).await;
+    wallet.hold_good(&kit).await;
+    wallet.chain.mine(vec![kit.funding_tx.clone()]);
+    wallet.run();
+    wallet.synced().await;
+    let shown = wallet.client.factories().await.unwrap();
+    assert_eq!(shown[0].leave_by_height, Some(leave_by(&kit)));
+    let input = TxIn {
+        previous_output: kit.funding(),
+        ..TxIn::default()
+    };
+    wallet.chain.mine(vec![Transaction {
+        version: Version::TWO,
+        lock_time: LockTime::ZERO,
+        input: vec![input],
+        output: kit.funding_tx.output.clone(),
+    }]);
+    wallet.synced().await;
+    let shown = wallet.client.factories().await.unwrap();
+    assert_eq!((shown[0].state, shown[0].over), ("ended", true));
+    assert_eq!(shown[0].leave_by_height, None);
+    let told = shown[0].on_chain_words.clone().unwrap();
+    assert!(told.contains("others spent all of it"), "{told}");
+    // Who handed its keys over meant it to be so.
+    let store = wallet.client.store();
+    let sent = Some(Handover::Sent);
+    store.set_handover(kit.factory_id, sent).await.unwrap();
+    let shown = wallet.client.factories().await.unwrap();
+    let told = shown[0].on_chain_words.clone().unwrap();
+    assert!(told.contains("its balance had moved before"), "{told}");
 }

@@ -254,8 +254,9 @@ fn is_missed(world: &World) -> Result<()> {
     becomes("its absence", || {
         let listed = world.coordinator.json(&["node", "channels"])?;
         let listed = listed["channels"].as_array().context("a list")?;
-        let mut its = listed.iter().filter(|one| one["peer"] == id);
-        Ok(its.all(|one| one["usable"] == false))
+        let its = listed.iter().filter(|one| one["peer"] == id);
+        let its: Vec<_> = its.map(|one| one["usable"] == false).collect();
+        Ok(!its.is_empty() && its.iter().all(|is_away| *is_away))
     })
 }
 

@@ -151,19 +151,7 @@ async fn no_more_places_are_paid_for_than_the_next_birth_has_coins() {
     assert!(again().await.is_ok());
     // While it is born, its coins are pinned, and not free; those here are others.
     let ceremony = factory_tree::ids::CeremonyId([0; 16]);
-    let wish = crate::store::ceremonies::Wish {
-        params: world
-            .ctx
-            .config
-            .factory_params(&Default::default())
-            .unwrap(),
-        clients: None,
-        min_clients: 2,
-        capacity: None,
-        feerate_sat_per_kwu: None,
-        rung: Some(0),
-        invited: None,
-    };
+    let wish = birth(&world);
     let begun = world
         .ctx
         .store
@@ -178,6 +166,19 @@ async fn no_more_places_are_paid_for_than_the_next_birth_has_coins() {
         done.await.unwrap();
         set(&world, "state = 'failed' WHERE state = 'ordered'").await;
         assert_eq!(again().await.is_ok(), is_free, "{state}");
+    }
+}
+
+fn birth(world: &TestWorld) -> crate::store::ceremonies::Wish {
+    let params = world.ctx.config.factory_params(&Default::default());
+    crate::store::ceremonies::Wish {
+        params: params.unwrap(),
+        clients: None,
+        min_clients: 2,
+        capacity: None,
+        feerate_sat_per_kwu: None,
+        rung: Some(0),
+        invited: None,
     }
 }
 
@@ -204,16 +205,7 @@ async fn a_seat_whose_payment_went_back_before_its_factory_was_usable_is_an_alar
         let order = ordered_with(&world, buyer(1), json!({})).await.order;
         pay(&world, &order.id).await;
         let ceremony = factory_tree::ids::CeremonyId([9; 16]);
-        let params = world.ctx.config.factory_params(&Default::default());
-        let wish = crate::store::ceremonies::Wish {
-            params: params.unwrap(),
-            clients: None,
-            min_clients: 2,
-            capacity: None,
-            feerate_sat_per_kwu: None,
-            rung: Some(0),
-            invited: None,
-        };
+        let wish = birth(&world);
         let ids = [order.id.clone()];
         let under_way = world.ctx.store.write(async |tx| {
             crate::store::ceremonies::insert(tx, ceremony, 10, &wish).await?;

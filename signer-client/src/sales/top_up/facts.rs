@@ -2,13 +2,12 @@
 
 use bitcoin::Amount;
 use channel_host::Msat;
-use factory_tree::sale::Coverage;
 use factory_tree::units::Height;
 
 use super::super::api::purchases;
-use super::super::{QuoteRefusal, SaleError, limit, offers};
+use super::super::{limit, offers};
 use super::decide::{Facts, Place, is_low};
-use crate::client::Inner;
+use crate::client::{Inner, Usable};
 use crate::config::TopUpConfig;
 use crate::error::{Error, Result};
 use crate::lightning::{ChannelState, ChannelView};
@@ -27,7 +26,7 @@ pub(super) async fn facts(
     let mut places = Vec::new();
     if receivable.is_some_and(|msat| is_low(policy, msat)) {
         for row in rows.iter().filter(|row| row.is_live()) {
-            places.extend(place(client, row).await?);
+            places.extend(place(client, row, channels).await?);
         }
     }
     Ok(Facts {
@@ -53,18 +52,19 @@ pub(super) fn receivable(rows: &[FactoryRow], channels: &[ChannelView]) -> Optio
     })
 }
 
-async fn place(client: &Inner, row: &FactoryRow) -> Result<Option<Place>> {
+async fn place(
+    client: &Inner,
+    row: &FactoryRow,
+    channels: &[ChannelView],
+) -> Result<Option<Place>> {
     let Some(kit) = client.kits.sound(row.factory).await? else {
         return Ok(None);
     };
     let dying_from = calendar(&kit).dying_from;
-    let counted = tokio::task::spawn_blocking(move || (Coverage::of_kit(&kit), limit::stock(&kit)));
-    let (coverage, stock) = counted
-        .await
-        .map_err(|error| Error::Task(error.to_string()))?;
-    let coverage = coverage
-        .map_err(QuoteRefusal::from)
-        .map_err(SaleError::from)?;
+    let own = channels.to_vec();
+    let counted =
+        tokio::task::spawn_blocking(move || (Usable::of(&kit, &own), limit::stock(&kit))).await;
+    let (usable, stock) = counted.map_err(|error| Error::Task(error.to_string()))?;
     let sells =
         stock.filter(|stock| stock.sales < stock.most_sales && stock.left_sat >= stock.least_sat);
     Ok(Some(Place {
@@ -73,6 +73,6 @@ async fn place(client: &Inner, row: &FactoryRow) -> Result<Option<Place>> {
         tip: Height(client.followed_height()),
         dying_from,
         left: sells.map(|stock| Amount::from_sat(stock.left_sat)),
-        uncovered: coverage.needs_consent(),
+        uncovered: usable.needs_consent(),
     }))
 }

@@ -463,6 +463,8 @@ async fn a_channel_that_was_told_to_be_closed_is_closed_after_a_crash() -> Resul
     closed(&mut client).await?;
     lsp.abort().await;
     client.abort().await;
+    // Else the fuse never blew.
+    assert!(client.stores_a_close().await?);
     client.fail_after(None).await?;
     client.launch().await?;
     assert!(client.node().channels().is_empty());

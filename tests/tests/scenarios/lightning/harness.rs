@@ -30,6 +30,10 @@ pub const CAPACITY: Amount = Amount::from_sat(600_000);
 pub const EXIT_DELAY: u32 = 150;
 const PATIENCE: Duration = Duration::from_secs(40);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// As `channel-host` stores it.
+const A_CLOSE_IS_STORED: &str = r#"EXISTS (
+  SELECT 1 FROM entry WHERE subspace = 'leaves' AND CAST(value AS TEXT) LIKE '%"stage":"Closed"%'
+)"#;
 
 /// Sells channels just in time to whoever has an order, and answers nothing.
 #[derive(Debug)]
@@ -183,19 +187,33 @@ impl Member {
 
     /// The same when LDK's manager is to be written once a leaf is stored as closed.
     pub async fn fail_after_close(&self) -> Result<()> {
-        let fuse = r#"CREATE TRIGGER fuse BEFORE INSERT ON entry
-             WHEN NEW.name = 'manager' AND EXISTS (
-               SELECT 1 FROM entry
-               WHERE subspace = 'leaves' AND CAST(value AS TEXT) LIKE '%"stage":"Closed"%'
-             )
-             BEGIN SELECT RAISE(ABORT, 'the fuse has blown'); END"#;
-        self.fuse(Some(fuse.to_owned())).await
+        let fuse = format!(
+            "CREATE TRIGGER fuse BEFORE INSERT ON entry
+             WHEN NEW.name = 'manager' AND {A_CLOSE_IS_STORED}
+             BEGIN SELECT RAISE(ABORT, 'the fuse has blown'); END"
+        );
+        self.fuse(Some(fuse)).await
+    }
+
+    /// Whether a leaf is stored as closed.
+    pub async fn stores_a_close(&self) -> Result<bool> {
+        let query = format!("SELECT {A_CLOSE_IS_STORED}");
+        let mut store = self.open().await?;
+        let stored: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(query))
+            .fetch_one(&mut store)
+            .await?;
+        store.close().await?;
+        Ok(stored == 1)
+    }
+
+    async fn open(&self) -> Result<sqlx::SqliteConnection> {
+        let path = self.directory.path().join("channels.sqlite");
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+        Ok(sqlx::SqliteConnection::connect_with(&options).await?)
     }
 
     async fn fuse(&self, fuse: Option<String>) -> Result<()> {
-        let path = self.directory.path().join("channels.sqlite");
-        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
-        let mut store = sqlx::SqliteConnection::connect_with(&options).await?;
+        let mut store = self.open().await?;
         let mend = "DROP TRIGGER IF EXISTS fuse; DROP TABLE IF EXISTS fuses";
         sqlx::raw_sql(mend).execute(&mut store).await?;
         if let Some(fuse) = fuse {
