@@ -168,7 +168,7 @@ fn a_payment_that_expires_soon_wakes_its_payer() -> Result<()> {
 
     let preimage = [7; 32];
     let hash = PaymentHash(sha256::Hash::hash(&preimage).to_byte_array());
-    let invoice = outside.hold_invoice(Msat(20_000_000), hash)?;
+    let invoice = outside.hold_invoice(Msat(5_000_000), hash)?;
     world.client(0)?.json(&["pay", &invoice, "--background"])?;
     let expiry = outside.holds(hash)?;
     world.client_mut(0)?.kill()?;
