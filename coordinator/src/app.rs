@@ -463,6 +463,18 @@ async fn write_seen(
     mut reader: mpsc::Receiver<(ClientId, String)>,
     mut shutdown: watch::Receiver<bool>,
 ) {
+    // Who comes before the chain is known was not seen at height 0.
+    let mut chain = ctx.chain.subscribe();
+    let known = async {
+        chain
+            .wait_for(|state| state.height().is_some())
+            .await
+            .is_ok()
+    };
+    tokio::select! {
+        _ = shutdown.wait_for(|stop| *stop) => return,
+        known = known => if !known { return },
+    }
     let mut batch = Vec::new();
     loop {
         batch.clear();

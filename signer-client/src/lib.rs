@@ -32,7 +32,7 @@ pub mod webhooks;
 
 pub use channel_host::{Msat, PaymentHash};
 pub use client::{
-    Account, ClientParts, MoveView, NoticeView, Shutdown, SignerClient, Tasks, Window,
+    Account, ClientParts, LeavingView, MoveView, NoticeView, Shutdown, SignerClient, Tasks, Window,
 };
 pub use config::Config;
 pub use error::{Error, Result};

@@ -288,6 +288,11 @@ impl Record {
         wanted && stands && self.spent.is_none() && !self.exiting
     }
 
+    /// Whether a commitment of ours has to go out: the leaf is in the chain, is not spent there yet, and was not handed over.
+    pub(crate) const fn takes_commitment(&self) -> bool {
+        self.confirmed_at.is_some() && self.spent.is_none() && !self.retired
+    }
+
     pub(crate) fn channel_id(&self) -> u128 {
         (u128::from(self.channel_id.0) << 64) | u128::from(self.channel_id.1)
     }
@@ -388,6 +393,22 @@ mod tests {
         assert!(!leaf.must_exit(1_152, false));
         leaf.carries(900);
         assert_eq!(leaf.at_risk_until, 1_152, "an earlier one changes nothing");
+    }
+
+    #[test]
+    fn a_commitment_goes_out_between_the_leafs_block_and_its_spend() {
+        let mut leaf = record(&spend(0xffff_fffd, 900_000));
+        assert!(!leaf.takes_commitment());
+        leaf.confirmed_at = Some(1_000);
+        assert!(leaf.takes_commitment());
+        let handed_over = Record {
+            retired: true,
+            ..leaf.clone()
+        };
+        assert!(!handed_over.takes_commitment());
+        let txid = spend(0, 0).compute_txid();
+        leaf.spent = Some((SpendKind::Commitment, txid, 1_001));
+        assert!(!leaf.takes_commitment(), "it is there");
     }
 
     #[test]

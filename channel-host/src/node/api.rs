@@ -196,6 +196,15 @@ impl Node {
         self.core.request_exit(leaf).await
     }
 
+    /// Closes a leaf's channel in which we have nothing that a commitment would have an output for, so that nobody pays over it any more. Nothing is
+    /// published; the peer fetches what is its own.
+    ///
+    /// # Errors
+    /// [`NodeError::NotOver`] if there is something of ours in it, or pending; [`NodeError::UnknownLeaf`].
+    pub fn close_worthless(&self, leaf: LeafId) -> Result<(), NodeError> {
+        self.core.close_worthless(leaf)
+    }
+
     /// Deletes the monitor of a closed leaf, and with it the means to punish an old state. Only when the factory's root is spent elsewhere and
     /// buried, which is for the caller to know.
     ///

@@ -242,6 +242,30 @@ impl Core {
         Ok(())
     }
 
+    /// Nothing is published: what comes in at this very moment is fetched as in any channel that we closed ([`Self::look_at_closed`]).
+    pub(super) fn close_worthless(&self, id: LeafId) -> Result<(), NodeError> {
+        let leaf = self
+            .book
+            .get(id)
+            .ok_or(NodeError::UnknownLeaf { leaf: id })?;
+        let Some(channel) = self.channel_of(&leaf) else {
+            return Ok(());
+        };
+        let pending =
+            !channel.pending_inbound_htlcs.is_empty() || !channel.pending_outbound_htlcs.is_empty();
+        if pending || !is_dust(Msat(channel.outbound_capacity_msat)) {
+            return Err(NodeError::NotOver {
+                leaf: id,
+                what: "some of our balance is in its channel, or pending",
+            });
+        }
+        self.reject(
+            (channel.channel_id, leaf.peer),
+            "its factory is left, and nothing in it is worth a commitment",
+        );
+        Ok(())
+    }
+
     pub(super) fn has_htlcs(&self, channel: ChannelId) -> bool {
         let monitor = self.monitors.get_monitor(channel);
         monitor.is_ok_and(|monitor| has_htlcs(&monitor))

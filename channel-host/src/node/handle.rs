@@ -15,7 +15,7 @@ use super::replay::Replay;
 use crate::clock::since_epoch;
 use crate::error::NodeError;
 use crate::event::{Msat, NodeEvent, NotTakenIn, PaymentHash};
-use crate::leaf::{Record, Side};
+use crate::leaf::Side;
 
 /// Why an event is to come again.
 #[derive(Debug)]
@@ -301,7 +301,7 @@ impl Core {
     }
 
     /// Pays for a transaction of a channel on its way to the chain. A commitment whose leaf is not there yet waits: each try would raise LDK's
-    /// feerate.
+    /// feerate. LDK asks for it at every block until it is buried, also when its leaf is spent already.
     async fn bump(&self, mut bump: BumpTransactionEvent) -> Result<(), Again> {
         if let BumpTransactionEvent::HTLCResolution {
             htlc_descriptors, ..
@@ -325,8 +325,7 @@ impl Core {
         } = &bump
         {
             let leaf = self.book.by_ldk_id(*channel_id);
-            let waits = |leaf: &Record| leaf.confirmed_at.is_none() || leaf.retired;
-            if leaf.as_ref().is_some_and(waits) {
+            if leaf.as_ref().is_some_and(|leaf| !leaf.takes_commitment()) {
                 return Ok(());
             }
             let monitored = self.monitors.get_monitor(*channel_id);

@@ -1,7 +1,7 @@
 //! Factories: list, show, export, cancel.
 
 use factory_tree::export::Export;
-use factory_tree::ids::ClientId;
+use factory_tree::ids::{ClientId, LeafId};
 use factory_tree::kit::ChannelSignatures;
 use factory_tree::shape::Shape;
 use proto::admin::*;
@@ -12,7 +12,7 @@ use super::convert::{create_error, factory, named, store_error, trees_error};
 use crate::ceremony;
 use crate::context::Context;
 use crate::store::attempts::AttemptState;
-use crate::store::{ceremonies, factories};
+use crate::store::{ceremonies, factories, sold};
 
 pub async fn list(ctx: &Context, live_only: bool) -> Result<FactoryListResponse, ServiceError> {
     let rows = ctx
@@ -58,12 +58,13 @@ pub async fn show(ctx: &Context, id: &[u8]) -> Result<FactoryShowResponse, Servi
             transactions: 0,
         });
     };
-    let (spec, signatures) = ctx
+    let (spec, signatures, bought) = ctx
         .store
         .read(async |tx| {
             Ok((
                 factories::spec(tx, row.id).await?,
                 factories::signatures(tx, row.id).await?,
+                sold::leaves(tx, None).await?,
             ))
         })
         .await
@@ -73,13 +74,26 @@ pub async fn show(ctx: &Context, id: &[u8]) -> Result<FactoryShowResponse, Servi
     })?;
     let acked = matches!(row.state, AttemptState::Ready | AttemptState::FundingSigned);
     let mut channels = super::node::leaf_channels(ctx);
-    let members = spec.members.iter().map(|member| Member {
-        client: member.client.0.to_vec().into(),
-        factory_key: member.factory_key.serialize().to_vec().into(),
-        payout_script: member.payout_script.to_bytes().into(),
-        capacity_sat: member.capacity.to_sat(),
-        acked,
-        channel: channels.remove(&channel_host::LeafId(member.leaf_id.0)),
+    let mut channel_of = |leaf: LeafId| channels.remove(&channel_host::LeafId(leaf.0));
+    let members = (0u32..).zip(&spec.members).map(|(position, member)| {
+        let bought = bought
+            .iter()
+            .filter(|sold| sold.factory == row.id && sold.position == position)
+            .map(|sold| BoughtChannel {
+                leaf_id: sold.leaf.0.to_vec().into(),
+                capacity_sat: sold.capacity.to_sat(),
+                channel: channel_of(sold.leaf),
+            });
+        let bought = bought.collect();
+        Member {
+            client: member.client.0.to_vec().into(),
+            factory_key: member.factory_key.serialize().to_vec().into(),
+            payout_script: member.payout_script.to_bytes().into(),
+            capacity_sat: member.capacity.to_sat(),
+            acked,
+            channel: channel_of(member.leaf_id),
+            bought,
+        }
     });
     let clients = u32::try_from(spec.members.len()).unwrap_or(u32::MAX);
     let signed = signatures.map_or(0, |all| {

@@ -43,7 +43,7 @@ fn pay_error(error: &PayError) -> ServiceError {
         PayError::Node(error) => node_error(error),
         PayError::Store(error) => store_error(error),
         PayError::Down(_) => ServiceError::new(ErrorCode::Internal, error.to_string()),
-        PayError::NoAmount | PayError::OtherAmount(_) => {
+        PayError::Unreadable(_) | PayError::NoAmount | PayError::OtherAmount(_) => {
             ServiceError::new(ErrorCode::InvalidArgument, error.to_string())
         }
         PayError::Lost => ServiceError::new(ErrorCode::Store, error.to_string()),
@@ -338,5 +338,23 @@ fn leaf_channel(leaf: &LeafView, live: Option<&ChannelView>) -> LeafChannel {
         exiting: leaf.exiting,
         confirmed_height: leaf.confirmed_at,
         spent_by: leaf.spent.map(|(kind, ..)| spend_name(kind).to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestWorld;
+
+    #[tokio::test]
+    async fn what_is_no_invoice_is_bad_input_whether_or_not_the_node_runs() {
+        let world = TestWorld::new().await;
+        let request = NodePayRequest {
+            invoice: "garbage".to_owned(),
+            ..NodePayRequest::default()
+        };
+        let error = pay(&world.ctx, request).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidArgument);
+        assert!(error.message.contains("BOLT 11"), "{}", error.message);
     }
 }

@@ -32,7 +32,8 @@ pub enum CreateError {
     },
     /// Not enough clients.
     #[error(
-        "{interested} clients are interested and could be invited, {needed} are needed; wait for more (--clients), or lower --min-clients"
+        "{} interested and could be invited, {needed} are needed; wait for more (--clients), or lower --min-clients",
+        match *.interested { 1 => "1 client is".to_owned(), many => format!("{many} clients are") }
     )]
     TooFewClients {
         /// How many there are.

@@ -71,6 +71,9 @@ fn show(json: bool, answer: &LadderShowResponse) {
         ),
         ("next birth", next),
     ];
+    if let Some(wait) = &answer.waiting {
+        head.push(("waits for", waits_for(wait)));
+    }
     if let Some(failure) = &answer.last_failure {
         head.extend(failure_pairs(failure));
     }
@@ -122,9 +125,27 @@ fn show_json(answer: &LadderShowResponse) -> Value {
         "rungs": answer.rungs,
         "spacing": answer.spacing,
         "next_birth": answer.next_birth,
+        "waiting": answer.waiting.as_ref().map(wait_json),
         "last_failure": answer.last_failure.as_ref().map(failure_json),
         "factories": factories,
     })
+}
+
+fn wait_json(wait: &LadderWait) -> Value {
+    let away: Vec<String> = wait.away.iter().map(|client| client_id(client)).collect();
+    json!({ "rung": wait.rung, "away": away, "until": wait.until })
+}
+
+fn waits_for(wait: &LadderWait) -> String {
+    let whom = match wait.away.len() {
+        0 => "clients that ask for a place".to_owned(),
+        1 => "1 client that must leave its factory and is away".to_owned(),
+        many => format!("{many} clients that must leave their factories and are away"),
+    };
+    format!(
+        "{whom} (`coordinator ladder preview`), at most until block {}; then it begins with those who are there, if they are enough",
+        wait.until
+    )
 }
 
 fn failure_json(failure: &LadderFailure) -> Value {
@@ -379,6 +400,31 @@ fn forecast(json: bool, answer: &LadderForecastResponse) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_birth_that_waits_says_for_whom_and_until_when() {
+        let wait = |away| LadderWait {
+            rung: 3,
+            away: vec![vec![2; 33].into(); away],
+            until: 712,
+        };
+        for (away, whom) in [
+            (0, "clients that ask"),
+            (1, "1 client that"),
+            (2, "2 clients that"),
+        ] {
+            let text = waits_for(&wait(away));
+            assert!(text.starts_with(whom), "{text}");
+            assert!(text.contains("until block 712"), "{text}");
+        }
+        let answer = LadderShowResponse {
+            waiting: Some(wait(1)),
+            ..LadderShowResponse::default()
+        };
+        let shown = &show_json(&answer)["waiting"];
+        assert_eq!(shown["away"], json!(["02".repeat(33)]));
+        assert_eq!((&shown["rung"], &shown["until"]), (&json!(3), &json!(712)));
+    }
 
     #[test]
     fn a_failed_birth_is_in_the_text_and_in_the_json() {

@@ -360,17 +360,7 @@ pub fn show(as_json: bool, answer: &FactoryShowResponse) {
         .and_then(|params| serde_json::to_value(params).ok())
         .unwrap_or_default();
     if as_json {
-        let members: Vec<Value> = answer
-            .members
-            .iter()
-            .map(|member| {
-                json!({
-                    "client": hex::encode(&member.client), "factory_pubkey": hex::encode(&member.factory_key),
-                    "payout_script_pubkey": hex::encode(&member.payout_script), "capacity_sat": member.capacity_sat,
-                    "acked": member.acked, "channel": member.channel.as_ref().map(leaf_channel),
-                })
-            })
-            .collect();
+        let members: Vec<Value> = answer.members.iter().map(member_json).collect();
         let mut value = factory_json(factory);
         if let Some(fields) = value.as_object_mut() {
             fields.insert("params".to_owned(), params);
@@ -396,29 +386,11 @@ pub fn show(as_json: bool, answer: &FactoryShowResponse) {
         .collect();
     pairs(&named);
     outln!("");
-    let rows: Vec<Vec<String>> = answer
-        .members
-        .iter()
-        .map(|member| {
-            vec![
-                hex::encode(&member.client),
-                member.capacity_sat.to_string(),
-                yes(member.acked),
-                channel_state(member.channel.as_ref()),
-                member
-                    .channel
-                    .as_ref()
-                    .map_or_else(dash, |channel| sat(channel.local_msat)),
-                member
-                    .channel
-                    .as_ref()
-                    .map_or_else(dash, |channel| sat(channel.remote_msat)),
-            ]
-        })
-        .collect();
+    let rows: Vec<Vec<String>> = answer.members.iter().flat_map(member_rows).collect();
     table(
         &[
             "client",
+            "from",
             "capacity",
             "acked",
             "channel",
@@ -427,6 +399,42 @@ pub fn show(as_json: bool, answer: &FactoryShowResponse) {
         ],
         &rows,
     );
+}
+
+fn member_json(member: &Member) -> Value {
+    let bought = member.bought.iter().map(|bought| {
+        json!({
+            "leaf_id": hex::encode(&bought.leaf_id), "capacity_sat": bought.capacity_sat,
+            "channel": bought.channel.as_ref().map(leaf_channel),
+        })
+    });
+    let bought: Vec<Value> = bought.collect();
+    json!({
+        "client": hex::encode(&member.client), "factory_pubkey": hex::encode(&member.factory_key),
+        "payout_script_pubkey": hex::encode(&member.payout_script), "capacity_sat": member.capacity_sat,
+        "acked": member.acked, "channel": member.channel.as_ref().map(leaf_channel), "bought": bought,
+    })
+}
+
+/// The channel a member was born with, then those from the stock.
+fn member_rows(member: &Member) -> Vec<Vec<String>> {
+    let row = |from: &str, capacity_sat: u64, channel: Option<&LeafChannel>| {
+        let side =
+            |msat: fn(&LeafChannel) -> u64| channel.map_or_else(dash, |channel| sat(msat(channel)));
+        vec![
+            hex::encode(&member.client),
+            from.to_owned(),
+            capacity_sat.to_string(),
+            yes(member.acked),
+            channel_state(channel),
+            side(|channel| channel.local_msat),
+            side(|channel| channel.remote_msat),
+        ]
+    };
+    let born = row("birth", member.capacity_sat, member.channel.as_ref());
+    let bought = member.bought.iter();
+    let bought = bought.map(|one| row("stock", one.capacity_sat, one.channel.as_ref()));
+    std::iter::once(born).chain(bought).collect()
 }
 
 fn leaf_channel(channel: &LeafChannel) -> Value {
@@ -490,6 +498,33 @@ pub fn cancelled(as_json: bool, answer: &FactoryCancelResponse) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_member_bought_is_listed_below_what_it_was_born_with() {
+        let member = Member {
+            client: vec![2; 33].into(),
+            capacity_sat: 200_000,
+            bought: vec![BoughtChannel {
+                leaf_id: vec![7; 16].into(),
+                capacity_sat: 50_000,
+                channel: Some(LeafChannel {
+                    state: "open".to_owned(),
+                    local_msat: 30_000_500,
+                    ..LeafChannel::default()
+                }),
+            }],
+            ..Member::default()
+        };
+        let rows = member_rows(&member);
+        assert_eq!(rows.len(), 2);
+        assert_eq!(rows[0][1..3], ["birth", "200000"]);
+        assert_eq!(rows[1][0], "02".repeat(33));
+        assert_eq!(rows[1][1..3], ["stock", "50000"]);
+        assert_eq!(rows[1][4..6], ["open", "30000.500"]);
+        let bought = &member_json(&member)["bought"];
+        assert_eq!(bought[0]["leaf_id"], "07".repeat(16));
+        assert_eq!(bought[0]["channel"]["state"], "open");
+    }
 
     #[test]
     fn immature_block_rewards_are_not_called_unconfirmed() {

@@ -74,10 +74,64 @@ impl Plan {
         seat.is_some_and(|seat| checked_sum(paid) == Some(seat.bought))
     }
 
+    /// Until when its birth, planned at this height, waits for those who must come; `None`: it waits no longer.
+    fn waits_until(&self, ctx: &Context, planned: Height, height: u32) -> Option<Height> {
+        let all_there = self.away(ctx).next().is_none() && !self.leaving.is_empty();
+        let until = planned.plus(Blocks(ctx.config.ladder.birth_slip));
+        (!all_there && Height(height) < until).then_some(until)
+    }
+
     /// Whether a birth is due for somebody.
     fn is_called(&self) -> bool {
         !self.leaving.is_empty() || !self.orders.is_empty()
     }
+}
+
+/// A birth that is due, and waits until all that must come are there.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    /// Which.
+    pub(super) rung: u32,
+    /// Clients that must leave, and are away.
+    pub(super) away: Vec<ClientId>,
+    /// It begins here with those who are there.
+    pub(super) until: Height,
+}
+
+/// The birth that is due and not under way, and the height it was planned at.
+async fn due_now(ctx: &Context, list: &[Due]) -> Result<Option<(u32, Height)>, LadderError> {
+    let birth = list.iter().find_map(|due| match due {
+        Due::Birth { rung, planned } => Some((*rung, *planned)),
+        _ => None,
+    });
+    let Some((rung, planned)) = birth else {
+        return Ok(None);
+    };
+    let open = ctx
+        .store
+        .read(async |tx| ceremonies::open(tx).await)
+        .await?;
+    let is_open = open.iter().any(|row| row.wish.rung == Some(rung));
+    Ok((!is_open).then_some((rung, planned)))
+}
+
+/// What the birth that is due waits for, if it does.
+pub(super) async fn waiting(
+    ctx: &Context,
+    seen: &Seen,
+    list: &[Due],
+    height: u32,
+) -> Result<Option<Waiting>, LadderError> {
+    let Some((rung, planned)) = due_now(ctx, list).await? else {
+        return Ok(None);
+    };
+    let plan = plan(ctx, seen, list, height).await?;
+    let until = plan.waits_until(ctx, planned, height);
+    Ok(until.map(|until| Waiting {
+        rung,
+        away: plan.away(ctx).collect(),
+        until,
+    }))
 }
 
 /// Begins the birth that is due, if it is time.
@@ -88,31 +142,18 @@ pub(super) async fn look(
     height: u32,
     shutdown: &watch::Receiver<bool>,
 ) -> Result<(), LadderError> {
-    let birth = list.iter().find_map(|due| match due {
-        Due::Birth { rung, planned } => Some((*rung, *planned)),
-        _ => None,
-    });
-    let Some((rung, planned)) = birth else {
+    let Some((rung, planned)) = due_now(ctx, list).await? else {
         return Ok(());
     };
-    let open = ctx
-        .store
-        .read(async |tx| ceremonies::open(tx).await)
-        .await?;
-    if open.iter().any(|row| row.wish.rung == Some(rung)) {
-        return Ok(());
-    }
     // One try per block: what failed at once would fail at once again.
     if !ctx.ladder.is_news(format!("birth {rung} {height}")) {
         return Ok(());
     }
     let plan = plan(ctx, seen, list, height).await?;
-    let slip = Blocks(ctx.config.ladder.birth_slip);
     for client in plan.away(ctx).chain(plan.buyers_away.iter().copied()) {
         ctx.webhooks.wake(client, Why::Birth);
     }
-    let all_there = plan.away(ctx).next().is_none() && !plan.leaving.is_empty();
-    if !all_there && Height(height) < planned.plus(slip) {
+    if plan.waits_until(ctx, planned, height).is_some() {
         // Looked at again when somebody comes.
         ctx.ladder.forget(&format!("birth {rung} {height}"));
         return Ok(());

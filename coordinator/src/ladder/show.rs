@@ -6,7 +6,7 @@ use factory_tree::ladder::{
 use factory_tree::units::Height;
 use proto::admin::{
     LadderDay, LadderExcluded, LadderFactory, LadderFailure, LadderForecastResponse,
-    LadderPreviewResponse, LadderSeat, LadderShowResponse,
+    LadderPreviewResponse, LadderSeat, LadderShowResponse, LadderWait,
 };
 
 use super::{LadderError, births, view};
@@ -46,6 +46,11 @@ pub async fn show(ctx: &Context) -> Result<LadderShowResponse, LadderError> {
             next,
         }
     });
+    // As in a look: without the node nothing is known of balances, and no birth is begun.
+    let waiting = match ctx.config.ladder.enabled && ctx.lightning.sees() {
+        true => births::waiting(ctx, &seen, &due(&params, height, ladder), height.0).await?,
+        false => None,
+    };
     Ok(LadderShowResponse {
         enabled: ctx.config.ladder.enabled,
         height: height.0,
@@ -58,6 +63,15 @@ pub async fn show(ctx: &Context) -> Result<LadderShowResponse, LadderError> {
             .map(|facts| row(facts, height, params.spacing))
             .collect(),
         last_failure,
+        waiting: waiting.map(|wait| LadderWait {
+            rung: wait.rung,
+            away: wait
+                .away
+                .iter()
+                .map(|client| client.0.to_vec().into())
+                .collect(),
+            until: wait.until.0,
+        }),
     })
 }
 

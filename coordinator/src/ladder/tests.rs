@@ -320,6 +320,13 @@ async fn a_birth_waits_for_who_must_come_and_says_so_when_too_few_do() {
         births(&world.happened()).is_empty(),
         "three are still to come"
     );
+    let shown = async |world: &TestWorld| show::show(&world.ctx).await.unwrap().waiting;
+    let wait = shown(&world).await.unwrap();
+    let planned = tree.schedule().dying_from.0;
+    let away = |client: &TestClient| wait.away.iter().any(|id| id[..] == client.id().0);
+    assert_eq!(wait.away.len(), 3);
+    assert!(all[1..].iter().all(away), "{wait:?}");
+    assert!(wait.until > planned, "{wait:?}");
     // The day is old enough: it begins with those who are there, if they are enough.
     let slip = world.ctx.config.ladder.birth_slip;
     world.chain.mine_to(tree.schedule().dying_from.0 + slip);
@@ -330,6 +337,7 @@ async fn a_birth_waits_for_who_must_come_and_says_so_when_too_few_do() {
     let told = world.happened();
     assert!(births(&told).is_empty());
     assert_eq!(waiting(&told).len(), 1, "told once: {told:?}");
+    assert_eq!(shown(&world).await, None, "it waits for nobody any more");
     let tries = async |world: &TestWorld| {
         let read = world
             .ctx

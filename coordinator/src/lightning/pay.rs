@@ -18,6 +18,11 @@ pub enum PayError {
     /// There is no node now.
     #[error("the Lightning node does not run: {0}")]
     Down(String),
+    /// No invoice, or one of another network.
+    #[error(
+        "{0}; give a whole BOLT 11 invoice of this coordinator's network, as its payee shows it"
+    )]
+    Unreadable(NodeError),
     /// The node's refusal.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -49,9 +54,10 @@ pub async fn pay(
     amount: Option<Msat>,
     patience: Duration,
 ) -> Result<PaymentRow, PayError> {
+    // What is no invoice of this network is that whether or not the node runs.
+    let view = read_invoice(&invoice, ctx.config.network).map_err(PayError::Unreadable)?;
     let down = || PayError::Down(ctx.lightning.problem().unwrap_or_default());
     let node = ctx.lightning.node().ok_or_else(down)?;
-    let view = read_invoice(&invoice, ctx.config.network)?;
     let msat = match (view.amount, amount) {
         (None, None) => return Err(PayError::NoAmount),
         (Some(asked), Some(said)) if asked != said => {

@@ -25,11 +25,16 @@ pub enum NoSale {
     /// Not a member, or not of that one.
     #[error("you are in no such factory; channels from a stock are for the clients that share it")]
     NoFactory,
-    /// Too young, or on its way to the chain.
+    /// Too young.
     #[error(
-        "factory {0} cannot be sold from: its funding is not deep enough in the chain yet, or it is being closed"
+        "factory {0} cannot be sold from yet: its funding is not deep enough in the chain; try again when it is usable"
     )]
     NotUsable(FactoryId),
+    /// Its funding output is spent.
+    #[error(
+        "factory {0} is published on the chain, or all have left it: nothing is sold from it any more; buy in the next one, or receive over a just-in-time channel"
+    )]
+    Published(FactoryId),
     /// Too old.
     #[error(
         "factory {0} is in its dying days; buy in the next one, or receive over a just-in-time channel"
@@ -135,7 +140,7 @@ impl NoSale {
             Self::Off => "off",
             Self::Starting => "starting",
             Self::NoFactory => "no_factory",
-            Self::NotUsable(_) => "not_usable",
+            Self::NotUsable(_) | Self::Published(_) => "not_usable",
             Self::Dying(_) => "dying",
             Self::NoStock => "no_stock",
             Self::TooSmall { .. } => "too_small",

@@ -90,9 +90,7 @@ async fn of_factory(
     (asked, other): (&QuoteRequest, Option<Wanted>),
 ) -> Result<(Amount, Quote), SalesError> {
     // Cheap first: no tree is built for what cannot be sold from.
-    if !factory.usable || factory.spent {
-        return Err(NoSale::NotUsable(factory.id).into());
-    }
+    stocks::stands(factory)?;
     let id = factory.id;
     let clients = ctx
         .store

@@ -61,6 +61,17 @@ pub(crate) async fn known(
     Ok(Some(all))
 }
 
+/// Whether a factory is one that something can be sold from.
+pub(super) fn stands(row: &FactoryRow) -> Result<(), NoSale> {
+    if row.spent || row.forgotten {
+        return Err(NoSale::Published(row.id));
+    }
+    if row.state != AttemptState::FundingSigned || !row.usable {
+        return Err(NoSale::NotUsable(row.id));
+    }
+    Ok(())
+}
+
 impl KnownStock {
     /// The stock before its sale number `place`.
     pub(crate) fn before(&self, place: u8) -> Result<Stock, StockError> {
@@ -104,13 +115,9 @@ impl KnownStock {
 
     /// Whether the factory lets anything be sold at `height`.
     pub(crate) fn is_open(&self, height: u32) -> Result<(), NoSale> {
-        let row = &self.factory;
-        let stands = row.state == AttemptState::FundingSigned && row.usable;
-        if !stands || row.spent || row.forgotten {
-            return Err(NoSale::NotUsable(row.id));
-        }
+        stands(&self.factory)?;
         if height > self.sign_until() {
-            return Err(NoSale::Dying(row.id));
+            return Err(NoSale::Dying(self.factory.id));
         }
         Ok(())
     }

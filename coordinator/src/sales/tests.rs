@@ -182,6 +182,22 @@ async fn what_cannot_be_sold_is_not_quoted() {
 }
 
 #[tokio::test]
+async fn a_factory_that_is_on_the_chain_is_not_called_too_young() {
+    let (world, tree) = shop(|_| {}).await;
+    let id = tree.id();
+    let read = world
+        .ctx
+        .store
+        .read(async |tx| factories::get(tx, id).await);
+    let mut row = read.await.unwrap().unwrap();
+    assert_eq!(stocks::stands(&row), Ok(()));
+    row.usable = false;
+    assert_eq!(stocks::stands(&row), Err(NoSale::NotUsable(id)));
+    row.spent = true;
+    assert_eq!(stocks::stands(&row), Err(NoSale::Published(id)));
+}
+
+#[tokio::test]
 async fn what_is_off_sells_nothing_and_still_tells() {
     let (mut world, _) = shop(|_| {}).await;
     let (order, sale) = ordered(&world).await;

@@ -295,7 +295,7 @@ pub struct FactoryShowResponse {
     pub transactions: u32,
 }
 /// A client of a factory.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Member {
     /// The client, 33 bytes.
     #[prost(bytes = "bytes", tag = "1")]
@@ -314,6 +314,22 @@ pub struct Member {
     pub acked: bool,
     /// Its channel, while the Lightning node runs and knows of it.
     #[prost(message, optional, tag = "6")]
+    pub channel: ::core::option::Option<LeafChannel>,
+    /// Its channels from the stock.
+    #[prost(message, repeated, tag = "7")]
+    pub bought: ::prost::alloc::vec::Vec<BoughtChannel>,
+}
+/// A channel that a client bought from the stock, or got for signing with who did.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BoughtChannel {
+    /// Its leaf id, 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub leaf_id: ::prost::bytes::Bytes,
+    /// Its capacity.
+    #[prost(uint64, tag = "2")]
+    pub capacity_sat: u64,
+    /// The channel, while the Lightning node runs and knows of it.
+    #[prost(message, optional, tag = "3")]
     pub channel: ::core::option::Option<LeafChannel>,
 }
 /// A channel on a leaf.
@@ -672,6 +688,22 @@ pub struct LadderShowResponse {
     /// The last birth of which nothing came, or has come yet.
     #[prost(message, optional, tag = "7")]
     pub last_failure: ::core::option::Option<LadderFailure>,
+    /// What the birth that is due waits for, if it does.
+    #[prost(message, optional, tag = "8")]
+    pub waiting: ::core::option::Option<LadderWait>,
+}
+/// A birth that is due, and waits until all that must come are there.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LadderWait {
+    /// Its place in the ladder.
+    #[prost(uint32, tag = "1")]
+    pub rung: u32,
+    /// Clients of factories that end that are away, 33 bytes each. None: nobody has to leave, and it waits for who asks for a place.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub away: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// At this height it begins with those who are there.
+    #[prost(uint32, tag = "3")]
+    pub until: u32,
 }
 /// A birth of which an attempt failed, or all.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

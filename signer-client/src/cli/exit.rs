@@ -4,6 +4,7 @@ use std::io::Write;
 
 use bitcoin::{Amount, FeeRate};
 use factory_tree::ids::FactoryId;
+use factory_tree::units::Height;
 use serde_json::json;
 
 use super::CliError;
@@ -13,9 +14,13 @@ use super::follow::{self, Reached};
 use super::show::{nothing_to_leave, nothing_to_pay, staying_away};
 use super::table::{grouped, with_msat};
 use crate::client::{Quote, Shutdown, SignerClient, Tasks, quote, request_exit};
+use crate::lightning::{ChannelView, of_factory};
 use crate::lock::DataDirLock;
 use crate::store::{Goal, Request, SharedStore};
 
+/// Of channels that hold nothing of the wallet's.
+const NOTHING_YOURS: &str =
+    "Nothing on Lightning is yours there, so nothing of it goes into your wallet.";
 /// Shown where neither a feerate nor an estimate is at hand, in sat/vB.
 const EXAMPLE: u64 = 10;
 
@@ -134,7 +139,7 @@ async fn finished(store: &SharedStore, factory: FactoryId) -> Result<Option<Reac
 async fn record(store: &SharedStore, factory: FactoryId, options: &Exit) -> Result<(), CliError> {
     let feerate = options.feerate.and_then(FeeRate::from_sat_per_vb);
     let max_fee = options.max_fee.map(Amount::from_sat);
-    let tip = factory_tree::units::Height(store.live().await?.height);
+    let tip = Height(store.live().await?.height);
     Ok(request_exit(store, factory, feerate, max_fee, tip).await?)
 }
 
@@ -193,6 +198,10 @@ fn explain(quote: &Quote) -> String {
                 coins.coins,
                 grouped(coins.available_sat)
             )),
+            (Some(false), Some(coins)) if coins.coins == 0 => text.push_str(&format!(
+                "  WARNING: these transactions pay no fees themselves, and you have no confirmed coin that pays for them. Send one of {} sat to `address`: they wait until it is confirmed.\n",
+                grouped(at.coin_needed_sat)
+            )),
             (Some(false), Some(coins)) => text.push_str(&format!(
                 "  WARNING: your {} confirmed coins ({} sat) do not suffice at this feerate. Send a coin of {} sat to `address`.\n",
                 coins.coins,
@@ -208,19 +217,41 @@ fn explain(quote: &Quote) -> String {
             quote.forced_siblings
         ));
     }
+    let coinless = quote.coins.is_some_and(|coins| coins.coins == 0);
+    if free.is_some() && coinless && quote.lightning_msat > 0 {
+        text.push_str("  WARNING: what closes a channel pays no fees itself, and you have no confirmed coin that pays for it. Send one to `address`, or wait until the coordinator closes the channel.\n");
+    }
     text.push_str(&match free {
-        Some(free) => format!("  {free} The"),
+        Some(free) => format!("  {free}"),
         None => format!(
-            "  It takes {} blocks at least, {} at worst, until the channel is on the chain. Then it is closed, and the",
+            "  It takes {} blocks at least, {} at worst, until the channel is on the chain. Then it is closed.",
             quote.least_delay_blocks, quote.worst_delay_blocks
         ),
     });
-    text.push_str(&format!(
-        " {} sat that are yours on Lightning go into your wallet some 144 blocks later, less the fees of two small transactions.\n  {}",
-        with_msat(quote.lightning_msat),
-        staying_away(quote)
-    ));
+    text.push_str(&match (quote.lightning_msat, quote.pending) {
+        (0, 0) => format!(" {NOTHING_YOURS}"),
+        (0, _) => " What payments under way bring goes into your wallet once they are decided."
+            .to_owned(),
+        (msat, _) => format!(
+            " The {} sat that are yours on Lightning go into your wallet some 144 blocks later, less the fees of two small transactions.",
+            with_msat(msat)
+        ),
+    });
+    text.push_str(&format!("\n  {}", staying_away(quote)));
     text
+}
+
+/// What is said once the leaf is confirmed.
+fn leaf_text(channels: &[ChannelView], expiry: Height) -> String {
+    let is_empty = |channel: &ChannelView| {
+        channel.ours_msat == 0 && channel.closing_sat == 0 && channel.pending == 0
+    };
+    match !channels.is_empty() && channels.iter().all(is_empty) {
+        true => format!("The leaf is confirmed. {NOTHING_YOURS}"),
+        false => format!(
+            "The leaf is confirmed. What is yours on Lightning follows it into your wallet, by transactions that take a confirmed coin for their fees: keep `signer-client run` going until then. If that fails, the channel's timeout pays after height {expiry}."
+        ),
+    }
 }
 
 async fn report(
@@ -236,10 +267,7 @@ async fn report(
     let (state, text) = match reached {
         Reached::Leaf => (
             "leaf_confirmed",
-            format!(
-                "The leaf is confirmed. What is yours on Lightning follows it into your wallet: keep `signer-client run` going until then. If that fails, the channel's timeout pays after height {}.",
-                row.expiry
-            ),
+            leaf_text(&of_factory(store, factory).await?, row.expiry),
         ),
         Reached::End => {
             let done = exit.and_then(|exit| exit.progress.done);
@@ -257,11 +285,11 @@ mod tests {
     use clap::Parser;
     use factory_tree::params::{FactoryParams, Profile};
     use factory_tree::testing::TestFactory;
-    use factory_tree::units::Height;
 
     use super::*;
     use crate::cli::args::{Args, Command};
     use crate::cli::show::tests::open_on_the_chain;
+    use crate::client::{Coins, QuoteAt};
     use crate::exit::tests::row;
     use crate::store::{ExitRow, JoinRow, Progress};
 
@@ -326,5 +354,60 @@ mod tests {
         let text = explain(&open_on_the_chain());
         assert!(text.contains("leaving closes 2 channels"), "{text}");
         assert!(!text.contains("nothing left to exit"), "{text}");
+    }
+
+    #[test]
+    fn of_empty_channels_nothing_is_promised() {
+        let text = explain(&open_on_the_chain());
+        assert!(text.contains(NOTHING_YOURS), "{text}");
+        assert!(!text.contains("go into your wallet some"), "{text}");
+        let of = |ours_msat| ChannelView::sample(FactoryId([7; 32]), ours_msat, 9_000);
+        let text = leaf_text(&[of(0), of(0)], Height(500));
+        assert!(text.contains(NOTHING_YOURS), "{text}");
+        assert!(!text.contains("timeout"), "{text}");
+        let text = leaf_text(&[of(0), of(5_000)], Height(500));
+        assert!(text.contains("timeout pays after height 500"), "{text}");
+    }
+
+    #[test]
+    fn who_has_no_coins_for_fees_is_told_what_that_means() {
+        let none = Some(Coins {
+            available_sat: 0,
+            coins: 0,
+        });
+        let on_the_chain = Quote {
+            lightning_msat: 5_000_000,
+            coins: none,
+            ..open_on_the_chain()
+        };
+        let text = explain(&on_the_chain);
+        assert!(text.contains("no confirmed coin"), "{text}");
+        assert!(text.contains("until the coordinator closes"), "{text}");
+        let at = QuoteAt {
+            feerate_sat_per_vb: 1,
+            transactions: 3,
+            vbytes: 900,
+            cost_sat: 900,
+            timeouts_cost_sat: 0,
+            coin_needed_sat: 1_230,
+            coins_suffice: Some(false),
+        };
+        let inside = Quote {
+            path_transactions: 3,
+            quotes: vec![at],
+            ..on_the_chain
+        };
+        let text = explain(&inside);
+        assert!(text.contains("pay no fees themselves"), "{text}");
+        assert!(text.contains("1 230 sat to `address`"), "{text}");
+        let rich = Quote {
+            lightning_msat: 5_000_000,
+            coins: Some(Coins {
+                available_sat: 9_000,
+                coins: 1,
+            }),
+            ..open_on_the_chain()
+        };
+        assert!(!explain(&rich).contains("no confirmed coin"));
     }
 }

@@ -20,8 +20,8 @@ use crate::client::KitCache;
 use crate::lightning::stored;
 use crate::lsps1::orders;
 use crate::sales::{
-    LimitQuote, LimitView, PurchaseView, SaleError, TopUpView, limit as limit_of, purchases as all,
-    top_up_at_rest,
+    LimitQuote, LimitView, PurchaseView, SaleError, StockView, TopUpView, limit as limit_of,
+    purchases as all, top_up_at_rest,
 };
 use crate::store::{Request, SharedStore, state_name};
 
@@ -90,18 +90,9 @@ fn text(context: &Context, view: &LimitView) -> String {
             with_msat(channel.receivable_msat),
         ]);
     }
-    let mut stocks = Table::new(["factory", "left to be bought sat", "least sat", "sales"]);
-    for stock in &view.stocks {
-        stocks.row([
-            short(&stock.factory),
-            grouped(stock.left_sat),
-            grouped(stock.least_sat),
-            format!("{} of {}", stock.sales, stock.most_sales),
-        ]);
-    }
     let stocks = match view.stocks.is_empty() {
         true => String::new(),
-        false => format!("{}\n", stocks.render()),
+        false => stock_table(&view.stocks, &context.again("limit quote AMOUNT")),
     };
     let mut factories = view.channels.iter().map(|channel| channel.factory);
     let outside = match factories.any(|factory| factory.is_none()) {
@@ -113,18 +104,45 @@ fn text(context: &Context, view: &LimitView) -> String {
     };
     let coverage = &view.coverage;
     format!(
-        "{}\n{stocks}You can receive {} sat now. Your channels hold {} sat; of that the coordinator keeps a reserve in each, a hundredth and at least 1 000 sat, which nobody can pay you.\nCovered if the coordinator breaks off:\n  away   {} sat: what the timeouts of the factory's birth pay if you do nothing\n  awake  {} sat: what you are sure of wherever it stops publishing, if this wallet looks every 60 blocks (`run`; nobody else publishes for it)\n{outside}{}{}",
+        "{}\n{stocks}You can receive {} sat now. Your channels hold {} sat; of that the coordinator keeps a reserve in each, a hundredth and at least 1 000 sat, which nobody can pay you.\nCovered if the coordinator breaks off:\n  away   {} sat: what the timeouts of the factory's birth pay if you do nothing\n  awake  {} sat: what you are sure of wherever it stops publishing, if this wallet looks every 60 blocks (`run`; nobody else publishes for it)\n{outside}{}",
         channels.render(),
         with_msat(view.receivable_msat),
         grouped(view.limit_sat),
         grouped(coverage.away_sat),
         grouped(coverage.awake_sat),
-        if view.needs_consent {
-            "You can hold more than is covered awake: whatever you buy needs --accept-uncovered.\n"
-        } else {
-            ""
-        },
         top_up(&view.top_up)
+    )
+}
+
+/// What can be bought, factory by factory, as a purchase is judged; `quote`: the command that asks for a price.
+fn stock_table(stocks: &[StockView], quote: &str) -> String {
+    let mut table = Table::new([
+        "factory",
+        "left to be bought sat",
+        "factory's least sat",
+        "sales",
+        "you hold sat",
+        "covered awake sat",
+        "needs --accept-uncovered",
+    ]);
+    for stock in stocks {
+        let consent = match stock.needs_consent {
+            true => "whatever you buy",
+            false => "beyond what is covered",
+        };
+        table.row([
+            short(&stock.factory),
+            grouped(stock.left_sat),
+            grouped(stock.least_sat),
+            format!("{} of {}", stock.sales, stock.most_sales),
+            grouped(stock.coverage.held_sat),
+            grouped(stock.coverage.awake_sat),
+            consent.to_owned(),
+        ]);
+    }
+    format!(
+        "{}\nEach factory is judged by itself: a purchase after which you could hold more there than is covered awake needs --accept-uncovered. The coordinator may sell nothing as small as a factory's least. `{quote}` says both before anything is bought.\n\n",
+        table.render()
     )
 }
 
@@ -332,4 +350,31 @@ async fn cancel(context: &Context, sale: SaleId) -> Result<(), CliError> {
         )
     };
     context.print(&purchase, &text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sales::CoverageView;
+
+    #[test]
+    fn consent_is_told_factory_by_factory_and_whose_least_it_is() {
+        let stock = |number, needs_consent| StockView {
+            factory: FactoryId([number; 32]),
+            left_sat: 400_000,
+            least_sat: 2_000,
+            sales: 0,
+            most_sales: 4,
+            coverage: CoverageView::default(),
+            needs_consent,
+        };
+        let text = stock_table(&[stock(1, true), stock(2, false)], "limit quote AMOUNT");
+        let line = |number| {
+            let name = short(&FactoryId([number; 32]));
+            text.lines().find(|line| line.starts_with(&name)).unwrap()
+        };
+        assert!(line(1).ends_with("whatever you buy"), "{text}");
+        assert!(line(2).ends_with("beyond what is covered"), "{text}");
+        assert!(text.contains("factory's least sat"), "{text}");
+    }
 }

@@ -135,6 +135,13 @@ fn account_text(account: &Account, moving: Option<&str>) -> String {
     if let Some(moving) = moving.filter(|_| account.moves.is_empty()) {
         lines.push(format!("Moving      {moving}"));
     }
+    for left in &account.leaving {
+        lines.push(format!(
+            "Leaving     {}: {}; keep `run` running until it is done",
+            short(&left.factory),
+            left.words
+        ));
+    }
     for notice in &account.notices {
         let loud = notice.level >= Some(Warning::LastDay);
         let mark = if loud { "!!!" } else { "   " };
@@ -279,15 +286,17 @@ pub(super) fn nothing_to_leave(quote: &Quote) -> Option<String> {
 /// Of a factory whose leaf is on the chain: it costs nothing to leave, but it is an end all the same.
 pub(super) fn nothing_to_pay(quote: &Quote) -> Option<String> {
     (quote.path_transactions == 0).then(|| {
-        format!(
-            "There is no transaction to pay for; leaving closes {} on the chain.",
-            channels(quote.channels)
-        )
+        let then = match quote.channels {
+            0 => "no channel of yours is open there".to_owned(),
+            number => format!("leaving closes {} on the chain", channels(number)),
+        };
+        format!("There is no transaction to pay for; {then}.")
     })
 }
 
 fn channels(number: usize) -> String {
     match number {
+        0 => "no channel".to_owned(),
         1 => "a channel".to_owned(),
         several => format!("{several} channels"),
     }
@@ -429,8 +438,9 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
     ]);
     table.row(["total".to_owned(), grouped(balance.total_sat)]);
     let text = format!(
-        "{}\nOver Lightning you can send {} sat and receive {} sat now.\nChannels in live factories hold {} sat; what is not yours on Lightning is the coordinator's.\n{}As of height {}.",
+        "{}\n{}Over Lightning you can send {} sat and receive {} sat now.\nChannels in factories that can still be used hold {} sat; what is not yours on Lightning is the coordinator's.\n{}As of height {}.",
         table.render(),
+        held_text(balance.held_for_orders_msat),
         with_msat(lightning.lightning_spendable_msat),
         with_msat(lightning.lightning_receivable_msat),
         grouped(balance.in_factories_sat),
@@ -438,6 +448,17 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
         balance.height
     );
     context.print(&BalanceShown { balance, account }, &text)
+}
+
+/// What is paid for a channel that is not there yet.
+fn held_text(msat: u64) -> String {
+    match msat {
+        0 => String::new(),
+        msat => format!(
+            "The coordinator holds {} sat for what you ordered (`limit purchases`); they are no part of the total, and come back if nothing comes of it.\n",
+            with_msat(msat)
+        ),
+    }
 }
 
 pub(super) async fn sweep(context: &Context, feerate: Option<u64>) -> Result<(), CliError> {
@@ -472,7 +493,7 @@ pub(super) mod tests {
     use factory_tree::ids::FactoryId;
 
     use super::*;
-    use crate::client::DoubleSaleView;
+    use crate::client::{DoubleSaleView, LeavingView};
 
     fn quoted(over: bool, path_transactions: usize) -> Quote {
         Quote {
@@ -485,6 +506,7 @@ pub(super) mod tests {
             capacity_sat: 0,
             channels: 0,
             lightning_msat: 0,
+            pending: 0,
             expiry_policy: ExpiryPolicy::ClientRefund,
             expiry_height: 5_000,
             path_transactions,
@@ -530,6 +552,9 @@ pub(super) mod tests {
         assert!(text.contains(due), "{text}");
         assert!(!text.contains("nothing left to exit"), "{text}");
         assert!(!text.contains("cost sat"), "{text}");
+        let text = quote_text(&quoted(false, 0));
+        assert!(text.contains("no channel of yours is open there"), "{text}");
+        assert!(!text.contains("0 channels"), "{text}");
     }
 
     #[test]
@@ -548,6 +573,29 @@ pub(super) mod tests {
         };
         assert!(told(9).ends_with("Leave. (at block 9)\n"), "{}", told(9));
         assert!(told(0).ends_with(": Leave.\n"), "{}", told(0));
+    }
+
+    #[test]
+    fn what_is_held_for_an_order_has_a_line_of_its_own() {
+        let text = held_text(2_500_000);
+        assert!(text.contains("holds 2 500.000 sat for"), "{text}");
+        assert!(held_text(0).is_empty());
+    }
+
+    #[test]
+    fn who_leaves_reads_what_the_exit_does() {
+        let leaving = LeavingView {
+            factory: FactoryId([7; 32]),
+            words: "the state has to wait until height 9".to_owned(),
+            until_height: Some(9),
+        };
+        let account = Account {
+            leaving: vec![leaving],
+            ..Account::default()
+        };
+        let text = account_text(&account, None);
+        assert!(text.contains("has to wait until height 9; keep"), "{text}");
+        assert!(!text.contains("Next"), "{text}");
     }
 
     #[test]

@@ -3,19 +3,21 @@
 use bitcoin::{Amount, OutPoint};
 use factory_tree::exit::ExitPlan;
 use factory_tree::ids::FactoryId;
-use factory_tree::kit::ExitKit;
+use factory_tree::kit::{ExitKit, KitChannel};
 use factory_tree::ladder::blocks_in_words;
 use factory_tree::sale::Coverage;
+use factory_tree::tx::checked_sum;
 use factory_tree::units::Height;
 use serde::Serialize;
 
 use super::kits::KitCache;
+use super::views::in_flight;
 use crate::error::Result;
 use crate::exit::Unrolled;
 use crate::lightning::{ChannelState, ChannelView, stored};
 use crate::migration::calendar;
 use crate::store::{
-    DeclineRow, ExitRow, FactoryRow, Goal, Handover, MoveRow, NoticeRow, PartProgress, PartRow,
+    DeclineRow, ExitRow, FactoryRow, Handover, MoveRow, NoticeRow, PartProgress, PartRow,
     RefusedSale, SharedStore,
 };
 
@@ -38,7 +40,9 @@ pub struct Account {
     pub window: Option<Window>,
     /// Moves under way.
     pub moves: Vec<MoveView>,
-    /// What the coordinator says about the end of factories.
+    /// Factories that this wallet leaves, until that is done.
+    pub leaving: Vec<LeavingView>,
+    /// What the coordinator says about the end of factories that this wallet does not leave.
     pub notices: Vec<NoticeView>,
     /// Factories whose stock the coordinator tried to sell twice.
     pub double_sales: Vec<DoubleSaleView>,
@@ -90,6 +94,17 @@ pub struct MoveView {
     pub fee_msat: u64,
 }
 
+/// A factory that this wallet leaves: what its exit does or needs now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LeavingView {
+    /// The factory.
+    pub factory: FactoryId,
+    /// For people.
+    pub words: String,
+    /// It waits for this height.
+    pub until_height: Option<u32>,
+}
+
 /// What the coordinator said last of a factory's end, and what this wallet would not do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NoticeView {
@@ -122,10 +137,18 @@ struct Held<'a> {
     channels: Vec<&'a ChannelView>,
     /// What of it can still be used.
     usable: Usable,
+    /// Whether this wallet leaves it.
+    left: bool,
 }
 
 impl<'a> Held<'a> {
-    fn new(row: &'a FactoryRow, kit: &'a ExitKit, channels: &'a [ChannelView]) -> Self {
+    fn new(
+        row: &'a FactoryRow,
+        kit: &'a ExitKit,
+        channels: &'a [ChannelView],
+        exits: &[ExitRow],
+    ) -> Self {
+        let left = exits.iter().any(|exit| exit.leaves(row.factory));
         let own = channels
             .iter()
             .filter(|view| view.factory == Some(row.factory));
@@ -133,7 +156,8 @@ impl<'a> Held<'a> {
             row,
             kit,
             channels: own.collect(),
-            usable: Usable::of(kit, channels),
+            usable: Usable::of(kit, channels).unless_left(left),
+            left,
         }
     }
 
@@ -150,7 +174,8 @@ impl<'a> Held<'a> {
     }
 
     fn receivable(&self) -> u64 {
-        let standing = self.channels.iter().filter(|view| !view.is_over());
+        let of_use = |view: &&&ChannelView| !self.left && !view.is_over();
+        let standing = self.channels.iter().filter(of_use);
         standing.fold(0, |sum, view| sum.saturating_add(view.receivable_msat))
     }
 }
@@ -194,24 +219,15 @@ impl Usable {
 
     /// By what the node says of the channels; one of which it says nothing stands.
     pub(crate) fn of(kit: &ExitKit, channels: &[ChannelView]) -> Self {
-        let is_over = |outpoint: OutPoint| {
-            let mut views = channels.iter();
-            views.any(|view| view.outpoint == outpoint && view.is_over())
-        };
-        let all = kit.channels();
-        let left = || all.iter().filter(|channel| !is_over(channel.outpoint));
-        let capacity = left().fold(Amount::ZERO, |sum, channel| {
-            sum.checked_add(channel.capacity)
-                .unwrap_or(Amount::MAX_MONEY)
-        });
-        let channels = left().count();
-        let in_part = channels < all.len();
+        let left = standing(kit, channels);
+        let capacity = capacity(&left);
+        let in_part = left.len() < kit.channels().len();
         let covered = match in_part {
             true => Covered::default(),
             false => Covered::of(kit),
         };
         Self {
-            channels,
+            channels: left.len(),
             capacity,
             covered: Covered {
                 away: covered.away.min(capacity),
@@ -220,6 +236,34 @@ impl Usable {
             in_part,
         }
     }
+
+    /// In a factory that this wallet leaves no channel is to be used any more; what is sure of it stays sure until it is out.
+    pub(crate) const fn unless_left(self, left: bool) -> Self {
+        match left {
+            true => Self {
+                channels: 0,
+                capacity: Amount::ZERO,
+                ..self
+            },
+            false => self,
+        }
+    }
+}
+
+/// The channels of a kit that are not over, by what the node says of them; one of which it says nothing stands.
+pub(super) fn standing(kit: &ExitKit, channels: &[ChannelView]) -> Vec<KitChannel> {
+    let is_over = |outpoint: OutPoint| {
+        let mut views = channels.iter();
+        views.any(|view| view.outpoint == outpoint && view.is_over())
+    };
+    let all = kit.channels().into_iter();
+    all.filter(|channel| !is_over(channel.outpoint)).collect()
+}
+
+/// What these channels hold.
+pub(super) fn capacity<'a>(channels: impl IntoIterator<Item = &'a KitChannel>) -> Amount {
+    let sum = checked_sum(channels.into_iter().map(|channel| channel.capacity));
+    sum.unwrap_or(Amount::MAX_MONEY)
 }
 
 /// The account, from a store; `height`: the chain's, if it is known.
@@ -231,6 +275,7 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
     let channels = stored(store).await?;
     let rows = store.factories().await?;
     let moves = store.moves().await?;
+    let exits = store.exits().await?;
     let chain = crate::exit::view(store, Height(0)).await?;
     let mut sound = Vec::new();
     for row in rows.iter().filter(|row| row.is_live() && row.usable) {
@@ -243,7 +288,7 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
     // What of a factory is on the chain already is the on-chain balance's: nothing of it moves, and no timeout pays it.
     let held: Vec<Held<'_>> = sound
         .iter()
-        .map(|(row, kit)| Held::new(row, kit, &channels))
+        .map(|(row, kit)| Held::new(row, kit, &channels, &exits))
         .filter(|own| !own.is_over())
         .collect();
     let mut account = sums(&held, &moves, height);
@@ -255,8 +300,22 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
         }
     }
     account.notices = notices(&held, &store.notices().await?, &store.declines().await?);
-    let exits = store.exits().await?;
-    account.double_sales = double_sales(&held, &exits, store.refused_sales().await?);
+    account.double_sales = double_sales(&held, store.refused_sales().await?);
+    let ours = |exit: &&ExitRow| {
+        let mut rows = rows.iter().filter(|row| exit.leaves(row.factory));
+        rows.any(|row| row.is_live() && !row.is_given_away())
+    };
+    let leaving: Vec<&ExitRow> = exits.iter().filter(ours).collect();
+    for exit in leaving {
+        let now = in_flight(store, exit).await?;
+        if now.done_height.is_none() {
+            account.leaving.push(LeavingView {
+                factory: exit.factory,
+                words: now.in_words(),
+                until_height: now.until_height,
+            });
+        }
+    }
     Ok(account)
 }
 
@@ -269,7 +328,8 @@ fn sums(held: &[Held<'_>], moves: &[MoveRow], height: Option<u32>) -> Account {
     let kept = || held.iter().filter(|own| !leaves(own));
     let covered = held.iter().filter(|own| !own.row.is_given_away());
     let covered: Vec<Covered> = covered.map(|own| own.usable.covered).collect();
-    let youngest = held.iter().max_by_key(|own| own.row.expiry);
+    let stays = || held.iter().filter(|own| !own.left);
+    let youngest = stays().max_by_key(|own| own.row.expiry);
     Account {
         balance_msat: sum(&mut held.iter().map(Held::balance)),
         limit_sat: sum(&mut kept().map(|own| own.usable.capacity.to_sat())),
@@ -277,8 +337,7 @@ fn sums(held: &[Held<'_>], moves: &[MoveRow], height: Option<u32>) -> Account {
         coverage_sat: sum(&mut covered.iter().map(|own| own.away.to_sat())),
         coverage_awake_sat: sum(&mut covered.iter().map(|own| own.awake.to_sat())),
         monthly_fee_sat: youngest.map_or(0, |own| own.row.fee.to_sat()),
-        window: held
-            .iter()
+        window: stays()
             .filter(|own| own.row.handover.is_none())
             .min_by_key(|own| calendar(own.kit).publish_from)
             .map(|own| window(own, height)),
@@ -349,7 +408,8 @@ fn notices(held: &[Held<'_>], told: &[NoticeRow], declined: &[DeclineRow]) -> Ve
         let factory = own.row.factory;
         let notice = told.iter().find(|row| row.factory == factory);
         let decline = declined.iter().find(|row| row.factory == factory);
-        if own.row.is_given_away() || (notice.is_none() && decline.is_none()) {
+        let ours = !own.left && !own.row.is_given_away();
+        if !ours || (notice.is_none() && decline.is_none()) {
             return None;
         }
         let mut words = Vec::new();
@@ -380,18 +440,11 @@ fn notices(held: &[Held<'_>], told: &[NoticeRow], declined: &[DeclineRow]) -> Ve
 }
 
 /// Of what is left, being left or given away already there is nothing to do.
-fn double_sales(
-    held: &[Held<'_>],
-    exits: &[ExitRow],
-    refused: Vec<RefusedSale>,
-) -> Vec<DoubleSaleView> {
-    let is_left = |factory: FactoryId| {
-        let mut exits = exits.iter().filter(|exit| exit.goal == Goal::Leave);
-        exits.any(|exit| exit.factory == factory)
-    };
+fn double_sales(held: &[Held<'_>], refused: Vec<RefusedSale>) -> Vec<DoubleSaleView> {
     let concerns = |refused: &RefusedSale| {
-        let mut held = held.iter().filter(|own| !own.row.is_given_away());
-        held.any(|own| own.row.factory == refused.factory) && !is_left(refused.factory)
+        let ours = |own: &&Held<'_>| !own.left && !own.row.is_given_away();
+        let mut held = held.iter().filter(ours);
+        held.any(|own| own.row.factory == refused.factory)
     };
     let views = refused.into_iter().filter(concerns).map(|refused| {
         let words = format!(
@@ -418,7 +471,7 @@ mod tests {
 
     use super::*;
     use crate::lightning::SpentView;
-    use crate::store::{Agreed, Token};
+    use crate::store::{Agreed, Goal, Token};
 
     fn kit() -> ExitKit {
         let params = FactoryParams::profile(Profile::Lite, Network::Regtest);
@@ -496,7 +549,10 @@ mod tests {
         let kit = kit();
         let (old, new) = (row(1, &kit, Height(5000)), row(2, &kit, Height(6000)));
         let (left, right) = ([channel(1, 40_000)], [channel(2, 60_000)]);
-        let held = |old, new| [Held::new(old, &kit, &left), Held::new(new, &kit, &right)];
+        let held = |old, new| {
+            let old = Held::new(old, &kit, &left, &[]);
+            [old, Held::new(new, &kit, &right, &[])]
+        };
         let begun = MoveRow {
             from: old.factory,
             total: Msat(100_000),
@@ -544,7 +600,7 @@ mod tests {
     fn the_window_is_told_in_words() {
         let kit = kit();
         let row = row(1, &kit, kit.expiry);
-        let own = Held::new(&row, &kit, &[]);
+        let own = Held::new(&row, &kit, &[], &[]);
         let calendar = calendar(&kit);
         let at = |height: Height| window(&own, Some(height.0)).words.unwrap();
         assert!(at(kit.birth).contains("about 30 days"), "{}", at(kit.birth));
@@ -558,7 +614,7 @@ mod tests {
         let kit = kit();
         let row = row(1, &kit, kit.expiry);
         let left = [channel(1, 25)];
-        let own = Held::new(&row, &kit, &left);
+        let own = Held::new(&row, &kit, &left, &[]);
         let begun = MoveRow {
             from: row.factory,
             total: Msat(52),
@@ -594,7 +650,7 @@ mod tests {
             at(third.outpoint, 1),
             channel(2, 900_000),
         ];
-        let all = sums(&[Held::new(&row, &kit, &views)], &[], None);
+        let all = sums(&[Held::new(&row, &kit, &views, &[])], &[], None);
         assert_eq!((all.balance_msat, all.inbound_msat), (45_001, 3_000));
         assert_eq!(all.limit_sat, 330_000);
         let sure = Coverage::of_kit(&kit).unwrap();
@@ -609,21 +665,31 @@ mod tests {
             txid: third.outpoint.txid,
             height: 9,
         });
-        let own = Held::new(&row, &kit, &views);
+        let own = Held::new(&row, &kit, &views, &[]);
         assert!(!own.is_over());
         let left = sums(&[own], &[], None);
         assert_eq!((left.balance_msat, left.limit_sat), (45_000, 300_000));
         assert_eq!((left.coverage_sat, left.coverage_awake_sat), (0, 0));
         // Closed, and not on the chain yet: no more is held, and no more promised.
         (views[2].state, views[2].spent) = (ChannelState::Closed, None);
-        assert_eq!(sums(&[Held::new(&row, &kit, &views)], &[], None), left);
+        assert_eq!(sums(&[Held::new(&row, &kit, &views, &[])], &[], None), left);
+    }
+
+    fn exit(row: &FactoryRow, goal: Goal) -> ExitRow {
+        ExitRow {
+            factory: row.factory,
+            goal,
+            feerate: None,
+            max_fee: None,
+            requested: Height(8),
+            progress: crate::store::Progress::default(),
+        }
     }
 
     #[test]
     fn who_leaves_already_is_not_told_to_leave_for_a_double_sale() {
         let kit = kit();
         let row = row(1, &kit, kit.expiry);
-        let held = [Held::new(&row, &kit, &[])];
         let refused = || {
             vec![RefusedSale {
                 factory: row.factory,
@@ -631,17 +697,44 @@ mod tests {
                 height: Height(7),
             }]
         };
-        let exit = |goal| ExitRow {
-            factory: row.factory,
-            goal,
-            feerate: None,
-            max_fee: None,
-            requested: Height(8),
-            progress: crate::store::Progress::default(),
+        let told = |exits: &[ExitRow]| {
+            let held = [Held::new(&row, &kit, &[], exits)];
+            double_sales(&held, refused()).len()
         };
-        let told = |exits: &[ExitRow]| double_sales(&held, exits, refused()).len();
         assert_eq!(told(&[]), 1);
-        assert_eq!(told(&[exit(Goal::Timeout)]), 1);
-        assert_eq!(told(&[exit(Goal::Leave)]), 0);
+        assert_eq!(told(&[exit(&row, Goal::Timeout)]), 1);
+        assert_eq!(told(&[exit(&row, Goal::Leave)]), 0);
+    }
+
+    #[test]
+    fn what_is_left_has_no_calendar_and_nothing_of_it_is_to_be_used() {
+        let kit = kit();
+        let (old, new) = (row(1, &kit, Height(6000)), row(2, &kit, Height(5000)));
+        let channels = [channel(1, 40_000), channel(2, 60_000)];
+        let declined = [&old, &new].map(|row| DeclineRow {
+            factory: row.factory,
+            height: Height(9),
+            why: "too dear".to_owned(),
+        });
+        let told = |exits: &[ExitRow]| {
+            let held = [&old, &new].map(|row| Held::new(row, &kit, &channels, exits));
+            let notices = notices(&held, &[], &declined).into_iter();
+            let of: Vec<FactoryId> = notices.map(|notice| notice.factory).collect();
+            (sums(&held, &[], Some(1)), of)
+        };
+        let (both, notices) = told(&[exit(&old, Goal::Timeout)]);
+        assert_eq!(notices, [old.factory, new.factory]);
+        assert_eq!((both.limit_sat, both.inbound_msat), (400_000, 2_000));
+        assert_eq!(both.monthly_fee_sat, 1);
+        let (left, notices) = told(&[exit(&old, Goal::Leave)]);
+        assert_eq!(notices, [new.factory]);
+        assert_eq!(left.window.unwrap().factory, new.factory);
+        assert_eq!((left.limit_sat, left.inbound_msat), (200_000, 1_000));
+        assert_eq!(left.monthly_fee_sat, 2);
+        // It is the wallet's until it is out, and covered.
+        assert_eq!(left.balance_msat, both.balance_msat);
+        assert_eq!(left.coverage_sat, both.coverage_sat);
+        let (all, _) = told(&[exit(&old, Goal::Leave), exit(&new, Goal::Leave)]);
+        assert_eq!((all.window, all.limit_sat), (None, 0));
     }
 }

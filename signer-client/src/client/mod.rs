@@ -32,7 +32,7 @@ use crate::store::{
 };
 
 pub(crate) use account::Usable;
-pub use account::{Account, DoubleSaleView, MoveView, NoticeView, Window, account};
+pub use account::{Account, DoubleSaleView, LeavingView, MoveView, NoticeView, Window, account};
 pub use answers::{Swept, sweep};
 pub(crate) use kits::KitCache;
 pub use views::{

@@ -11,11 +11,12 @@ use factory_tree::units::{Blocks, Height};
 use serde::{Deserialize, Serialize};
 
 use super::SignerClient;
-use super::account::{Account, Usable, account};
+use super::account::{Account, Usable, account, capacity, standing};
 use super::kits::KitCache;
 use crate::error::{Error, Result};
 use crate::exit::{Unrolled, Whereabouts, coins_suffice, is_late, leave_by};
-use crate::lightning::{ChannelView, LightningBalance, of_factory, stored};
+use crate::lightning::{ChannelState, ChannelView, LightningBalance, of_factory, stored};
+use crate::lsps1::held as held_for_orders;
 use crate::store::{ExitRow, FactoryRow, Live, SharedStore, StoreError};
 
 /// Feerates an exit is quoted at, where none is asked for, in sat/vB.
@@ -67,7 +68,7 @@ pub struct FactoryView {
     pub on_chain_words: Option<String>,
     /// `client_refund` or `lsp_reclaim`; nothing if the kit is no good.
     pub expiry_policy: Option<ExpiryPolicy>,
-    /// The capacities of its channels.
+    /// What its channels hold that can still be used: nothing where it is over, or this wallet leaves. If the kit is no good, what was agreed.
     pub capacity_sat: u64,
     /// Its funding output.
     pub funding: OutPoint,
@@ -128,7 +129,11 @@ impl InFlight {
     pub(crate) fn in_words(&self) -> String {
         let until = self.until_height;
         let until = until.map_or_else(String::new, |height| format!(" until height {height}"));
-        format!("{}{until}", self.progress)
+        match self.progress.as_str() {
+            // Nobody has looked at it yet.
+            "" => "it begins with the next block that `run` sees".to_owned(),
+            progress => format!("{progress}{until}"),
+        }
     }
 }
 
@@ -145,8 +150,11 @@ pub struct Balance {
     pub payouts_sat: u64,
     /// Payouts of timeouts and poisons that are published and not confirmed yet.
     pub payouts_coming_sat: u64,
-    /// Capacity in live factories that no timeout or poison has paid out. Of it only the Lightning balance is this wallet's, so it is no part of the total.
+    /// What channels in factories hold that can still be used, and that no timeout or poison has paid out. Of it only the Lightning balance is this
+    /// wallet's, so it is no part of the total.
     pub in_factories_sat: u64,
+    /// Payments that the coordinator holds until the channel they are for is there: no part of the total, and back if nothing comes of it.
+    pub held_for_orders_msat: u64,
     /// What it has on Lightning.
     #[serde(flatten)]
     pub lightning: LightningBalance,
@@ -177,8 +185,11 @@ pub struct Quote {
     pub capacity_sat: u64,
     /// How many these are.
     pub channels: usize,
-    /// What leaving brings, beside what payments under way bring: this wallet's side of the channels, in thousandths of a satoshi.
+    /// What leaving brings, beside what payments under way bring: this wallet's side of the channels, in thousandths of a satoshi; of one that is closed
+    /// and not on the chain yet, too.
     pub lightning_msat: u64,
+    /// Payments under way over these channels.
+    pub pending: u64,
     /// `client_refund` or `lsp_reclaim`.
     pub expiry_policy: ExpiryPolicy,
     /// `T`.
@@ -302,6 +313,7 @@ async fn view(
     exit: Option<&ExitRow>,
     chain: &ChainView,
 ) -> Result<FactoryView> {
+    let left = exit.is_some_and(|exit| exit.leaves(row.factory));
     let exit = match exit {
         Some(exit) => Some(in_flight(store, exit).await?),
         None => None,
@@ -323,10 +335,16 @@ async fn view(
         told(unrolled, &seen, exit.as_ref(), kit.expiry, gone)
     });
     let over = !row.is_live() || unrolled.is_some_and(|(_, unrolled)| unrolled.is_over());
-    let ours = kit.filter(|_| !over && !row.is_given_away());
+    let has_more = !over && !row.is_given_away();
+    let ours = kit.filter(|_| has_more);
     let reclaim = ours.filter(|_| policy == Some(ExpiryPolicy::LspReclaim));
-    let usable = ours.map(|kit| Usable::of(kit, &channels));
-    let covered = usable.unwrap_or_default().covered;
+    let usable = ours.map(|kit| Usable::of(kit, &channels).unless_left(left));
+    let usable = usable.unwrap_or_default();
+    let capacity = match kit {
+        None if has_more && !left => row.capacity,
+        _ => usable.capacity,
+    };
+    let covered = usable.covered;
     Ok(FactoryView {
         factory: row.factory,
         state,
@@ -334,7 +352,7 @@ async fn view(
         on_chain,
         on_chain_words: words,
         expiry_policy: policy,
-        capacity_sat: kit.map_or(row.capacity, capacity).to_sat(),
+        capacity_sat: capacity.to_sat(),
         funding: row.funding,
         confirmed_height: row.confirmed.map(|height| height.0),
         birth_height: row.birth.0,
@@ -426,16 +444,7 @@ fn told(
     format!("{how}{then}{}.", progress.unwrap_or_default())
 }
 
-/// What all channels of a factory hold.
-fn capacity(kit: &ExitKit) -> Amount {
-    let channels = kit.channels().into_iter();
-    channels.fold(Amount::ZERO, |sum, channel| {
-        sum.checked_add(channel.capacity)
-            .unwrap_or(Amount::MAX_MONEY)
-    })
-}
-
-async fn in_flight(store: &SharedStore, exit: &ExitRow) -> Result<InFlight> {
+pub(super) async fn in_flight(store: &SharedStore, exit: &ExitRow) -> Result<InFlight> {
     let children = store.children(exit.factory).await?;
     let mut newest = std::collections::BTreeMap::new();
     for child in &children {
@@ -505,11 +514,12 @@ pub async fn quote(
         }
     };
     let feerates: &[u64] = if over { &[] } else { feerates };
-    let standing: Vec<_> = shown
-        .channels
-        .iter()
-        .filter(|channel| !over && !channel.is_over())
-        .collect();
+    let unspent = |channel: &&ChannelView| !over && channel.state != ChannelState::Spent;
+    let unspent: Vec<&ChannelView> = shown.channels.iter().filter(unspent).collect();
+    let sum = |of: &dyn Fn(&ChannelView) -> u64| {
+        let all = unspent.iter();
+        all.fold(0, |sum: u64, channel| sum.saturating_add(of(channel)))
+    };
     let usable = match over {
         true => Usable::default(),
         false => Usable::of(&kit, &shown.channels),
@@ -524,9 +534,11 @@ pub async fn quote(
         on_chain: shown.on_chain,
         capacity_sat: usable.capacity.to_sat(),
         channels: usable.channels,
-        lightning_msat: standing
-            .iter()
-            .fold(0, |sum, channel| sum.saturating_add(channel.ours_msat)),
+        lightning_msat: sum(&|channel| match channel.state {
+            ChannelState::Closed => channel.closing_sat.saturating_mul(1_000),
+            _ => channel.ours_msat,
+        }),
+        pending: sum(&|channel| channel.pending),
         on_chain_words: shown.on_chain_words,
         exit: shown.exit,
         expiry_policy: kit.params.expiry_policy,
@@ -563,9 +575,9 @@ impl SignerClient {
         for payout in unspent {
             payouts_sat += self.left_over(payout.outpoint, payout.amount).await;
         }
-        let (in_factories_sat, payouts_coming_sat, out) = self.in_factories().await?;
-        // What is paid out elsewhere is not counted by its channel as well.
         let mut channels = self.channels().await?;
+        let (in_factories_sat, payouts_coming_sat, out) = self.in_factories(&channels).await?;
+        // What is paid out elsewhere is not counted by its channel as well.
         channels.retain(|channel| !out.contains(&channel.outpoint));
         let lightning = LightningBalance::of(&channels);
         let checkpoints = inner.wallet.checkpoints().await;
@@ -588,6 +600,7 @@ impl SignerClient {
             payouts_sat,
             payouts_coming_sat,
             in_factories_sat,
+            held_for_orders_msat: held_for_orders(&inner.store).await?.0,
             lightning,
             total_sat: parts.into_iter().fold(0, u64::saturating_add),
             coins: inner.wallet.coins().await.len(),
@@ -605,25 +618,36 @@ impl SignerClient {
         }
     }
 
-    /// Capacity still in factories, payouts that are on their way out of them, and the channels that these pay for.
-    async fn in_factories(&self) -> Result<(u64, u64, Vec<OutPoint>)> {
+    /// What of these channels can still be used in factories, payouts that are on their way out of them, and the channels that these pay for.
+    async fn in_factories(&self, channels: &[ChannelView]) -> Result<(u64, u64, Vec<OutPoint>)> {
         let inner = &self.inner;
         let tip = inner.wallet.checkpoints().await;
         let tip = Height(tip.last().map_or(0, |block| block.height));
         let chain = crate::exit::view(&inner.store, tip).await?;
+        let exits = inner.store.exits().await?;
         let (mut inside, mut coming, mut out) = (0u64, 0u64, Vec::new());
         for row in inner.store.factories().await? {
             if !row.is_live() || row.is_given_away() || row.confirmed.is_none() {
                 continue;
             }
+            let left = exits.iter().any(|exit| exit.leaves(row.factory));
             let Some(kit) = inner.kits.sound(row.factory).await? else {
-                inside = inside.saturating_add(row.capacity.to_sat());
+                let held = if left { Amount::ZERO } else { row.capacity };
+                inside = inside.saturating_add(held.to_sat());
                 continue;
             };
             let published = inner.store.published(row.factory).await?;
             let published = published.iter().map(|row| row.txid).collect();
             let found = Whereabouts::of(&kit, &chain, &published);
-            inside = inside.saturating_add(found.inside.to_sat());
+            if !left {
+                let standing = standing(&kit, channels);
+                let held = standing
+                    .iter()
+                    .filter(|channel| !found.out.contains(&channel.outpoint));
+                // Where all of it is over, nothing is inside.
+                let held = capacity(held).min(found.inside);
+                inside = inside.saturating_add(held.to_sat());
+            }
             for (outpoint, amount) in found.coming {
                 coming = coming.saturating_add(self.left_over(outpoint, amount).await);
             }

@@ -115,7 +115,7 @@ async fn drive_one(
     };
     let step = stock::due(&kit, exit.goal, view);
     if exit.goal == Goal::Leave && step.funded {
-        leave(client, &kit).await;
+        leave(client, &kit, view.spent.contains_key(&row.funding)).await;
     }
     let ending = ending(client, &kit, &step).await?;
     let progress = if step.funded {

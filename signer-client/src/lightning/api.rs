@@ -1,22 +1,24 @@
 //! Payments, as whoever embeds a wallet asks for them.
 
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bitcoin::hashes::{Hash, sha256};
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{
-    InterceptHint, InvoiceRequest, Msat, Node, NodeError, PaymentHash, Stage, read_invoice,
+    InterceptHint, InvoiceRequest, LeafId, LeafView, Msat, Node, NodeError, PaymentHash, Stage,
+    read_invoice,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::outside;
 use super::views::{self, ChannelView};
-use super::{LightningBalance, coordinator_of, on_node};
+use super::{LightningBalance, coordinator_of, name_of, on_node};
 use crate::client::{Inner, SignerClient};
 use crate::error::{Error, Result};
 use crate::event::Event;
-use crate::store::{Direction, Moment, Payment, PaymentEnd, PaymentState, Route};
+use crate::store::{Direction, Goal, Moment, Payment, PaymentEnd, PaymentState, Route};
 
 /// How long an invoice can be paid where nobody says.
 const INVOICE_EXPIRY: Duration = Duration::from_secs(3600);
@@ -88,6 +90,23 @@ pub(crate) fn words(error: NodeError) -> Error {
     }
 }
 
+/// The leaves of factories that this wallet leaves: nothing is to be paid over these any more.
+async fn left(client: &Inner) -> Result<HashSet<LeafId>> {
+    let mut left = HashSet::new();
+    for exit in client.store.exits().await? {
+        let kit = match exit.goal {
+            Goal::Leave => client.kits.sound(exit.factory).await?,
+            Goal::Timeout => None,
+        };
+        left.extend(
+            kit.iter()
+                .flat_map(|kit| kit.channels())
+                .map(|channel| name_of(&channel)),
+        );
+    }
+    Ok(left)
+}
+
 /// Every payment of a wallet goes through its coordinator.
 fn reachable(client: &Inner, node: &Node) -> Result<()> {
     let lsp = coordinator_of(client);
@@ -107,9 +126,18 @@ impl SignerClient {
         let inner = &self.inner;
         let node = inner.lightning.running()?;
         // It asks for the time that the slowest leaf needs.
-        let on_leaf = node.leaves().iter().any(|leaf| leaf.stage == Stage::Open);
+        let left = left(inner).await?;
+        let stands = |leaf: &LeafView| leaf.stage == Stage::Open && !left.contains(&leaf.id);
+        let on_leaf = node.leaves().iter().any(stands);
         if !on_leaf && !node.channels().iter().any(|channel| channel.leaf.is_none()) {
-            let text = "there is no channel to be paid over; `join` first, or have one opened for the payment (`invoice --jit`)";
+            let text = match left.is_empty() {
+                true => {
+                    "there is no channel to be paid over; `join` first, or have one opened for the payment (`invoice --jit`)"
+                }
+                false => {
+                    "there is no channel to be paid over that is not being left; `join` another factory, or have a channel opened for the payment (`invoice --jit`)"
+                }
+            };
             return Err(refused(text));
         }
         let (Some(lsp), Some(route)) = (

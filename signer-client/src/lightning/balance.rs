@@ -26,8 +26,12 @@ impl LightningBalance {
                 sum.lightning_msat = sum.lightning_msat.saturating_add(channel.ours_msat);
             }
             if channel.usable {
-                let (spend, receive) = (channel.spendable_msat, channel.receivable_msat);
+                let spend = channel.spendable_msat;
                 sum.lightning_spendable_msat = sum.lightning_spendable_msat.saturating_add(spend);
+            }
+            // What is being left is not to be paid over any more.
+            if channel.usable && channel.state == ChannelState::Open {
+                let receive = channel.receivable_msat;
                 sum.lightning_receivable_msat =
                     sum.lightning_receivable_msat.saturating_add(receive);
             }
@@ -83,5 +87,8 @@ mod tests {
         };
         assert_eq!(sum, expected);
         assert_eq!(sum.whole_sat(), 35);
+        let left = LightningBalance::of(&[channel(ChannelState::Leaving, true)]);
+        assert_eq!(left.lightning_spendable_msat, 7_500);
+        assert_eq!(left.lightning_receivable_msat, 0);
     }
 }

@@ -55,34 +55,41 @@ impl Ending {
     }
 }
 
-/// Whether a commitment would have an output of ours. One without costs fees and brings nothing: the coordinator closes the channel in
-/// time, or else its timeout pays us all of it.
+/// Whether a commitment would have an output of ours. One without costs fees and brings nothing: the coordinator publishes its own in time, or else
+/// the channel's timeout pays us all of it.
 fn is_worth_it(spendable: Msat, pending: usize) -> bool {
     pending > 0 || spendable.0 >= LEAST_MSAT
 }
 
-/// Sees to it that each channel is closed once its leaf is confirmed, if anything in it is ours.
-pub(crate) async fn leave(client: &Inner, kit: &ExitKit) {
+/// Sees to it that each channel is closed: once its leaf is confirmed, if anything in it is ours; if not, as soon as the tree is `unrolling`, as
+/// Lightning would pay into it before all others, and each such payment cost a commitment. Not before, as the coordinator may take a closed channel
+/// that was paid over lately for a reason to publish its path, and pay for it.
+pub(crate) async fn leave(client: &Inner, kit: &ExitKit, unrolling: bool) {
     let Some(node) = client.lightning.node() else {
         return;
     };
     for channel in kit.channels() {
-        leave_one(&node, name_of(&channel)).await;
+        leave_one(&node, name_of(&channel), unrolling).await;
     }
 }
 
-async fn leave_one(node: &Node, leaf: LeafId) {
+async fn leave_one(node: &Node, leaf: LeafId, unrolling: bool) {
     let stands = node.leaf(leaf).is_some_and(|view| {
         matches!(view.stage, Stage::Funded | Stage::Open) && !view.exiting && view.spent.is_none()
     });
     let channels = node.channels();
     let channel = channels.iter().find(|channel| channel.leaf == Some(leaf));
-    let worth_it = channel.is_some_and(|channel| is_worth_it(channel.spendable, channel.pending));
-    if stands && worth_it {
-        // The path is published whatever Lightning says; it is asked again at the next look.
-        if let Err(error) = node.force_close(leaf).await {
-            tracing::warn!(%error, "the channel is not closed yet");
-        }
+    let Some(channel) = channel.filter(|_| stands) else {
+        return;
+    };
+    let left = match is_worth_it(channel.spendable, channel.pending) {
+        true => node.force_close(leaf).await,
+        false if unrolling => node.close_worthless(leaf),
+        false => return,
+    };
+    // The path is published whatever Lightning says; it is asked again at the next look.
+    if let Err(error) = left {
+        tracing::warn!(%error, "the channel is not closed yet");
     }
 }
 

@@ -1,5 +1,7 @@
 //! What whoever embeds the wallet calls to have a channel from a stock, or else from the chain.
 
+use std::collections::HashSet;
+
 use bitcoin::{Amount, OutPoint};
 use channel_host::{AskError, Msat, read_invoice};
 use factory_tree::sale::order::PaidBy;
@@ -120,6 +122,30 @@ pub(crate) async fn bought_at_birth(store: &SharedStore) -> Result<Amount> {
     let open = rows.filter(|row| row.at_birth && row.state == OrderState::Paid);
     let sum = checked_sum(open.map(|row| row.capacity));
     Ok(sum.unwrap_or(Amount::MAX_MONEY))
+}
+
+/// What the coordinator holds of payments for orders and purchases that are under way, until their channel is there.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn held(store: &SharedStore) -> Result<Msat> {
+    let orders = store.orders().await?.into_iter();
+    let orders = orders.filter(|row| !row.is_over()).map(|row| row.hash);
+    let purchases = store.purchases().await?.into_iter();
+    let purchases = purchases
+        .filter(|row| !row.is_over())
+        .filter_map(|row| row.hash);
+    // What was bought from a stock by an order has the order's hash.
+    let hashes: HashSet<String> = orders
+        .chain(purchases)
+        .map(|hash| hash.to_string())
+        .collect();
+    let pending = store.pending_payments().await?.into_iter();
+    let held = pending.filter(|payment| hashes.contains(&payment.hash));
+    let sum = held.fold(0, |sum: u64, payment| {
+        sum.saturating_add(payment.amount_msat)
+    });
+    Ok(Msat(sum))
 }
 
 impl SignerClient {
@@ -298,5 +324,46 @@ impl SignerClient {
         };
         serde_json::from_value(answer)
             .map_err(|error| OrderError::Answer(format!("{method}: {error}")).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use channel_host::PaymentHash;
+
+    use super::*;
+    use crate::store::{Moment, PaymentEnd, SqliteStore};
+
+    #[tokio::test]
+    async fn what_is_paid_for_an_order_is_held_until_the_payment_ends() {
+        let store: SharedStore = Arc::new(SqliteStore::in_memory().await.unwrap());
+        let (ordered, other) = (PaymentHash([1; 32]), PaymentHash([2; 32]));
+        let row = OrderRow {
+            id: "b7a1".to_owned(),
+            capacity: Amount::from_sat(150_000),
+            fee_msat: 2_500_000,
+            hash: ordered,
+            invoice: "lnbcrt".to_owned(),
+            at_birth: true,
+            state: OrderState::Paid,
+            funding: None,
+            note: String::new(),
+            created_time: 7,
+            ended_time: None,
+        };
+        store.add_order(&row).await.unwrap();
+        assert_eq!(held(&store).await.unwrap(), Msat(0));
+        let now = Moment { height: 9, time: 8 };
+        for (hash, amount) in [(ordered, 2_500_000), (other, 1_000)] {
+            let begun = store.begin_payment(hash, Msat(amount), "", now);
+            begun.await.unwrap();
+        }
+        assert_eq!(held(&store).await.unwrap(), Msat(2_500_000));
+        let why = "it came back".to_owned();
+        let end = PaymentEnd::Failed { why };
+        store.end_payment(ordered, &end, now).await.unwrap();
+        assert_eq!(held(&store).await.unwrap(), Msat(0));
     }
 }

@@ -78,12 +78,17 @@ pub struct StockView {
     pub factory: FactoryId,
     /// What is left of it.
     pub left_sat: u64,
-    /// The smallest channel that can be bought.
+    /// The smallest channel that the factory's rules let anybody buy; the coordinator may have a larger minimum, which its quotes go by.
     pub least_sat: u64,
     /// How many sales there were.
     pub sales: u8,
     /// How many there can be.
     pub most_sales: u8,
+    /// What is covered of this wallet's channels in the factory.
+    pub coverage: CoverageView,
+    /// Whether more can be held there than is covered already: whatever is bought there needs the user's explicit consent, as does any purchase after
+    /// which it would be so.
+    pub needs_consent: bool,
 }
 
 /// What this wallet can receive.
@@ -97,8 +102,6 @@ pub struct LimitView {
     pub channels: Vec<LimitChannel>,
     /// What of it is covered, over all factories.
     pub coverage: CoverageView,
-    /// Whether more can be held than is covered already: whatever is bought needs the user's explicit consent.
-    pub needs_consent: bool,
     /// What is left to be bought; whether it is for sale, and for how much, the coordinator says.
     pub stocks: Vec<StockView>,
     /// Whether and when the wallet buys by itself.
@@ -140,14 +143,18 @@ pub(crate) async fn limit(
             .collect();
         // Nothing is bought where somebody leaves.
         let sells = unrolled.is_none() && !exits.iter().any(|exit| exit.factory == row.factory);
-        let counted =
-            tokio::task::spawn_blocking(move || (Usable::of(&kit, &own), stock(&kit))).await;
-        let (usable, stock) = counted.map_err(|error| Error::Task(error.to_string()))?;
+        let left = exits.iter().any(|exit| exit.leaves(row.factory));
+        let counted = tokio::task::spawn_blocking(move || {
+            let usable = Usable::of(&kit, &own).unless_left(left);
+            (usable, stock(&kit, usable))
+        });
+        let (usable, stock) = counted
+            .await
+            .map_err(|error| Error::Task(error.to_string()))?;
         if usable.channels == 0 {
             continue;
         }
         view.channels.extend(listed);
-        view.needs_consent |= usable.needs_consent();
         view.coverage.add(usable.into());
         view.stocks.extend(stock.filter(|_| sells));
     }
@@ -196,7 +203,8 @@ fn channel(kit: &ExitKit, view: &ChannelView, bought: &[PurchaseRow]) -> Option<
     })
 }
 
-pub(super) fn stock(kit: &ExitKit) -> Option<StockView> {
+/// `usable`: what of the kit can still be used.
+pub(super) fn stock(kit: &ExitKit, usable: Usable) -> Option<StockView> {
     let stock = Stock::of_kit(kit).ok()?;
     Some(StockView {
         factory: kit.factory_id,
@@ -204,5 +212,7 @@ pub(super) fn stock(kit: &ExitKit) -> Option<StockView> {
         least_sat: least_channel(stock.params()).to_sat(),
         sales: u8::try_from(stock.sales().len()).unwrap_or(u8::MAX),
         most_sales: stock.params().chain_depth_max,
+        coverage: usable.into(),
+        needs_consent: usable.needs_consent(),
     })
 }

@@ -362,6 +362,18 @@ async fn the_kit_of_a_factory_that_was_given_away_stays_as_it_is() {
     assert!(world.buyer.kit(&world).await.sales.is_empty());
 }
 
+/// The user's decision to leave.
+fn leaves(world: &World) -> ExitRow {
+    ExitRow {
+        factory: world.kit.factory_id,
+        goal: Goal::Leave,
+        feerate: None,
+        max_fee: None,
+        requested: world.kit.birth,
+        progress: Progress::default(),
+    }
+}
+
 /// The user leaves between the offer and the signature.
 #[tokio::test]
 async fn the_factory_is_looked_at_again_before_anything_is_signed() {
@@ -371,14 +383,7 @@ async fn the_factory_is_looked_at_again_before_anything_is_signed() {
     world
         .run_until(|message| matches!(message, ToCoSigner::Sign(_)))
         .await;
-    let exit = ExitRow {
-        factory: world.kit.factory_id,
-        goal: Goal::Leave,
-        feerate: None,
-        max_fee: None,
-        requested: world.kit.birth,
-        progress: Progress::default(),
-    };
+    let exit = leaves(&world);
     world.buyer.store().request_exit(&exit).await.unwrap();
     let (_, sign) = world.mail.pop_front().unwrap();
     world.buyer.tell(sign).await;
@@ -438,7 +443,7 @@ async fn a_sale_ends_in_both_kits_and_the_purchase_settles() {
         (limit.stocks[0].sales, limit.limit_sat),
         (1, 200_000 + ASKED)
     );
-    assert!(limit.needs_consent);
+    assert!(limit.stocks[0].needs_consent);
 }
 
 /// What was opened just in time, or came from the chain, is part of the one limit, and covered by nothing.
@@ -467,8 +472,8 @@ async fn what_is_outside_of_factories_is_part_of_the_limit() {
     };
     assert_eq!((only.factory, only.capacity_sat), (None, 50_000));
     assert_eq!(
-        (with.coverage, with.needs_consent),
-        (without.coverage, without.needs_consent)
+        (with.coverage, &with.stocks),
+        (without.coverage, &without.stocks)
     );
 }
 
@@ -505,6 +510,49 @@ async fn what_is_over_is_no_part_of_the_limit() {
     assert_eq!((account.limit_sat, account.coverage_sat), (0, 0));
 }
 
+/// From the decision on, before anything is on the chain: no view counts what is left as of use, and what the exit does is told.
+#[tokio::test]
+async fn what_is_being_left_is_of_no_use_in_any_view() {
+    let world = World::new().await;
+    let (client, store) = (&world.buyer.client, world.buyer.store());
+    let view = async || {
+        let limit = super::limit(&client.inner.store, &client.inner.kits, &[]).await;
+        let factories = client.factories().await.unwrap();
+        let inside = client.balance().await.unwrap().in_factories_sat;
+        let account = client.account().await.unwrap();
+        let sums = [factories[0].capacity_sat, inside, account.limit_sat];
+        (sums, limit.unwrap(), account)
+    };
+    let (sums, limit, account) = view().await;
+    assert_eq!(sums, [200_000; 3]);
+    assert_eq!(limit.stocks.len(), 1);
+    assert!(account.leaving.is_empty() && account.window.is_some());
+    let exit = leaves(&world);
+    store.request_exit(&exit).await.unwrap();
+    let progress = Progress {
+        text: "the state has to wait".to_owned(),
+        until: Some(Height(9)),
+        done: None,
+    };
+    store.set_progress(exit.factory, &progress).await.unwrap();
+    let (sums, limit, account) = view().await;
+    assert_eq!(sums, [0; 3]);
+    assert_eq!(limit, LimitView::default());
+    assert_eq!(account.window, None);
+    let words: Vec<&str> = account
+        .leaving
+        .iter()
+        .map(|left| left.words.as_str())
+        .collect();
+    assert_eq!(words, ["the state has to wait until height 9"]);
+    let done = Progress {
+        done: Some(Height(10)),
+        ..progress
+    };
+    store.set_progress(exit.factory, &done).await.unwrap();
+    assert!(view().await.2.leaving.is_empty());
+}
+
 /// Timeouts and poisons pay for several channels at once: beside one that is closed, nothing is promised for the others, and each purchase is asked about.
 #[tokio::test]
 async fn beside_a_closed_channel_nothing_is_covered_and_consent_is_needed() {
@@ -528,7 +576,8 @@ async fn beside_a_closed_channel_nothing_is_covered_and_consent_is_needed() {
             ..CoverageView::default()
         };
         assert_eq!((limit.coverage, limit.limit_sat), (nothing, held_sat));
-        assert!(limit.needs_consent);
+        assert_eq!(limit.stocks[0].coverage, nothing);
+        assert!(limit.stocks[0].needs_consent);
     }
     // What is quoted is judged by the same.
     let world = World::new().await;
@@ -542,6 +591,25 @@ async fn beside_a_closed_channel_nothing_is_covered_and_consent_is_needed() {
     let after = (quoted.after.away_sat, quoted.after.awake_sat);
     assert_eq!((after, quoted.after.held_sat), ((0, 0), ASKED));
     assert!(quoted.needs_consent);
+}
+
+/// The coordinator closed it, and it is not on the chain yet.
+#[tokio::test]
+async fn what_lies_in_a_closed_channel_is_what_leaving_brings() {
+    let world = World::new().await;
+    let store = &world.buyer.client.inner.store;
+    let closed = ChannelView {
+        state: ChannelState::Closed,
+        outpoint: world.kit.channels()[0].outpoint,
+        closing_sat: 100_000,
+        pending: 1,
+        ..ChannelView::sample(world.kit.factory_id, 0, 0)
+    };
+    let leaf = channel_host::LeafId([1; 16]);
+    store.set_channel(leaf, &closed).await.unwrap();
+    let quote = crate::client::quote(store, world.kit.factory_id, &[], None);
+    let quote = quote.await.unwrap();
+    assert_eq!((quote.lightning_msat, quote.pending), (100_000_000, 1));
 }
 
 /// Whoever did not accept the risk does not sign, whatever the coordinator offers.

@@ -74,6 +74,14 @@ pub struct ExitRow {
     pub progress: Progress,
 }
 
+impl ExitRow {
+    /// Whether this wallet leaves that factory, or has left it: nothing in it is to be used any more, and its calendar is over.
+    #[must_use]
+    pub fn leaves(&self, factory: FactoryId) -> bool {
+        self.goal == Goal::Leave && self.factory == factory
+    }
+}
+
 /// A transaction of a kit that was handed to the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PublishedRow {

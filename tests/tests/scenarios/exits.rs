@@ -12,8 +12,7 @@ const FEE_COIN: Amount = Amount::from_sat(60_000);
 /// What each has on Lightning.
 const BALANCE: u64 = 50_000;
 
-/// One of eight leaves to its confirmed leaf: exactly its path is published, its children paid by
-/// itself alone.
+/// One of eight leaves to its confirmed leaf: exactly its path is published, its children paid by itself alone. The coordinator ends the empty channel.
 #[test]
 fn one_leaves_to_its_leaf() -> Result<()> {
     let mut world = World::start("exit_one")?;
@@ -53,14 +52,15 @@ fn one_leaves_to_its_leaf() -> Result<()> {
         "{nodes} transactions of the tree on the chain"
     );
     // The tree itself pays no fee; its children do, from the client's coin and nobody else's.
+    let inside = ledger.sum_of(&Owner::Factory) + ledger.sum_of(&Owner::Channel);
     ensure!(
-        ledger.sum_of(&Owner::Factory).to_sat() == export.funding.amount_sat,
-        "the tree lost money"
+        inside.to_sat() == export.funding.amount_sat,
+        "the tree lost money: {inside} are left"
     );
     let children: Vec<_> = ledger
         .onchain()
         .iter()
-        .filter(|tx| tx.kind == "fee_child")
+        .filter(|tx| tx.kind == "fee_child" && tx.by.as_deref() == Some("client-5"))
         .collect();
     ensure!(
         children.len() == nodes,
@@ -112,6 +112,54 @@ fn all_leave_with_their_balances() -> Result<()> {
         );
         ensure!(spent < 30_000, "{name} paid {spent} sat of fees");
     }
+    Ok(())
+}
+
+/// Nothing in its channel is the client's: it is closed before anybody pays over it, which would cost a commitment, and the coordinator's ends it.
+#[test]
+fn what_is_empty_is_closed_with_the_exit() -> Result<()> {
+    let mut world = World::start("exit_empty")?;
+    world.add_clients(2)?;
+    world.fund_clients(&[0], FEE_COIN)?;
+    world.join(&[0, 1])?;
+    let created = world.create(&["--set", "active=900"])?;
+    world.usable_for(&created, &[0, 1])?;
+    let export = world.export(&created)?;
+    let invoice = world.invoice(0, BALANCE)?;
+    let leaver = world.client(0)?;
+    let mark = leaver.mark()?;
+    leaver.json(&["exit", &created.factory, "--yes", "--background"])?;
+    let more = leaver.command(&["invoice", "1000", "--json"])?;
+    ensure!(
+        more.code == 4 && more.stderr.contains("not being left"),
+        "an invoice that would cost a commitment: {more:?}"
+    );
+    // Nothing is closed before something is on the chain.
+    world.drive(0, mark, |event| event.is("exit_published"), |_| {})?;
+    let open = leaver.json(&["channels"])?;
+    ensure!(open["channels"][0]["state"] == "open", "{open}");
+    world.drive(0, mark, |event| event.is("channel_closed"), |_| {})?;
+    let paid = world
+        .coordinator
+        .command(&["node", "pay", &invoice, "--json"])?;
+    ensure!(paid.code != 0, "paid over a channel that is left: {paid:?}");
+    let limit = leaver.json(&["limit", "show"])?;
+    ensure!(limit["limit_sat"] == 0, "{limit}");
+    world.drive(0, mark, |event| event.is("leaf_confirmed"), |_| {})?;
+    world.mine_until(&export, |world| world.all_done(&created, &[0]))?;
+    ensure!(
+        world.node.height()? < export.expiry_height - 500,
+        "it had to wait"
+    );
+    // It paid for its path, and for nothing else.
+    let ledger = money::sheet(&world, std::slice::from_ref(&export))?;
+    let own = ledger.onchain().iter();
+    let own = own.filter(|tx| tx.by.as_deref() == Some("client-0"));
+    let kinds: Vec<&str> = own.map(|tx| tx.kind.as_str()).collect();
+    ensure!(!kinds.is_empty(), "nothing was published");
+    ensure!(kinds.iter().all(|kind| *kind == "fee_child"), "{kinds:?}");
+    let due = FEE_COIN - Amount::from_sat(fees_of(&ledger, "client-0"));
+    ensure!(ledger.has("client-0") == due, "fees do not add up");
     Ok(())
 }
 

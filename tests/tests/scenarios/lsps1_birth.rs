@@ -79,12 +79,21 @@ fn is_served(ladder: &mut Ladder, first: &str) -> Result<()> {
     ladder.world.lightning_becomes(1, BALANCE * 1_000)
 }
 
+fn held_for_orders(world: &World) -> Result<u64> {
+    let balance = world.client(0)?.json(&["balance"])?;
+    number(&balance, "held_for_orders_msat")
+}
+
 #[test]
 fn the_next_factory_serves_an_order() -> Result<()> {
     let (mut ladder, first) = town("lsps1_birth", SHORT)?;
     ladder.world.client(0)?.json(&ORDER)?;
     ladder.world.client(0)?.wait_for("channel_order_paid")?;
-    is_served(&mut ladder, &first)
+    let held = number(&listed(&ladder.world)?, "fee_msat")?;
+    ensure!(held_for_orders(&ladder.world)? == held);
+    is_served(&mut ladder, &first)?;
+    ensure!(held_for_orders(&ladder.world)? == 0);
+    Ok(())
 }
 
 /// The coordinator dies with the payment held, and when the channel is there and nothing is taken yet.

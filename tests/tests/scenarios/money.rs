@@ -16,9 +16,7 @@ const SOON: Duration = Duration::from_secs(5);
 /// every program that still runs.
 pub fn sheet(world: &World, factories: &[Export]) -> Result<Ledger> {
     // What spends a coin and is in no block yet is counted by its owner, and not by the chain.
-    if !world.node.mempool()?.is_empty() {
-        world.mine_until_quiet()?;
-    }
+    world.mine_until_quiet()?;
     let ledger = world.ledger(factories.to_vec())?;
     let difference = ledger.difference(&world.node)?;
     ensure!(difference == 0, "{difference} sat are missing");

@@ -1,7 +1,7 @@
 //! Who is in the next factory, with what capacity, at which place, and why.
 //!
 //! Clients of dying factories come first, those that end soonest first of all; then new clients,
-//! buyers that wait for stock, and on-chain channels to be consolidated. Among equals the reliable
+//! buyers that have paid for a channel, and on-chain channels to be consolidated. Among equals the reliable
 //! come first, then those that have waited longest.
 
 mod seating;
@@ -249,7 +249,7 @@ pub struct CapitalNeeded {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChooseError {
     /// Too few clients.
-    #[error("{found} clients can be invited, {needed} are needed")]
+    #[error("{} can be invited, {needed} are needed", counted(*.found, "client"))]
     TooFew {
         /// How many there are.
         found: u32,
@@ -498,6 +498,14 @@ fn capital(params: &ChooseParams, shape: &Shape, seats: &[Seat]) -> Option<Capit
     })
 }
 
+/// So many of what has a plural in s.
+fn counted(number: u32, what: &str) -> String {
+    match number {
+        1 => format!("1 {what}"),
+        number => format!("{number} {what}s"),
+    }
+}
+
 /// Why a client is invited.
 fn reason(params: &ChooseParams, candidate: &Candidate) -> String {
     match candidate.kind {
@@ -505,11 +513,14 @@ fn reason(params: &ChooseParams, candidate: &Candidate) -> String {
             let left = blocks_in_words(deadline.since(params.height));
             match tries {
                 0 => format!("its factory ends: {left} left"),
-                tries => format!("its factory ends: {left} left, {tries} invitations missed"),
+                tries => format!(
+                    "its factory ends: {left} left, {} missed",
+                    counted(tries.into(), "invitation")
+                ),
             }
         }
         Kind::SignUp => "new client".to_owned(),
-        Kind::StockBuyer => "waits to buy, and its stock has no more".to_owned(),
+        Kind::StockBuyer => "has paid for a channel, which comes with this factory".to_owned(),
         Kind::OnChain => "has a channel of its own on the chain".to_owned(),
     }
 }

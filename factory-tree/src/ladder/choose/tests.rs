@@ -195,6 +195,8 @@ fn too_few_is_a_problem_and_says_who_was_left_out() {
         preview.problem,
         Some(ChooseError::TooFew { found: 1, needed })
     );
+    let problem = preview.problem.unwrap().to_string();
+    assert_eq!(problem, "1 client can be invited, 2 are needed");
     assert_eq!(preview.excluded.len(), 1);
 }
 

@@ -62,9 +62,13 @@ async fn place(
     };
     let dying_from = calendar(&kit).dying_from;
     let own = channels.to_vec();
-    let counted =
-        tokio::task::spawn_blocking(move || (Usable::of(&kit, &own), limit::stock(&kit))).await;
-    let (usable, stock) = counted.map_err(|error| Error::Task(error.to_string()))?;
+    let counted = tokio::task::spawn_blocking(move || {
+        let usable = Usable::of(&kit, &own);
+        (usable, limit::stock(&kit, usable))
+    });
+    let (usable, stock) = counted
+        .await
+        .map_err(|error| Error::Task(error.to_string()))?;
     let sells =
         stock.filter(|stock| stock.sales < stock.most_sales && stock.left_sat >= stock.least_sat);
     Ok(Some(Place {

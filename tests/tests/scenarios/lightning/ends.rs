@@ -9,7 +9,8 @@ use bitcoin::secp256k1::PublicKey;
 use bitcoin::transaction::Version;
 use bitcoin::{Amount, OutPoint, ScriptBuf, Sequence, Transaction, TxIn, TxOut, Witness};
 use channel_host::{
-    CLAIM_BUFFER, ExitReason, FeeCoins, KnownSpend, LeafId, NodeEvent, Side, SpendKind, Stage,
+    CLAIM_BUFFER, ExitReason, FeeCoins, KnownSpend, LeafId, NodeError, NodeEvent, Side, SpendKind,
+    Stage,
 };
 use scenarios::bitcoind::Bitcoind;
 use scenarios::coins::Coins;
@@ -489,6 +490,38 @@ async fn a_channel_that_the_peer_ends_waits_if_nothing_ever_came_over_it() -> Re
     // Unless its user wants to.
     client.node().force_close(leaf.id).await?;
     assert_eq!(asked_to_exit(&mut client).await?, ExitReason::Asked);
+    Ok(())
+}
+
+/// Else it would be paid over, before all others, and each payment cost its owner a commitment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_worth_nothing_is_closed_at_once_and_left_to_the_coordinator() -> Result<()> {
+    let (node, mut lsp, mut client) = pair().await?;
+    fee_coins(&node, &lsp)?;
+    let leaf = Unborn::new(&lsp, &client)?;
+    lsp.synced().await?;
+    client.synced().await?;
+    leaf.open(&mut lsp, &mut client).await?;
+    leaf.ungate([&lsp, &client])?;
+    client.node().close_worthless(leaf.id)?;
+    closed(&mut client).await?;
+    closed(&mut lsp).await?;
+    assert!(node.mempool()?.is_empty());
+    leaf.publish(&node)?;
+    child_in_mempool(&node, leaf.transaction.compute_txid()).await?;
+    node.mine(1)?;
+    // Only the coordinator had coins to pay for a commitment.
+    assert_eq!(spent_by(&mut client).await?, SpendKind::Commitment);
+    assert!(stays(&mut client, leaf.id).await?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_holds_something_is_not_closed_for_nothing() -> Result<()> {
+    let (_node, _lsp, client, leaf) = paid_pair().await?;
+    let refused = client.node().close_worthless(leaf.id);
+    assert!(matches!(refused, Err(NodeError::NotOver { .. })));
+    assert_eq!(client.node().channels().len(), 1);
     Ok(())
 }
 
