@@ -78,13 +78,17 @@ fn away(ctx: &Context, error: &ChainTaskError) {
 
 fn ready(ctx: &Context, height: u32) {
     let mut came_back = false;
-    ctx.chain.send_if_modified(|state| {
+    let changed = ctx.chain.send_if_modified(|state| {
         came_back = matches!(state, ChainState::Away(_));
         let new = ChainState::Ready(height);
         let changed = *state != new;
         *state = new;
         changed
     });
+    if changed {
+        // Who looked when the blocks were taken in went by the height before, or by none: what is due at this one would wait for the next block.
+        ctx.lightning.look_again();
+    }
     if came_back {
         ctx.events.emit(Event::ChainAvailable { height });
     }

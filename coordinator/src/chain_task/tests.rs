@@ -48,6 +48,27 @@ fn names(events: &[Event]) -> Vec<String> {
     events.iter().map(name).collect()
 }
 
+/// After the blocks were taken in, and the height is that of the last: a look in between derives nothing, or what was due a block ago.
+#[tokio::test]
+async fn the_leaves_are_looked_at_when_the_height_is_known() {
+    let world = TestWorld::new().await;
+    let height = world.ctx.height();
+    let asked = || world.ctx.lightning.looks_asked();
+    let before = asked();
+    ready(&world.ctx, height + 1);
+    assert_eq!(asked(), before + 1);
+    ready(&world.ctx, height + 1);
+    assert_eq!(asked(), before + 1, "nothing is new");
+    away(
+        &world.ctx,
+        &ChainTaskError::Store(StoreError::Full {
+            path: "disk".into(),
+        }),
+    );
+    ready(&world.ctx, height + 1);
+    assert_eq!(asked(), before + 2, "it was unknown meanwhile");
+}
+
 #[tokio::test]
 async fn a_funding_is_broadcast_until_it_is_deep_enough() {
     let mut world = TestWorld::new().await;

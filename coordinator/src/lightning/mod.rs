@@ -259,6 +259,12 @@ impl Lightning {
         count(&self.work);
     }
 
+    /// How often that was said.
+    #[cfg(test)]
+    pub(crate) fn looks_asked(&self) -> u64 {
+        *self.work.borrow()
+    }
+
     fn refusals(&self) -> std::sync::MutexGuard<'_, HashMap<LeafId, (usize, Option<String>)>> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner)
     }
