@@ -18,6 +18,8 @@ use super::{LightningBalance, coordinator_of, name_of, on_node};
 use crate::client::{Inner, SignerClient};
 use crate::error::{Error, Result};
 use crate::event::Event;
+use crate::fault;
+use crate::lsps1::ordered;
 use crate::store::{Direction, Goal, Moment, Payment, PaymentEnd, PaymentState, Route};
 
 /// How long an invoice can be paid where nobody says.
@@ -207,6 +209,7 @@ impl SignerClient {
             Some(PaymentState::Succeeded) => return Err(refused("it is paid already")),
             Some(_) => return Err(refused("it is under way already")),
         }
+        fault::point("payment_recorded");
         let text = invoice.to_owned();
         let sent = on_node(node, move |node| node.pay(&text, open)).await?;
         drop(paying);
@@ -383,7 +386,7 @@ fn hint(lsp: PublicKey, route: &Route) -> InterceptHint {
     }
 }
 
-/// After a start: payments that were recorded, but that the node has never heard of, were never sent.
+/// After a start: payments that were recorded, but that the node has never heard of, were never sent. An order's or a purchase's is sent by its desk.
 pub(super) async fn settle_payments(client: &Inner) -> Result<()> {
     let Some(node) = client.lightning.node() else {
         return Ok(());
@@ -394,9 +397,14 @@ pub(super) async fn settle_payments(client: &Inner) -> Result<()> {
         return Ok(());
     }
     let known = node.payments();
+    let ordered = ordered(&client.store).await?;
     for payment in pending {
         let hash = payment.hash()?;
         if known.iter().any(|view| view.hash == hash) {
+            continue;
+        }
+        if ordered.contains(&payment.hash) {
+            client.store.forget_payment(hash).await?;
             continue;
         }
         let reason = "the wallet ended before it was sent".to_owned();

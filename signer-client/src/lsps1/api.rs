@@ -124,11 +124,11 @@ pub(crate) async fn bought_at_birth(store: &SharedStore) -> Result<Amount> {
     Ok(sum.unwrap_or(Amount::MAX_MONEY))
 }
 
-/// What the coordinator holds of payments for orders and purchases that are under way, until their channel is there.
+/// The payments, as they are listed, of orders and purchases that are not over.
 ///
 /// # Errors
 /// The store's.
-pub(crate) async fn held(store: &SharedStore) -> Result<Msat> {
+pub(crate) async fn ordered(store: &SharedStore) -> Result<HashSet<String>> {
     let orders = store.orders().await?.into_iter();
     let orders = orders.filter(|row| !row.is_over()).map(|row| row.hash);
     let purchases = store.purchases().await?.into_iter();
@@ -136,10 +136,16 @@ pub(crate) async fn held(store: &SharedStore) -> Result<Msat> {
         .filter(|row| !row.is_over())
         .filter_map(|row| row.hash);
     // What was bought from a stock by an order has the order's hash.
-    let hashes: HashSet<String> = orders
-        .chain(purchases)
-        .map(|hash| hash.to_string())
-        .collect();
+    let hashes = orders.chain(purchases).map(|hash| hash.to_string());
+    Ok(hashes.collect())
+}
+
+/// What the coordinator holds of payments for orders and purchases that are under way, until their channel is there.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn held(store: &SharedStore) -> Result<Msat> {
+    let hashes = ordered(store).await?;
     let pending = store.pending_payments().await?.into_iter();
     let held = pending.filter(|payment| hashes.contains(&payment.hash));
     let sum = held.fold(0, |sum: u64, payment| {

@@ -15,7 +15,7 @@ mod error;
 mod terms;
 
 pub use api::{ChannelQuote, OrderView};
-pub(crate) use api::{bought_at_birth, held, open as has_open, orders};
+pub(crate) use api::{bought_at_birth, held, open as has_open, ordered, orders};
 pub(crate) use desk::run;
 pub use error::OrderError;
 

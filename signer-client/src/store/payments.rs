@@ -133,6 +133,9 @@ pub trait PaymentStore {
     /// A payment of ours ended; `false` if that was known. What has arrived does not fail any more.
     async fn end_payment(&self, hash: PaymentHash, end: &PaymentEnd, now: Moment) -> Result<bool>;
 
+    /// A payment of ours that was begun was never sent, and whoever began it does so again.
+    async fn forget_payment(&self, hash: PaymentHash) -> Result<()>;
+
     /// A payment to us arrived, less what was kept of it; `false` if that was known.
     async fn payment_received(
         &self,
@@ -245,6 +248,17 @@ impl PaymentStore for SqliteStore {
             .await
             .map_err(|error| self.error(error))?;
         Ok(done.rows_affected() > 0)
+    }
+
+    async fn forget_payment(&self, hash: PaymentHash) -> Result<()> {
+        sqlx::query(
+            "DELETE FROM payments WHERE hash = ? AND direction = 'out' AND state = 'pending'",
+        )
+        .bind(hash.0.as_slice())
+        .execute(self.pool())
+        .await
+        .map_err(|error| self.error(error))?;
+        Ok(())
     }
 
     async fn payment_received(

@@ -385,6 +385,14 @@ async fn an_invoice_is_paid_once() {
     assert_eq!(shown[0].fee_msat, Some(3));
     assert_eq!(shown[0].hash().unwrap(), hash(1));
     assert!(store.pending_payments().await.unwrap().is_empty());
+    // Only what is under way can turn out never to have been sent.
+    store.forget_payment(hash(1)).await.unwrap();
+    assert_eq!(begin().await.unwrap(), Some(PaymentState::Succeeded));
+    let (other, amount) = (hash(2), Msat(7));
+    store.begin_payment(other, amount, "", NOW).await.unwrap();
+    store.forget_payment(other).await.unwrap();
+    let shown = store.payment(other, Direction::Out).await.unwrap();
+    assert_eq!(shown, None);
 }
 
 #[tokio::test]

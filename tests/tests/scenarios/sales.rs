@@ -437,6 +437,7 @@ deaths! {
     the_buyer_dies_when_it_has_ordered: client_dies(0, "purchase_stored");
     the_buyer_dies_before_it_pays: client_dies(0, "purchase_invoice_stored");
     the_buyer_dies_when_it_may_have_paid: client_dies(0, "purchase_paying");
+    the_buyer_dies_before_its_payment_is_sent: client_dies(0, "payment_recorded");
     the_buyer_dies_when_it_has_paid: client_dies(0, "purchase_paid");
     the_buyer_dies_when_it_has_signed: client_dies(0, "sale_guard_stored");
     the_buyer_dies_with_the_kit: client_dies(0, "sale_kit_stored");
