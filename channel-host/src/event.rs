@@ -15,6 +15,17 @@ use crate::pay::{ClaimRefusal, ForwardRefusal};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Msat(pub u64);
 
+impl std::fmt::Display for Msat {
+    /// In satoshi, exactly.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (whole, rest) = (self.0 / 1000, self.0 % 1000);
+        match rest {
+            0 => write!(f, "{whole} sat"),
+            rest => write!(f, "{whole}.{rest:03} sat"),
+        }
+    }
+}
+
 /// 32 bytes that name a payment to its receiver: the hash of its preimage.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PaymentHash(pub [u8; 32]);

@@ -4,6 +4,11 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long, and how often, to look at a lock: whoever only asks whether it is held has it for a moment.
+const PATIENCE: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What can go wrong with the data directory.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +160,7 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError::InUse`], [`DataDirError::NotInitialised`].
     pub fn lock(&self) -> Result<DataDirLock, DataDirError> {
-        let path = self.0.join("lock");
+        let path = self.lock_file();
         if !self.0.is_dir() {
             return Err(DataDirError::NotInitialised {
                 path: self.0.clone(),
@@ -173,13 +178,33 @@ impl DataDir {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => Ok(DataDirLock { _file: file }),
-            Err(fs::TryLockError::WouldBlock) => Err(DataDirError::InUse {
-                path: self.0.clone(),
-            }),
-            Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(DataDirLock { _file: file }),
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(LOOK);
+                }
+                Err(fs::TryLockError::WouldBlock) => {
+                    return Err(DataDirError::InUse {
+                        path: self.0.clone(),
+                    });
+                }
+                Err(fs::TryLockError::Error(source)) => return Err(failed(source)),
+            }
         }
+    }
+
+    /// Whether a process has it.
+    #[must_use]
+    pub fn is_in_use(&self) -> bool {
+        // A shared lock: those who look do not take each other for one that stays.
+        let looked = File::open(self.lock_file()).map(|file| file.try_lock_shared());
+        matches!(looked, Ok(Err(fs::TryLockError::WouldBlock)))
+    }
+
+    fn lock_file(&self) -> PathBuf {
+        self.0.join("lock")
     }
 
     /// Makes a file readable by its owner alone.
@@ -220,10 +245,28 @@ mod tests {
             fs::metadata(data.path()).unwrap().permissions().mode() & 0o777,
             0o700
         );
+        assert!(!data.is_in_use());
         let lock = data.lock().unwrap();
         assert!(matches!(data.lock(), Err(DataDirError::InUse { .. })));
+        assert!(data.is_in_use());
         drop(lock);
+        assert!(!data.is_in_use());
         data.lock().unwrap();
+    }
+
+    #[test]
+    fn who_looks_whether_it_is_in_use_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::new(Some(dir.path().into())).unwrap();
+        let looks = File::create(data.lock_file()).unwrap();
+        looks.try_lock_shared().unwrap();
+        assert!(!data.is_in_use());
+        let over = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(looks);
+        });
+        data.lock().unwrap();
+        over.join().unwrap();
     }
 
     #[test]

@@ -86,9 +86,9 @@ fn not_before(tx: &KitTx) -> Option<Height> {
 /// What the timeouts pay a client, each net of its fee.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coverage {
-    /// The least that a timeout of an output on the path pays: what a client gets that stays away.
-    /// Nothing under `LspReclaim`.
-    pub away: Amount,
+    /// The least that a timeout of an output on the path pays, its share in the stock included: while
+    /// nobody publishes the leaf. Nothing under `LspReclaim`.
+    pub path: Amount,
     /// What the channel's timeout pays, once the leaf is published.
     pub channel: Amount,
     /// What the stock's timeout pays on top, if the LSP does not spend its unsold stock before.
@@ -101,7 +101,7 @@ impl Coverage {
     /// What a client gets that stays away, whatever the others publish.
     #[must_use]
     pub fn least(&self) -> Amount {
-        self.away.min(self.channel)
+        self.path.min(self.channel)
     }
 }
 
@@ -218,7 +218,7 @@ fn coverage(kit: &ExitKit) -> Coverage {
     let mut channels = paid(|kind| kind == SpentKind::Channel).into_iter();
     let stock = kit.stock_end().and_then(|tx| payout(kit, tx));
     Coverage {
-        away: path.into_iter().min().unwrap_or(Amount::ZERO),
+        path: path.into_iter().min().unwrap_or(Amount::ZERO),
         channel: channels.next().unwrap_or(Amount::ZERO),
         stock: stock.unwrap_or(Amount::ZERO),
         sold: crate::tx::checked_sum(channels).unwrap_or(Amount::MAX_MONEY),

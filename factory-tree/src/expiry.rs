@@ -33,7 +33,7 @@ pub struct Claim {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ExpiryError {
     /// The claims are larger than any amount of bitcoin, or the output is smaller than its fee.
-    #[error("an output of {output} cannot pay a timeout fee of {fee}")]
+    #[error("an output of {} sat cannot pay a timeout fee of {} sat", .output.to_sat(), .fee.to_sat())]
     TooSmallForFee {
         /// The output to be spent.
         output: Amount,
@@ -41,7 +41,7 @@ pub enum ExpiryError {
         fee: Amount,
     },
     /// A payout would be dust.
-    #[error("client {client} would be paid {amount}, under {MIN_OUTPUT}")]
+    #[error("client {client} would be paid {} sat, under {} sat", .amount.to_sat(), MIN_OUTPUT.to_sat())]
     DustPayout {
         /// Position of the (first) client.
         client: u32,

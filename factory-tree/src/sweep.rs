@@ -64,7 +64,10 @@ pub enum SweepError {
         outpoint: OutPoint,
     },
     /// The inputs are worth less than it costs to spend them.
-    #[error("{inputs} of inputs do not pay a fee of {fee} and leave {MIN_OUTPUT}")]
+    #[error(
+        "inputs of {} sat do not pay a fee of {} sat and leave {} sat",
+        .inputs.to_sat(), .fee.to_sat(), MIN_OUTPUT.to_sat()
+    )]
     TooLittle {
         /// Sum of the inputs.
         inputs: Amount,

@@ -113,7 +113,7 @@ pub enum RelayError {
         vbytes: u64,
     },
     /// An output below the dust limit.
-    #[error("output {vout} of {amount} is under {}", crate::output::MIN_OUTPUT)]
+    #[error("output {vout} of {} sat is under {} sat", .amount.to_sat(), crate::output::MIN_OUTPUT.to_sat())]
     Dust {
         /// Which output.
         vout: usize,
@@ -125,7 +125,8 @@ pub enum RelayError {
     Anchor,
     /// A fee with a 0-sat anchor, or no fee with a funded one.
     #[error(
-        "fee {fee} with an anchor of {anchor}: a 0-sat anchor goes with no fee, a funded one with a fee"
+        "a fee of {} sat with an anchor of {} sat: a 0-sat anchor goes with no fee, a funded one with a fee",
+        .fee.to_sat(), .anchor.to_sat()
     )]
     MixedFee {
         /// The transaction's own fee.
@@ -134,7 +135,7 @@ pub enum RelayError {
         anchor: Amount,
     },
     /// More out than in.
-    #[error("outputs of {outputs} spend an input of {input}")]
+    #[error("outputs of {} sat spend an input of {} sat", .outputs.to_sat(), .input.to_sat())]
     Overspent {
         /// Sum of the outputs.
         outputs: Amount,

@@ -104,6 +104,16 @@ pub enum Error {
         /// Its state.
         state: &'static str,
     },
+    /// The path can never be published with so little.
+    #[error(
+        "a budget of {budget_sat} sat (--max-fee) cannot bring the path onto the chain: at 1 sat/vB, the least that nodes relay, it takes {least_sat} sat; `quote-exit` shows what it costs"
+    )]
+    ExitBudget {
+        /// What was given.
+        budget_sat: u64,
+        /// What it takes at the least.
+        least_sat: u64,
+    },
     /// There is nothing to sweep.
     #[error("no confirmed payout is worth sweeping")]
     NothingToSweep,
@@ -127,7 +137,7 @@ impl Error {
         match self {
             // There is no wallet, or there is one already.
             Self::Config(ConfigError::Missing { .. } | ConfigError::Exists { .. }) => 4,
-            Self::Config(_) | Self::Connection(_) => 2,
+            Self::Config(_) | Self::Connection(_) | Self::ExitBudget { .. } => 2,
             Self::Chain(
                 ChainError::Unreachable { .. }
                 | ChainError::Cookie { .. }

@@ -45,7 +45,8 @@ pub enum WalletError {
     },
     /// The confirmed coins do not suffice.
     #[error(
-        "{needed} needed, but only {available} is confirmed and free; add coins, or wait for confirmations"
+        "{} sat needed, but only {} sat are confirmed and free; add coins, or wait for confirmations",
+        .needed.to_sat(), .available.to_sat()
     )]
     NotEnough {
         /// With fee and least change.
@@ -67,7 +68,8 @@ pub enum WalletError {
     },
     /// A child that pays for its parent needs one confirmed coin that is large enough; many small ones do not help.
     #[error(
-        "no confirmed coin of at least {needed} is free to pay the fee; send the wallet one such coin"
+        "no confirmed coin of at least {} sat is free to pay the fee; send the wallet one such coin",
+        .needed.to_sat()
     )]
     NoConfirmedCoin {
         /// The smallest coin that would do.
@@ -75,7 +77,8 @@ pub enum WalletError {
     },
     /// The fee would exceed what may be spent.
     #[error(
-        "the fee would be {needed}, over the budget of {budget}; raise the budget or lower the feerate"
+        "the fee would be {} sat, over the budget of {} sat; raise the budget or lower the feerate",
+        .needed.to_sat(), .budget.to_sat()
     )]
     FeeOverBudget {
         /// The fee at the wanted feerate.
@@ -106,7 +109,7 @@ pub enum WalletError {
         vout: u32,
     },
     /// An output that no node would relay.
-    #[error("an output of {amount} is below the dust limit of {limit}")]
+    #[error("an output of {} sat is below the dust limit of {} sat", .amount.to_sat(), .limit.to_sat())]
     Dust {
         /// Its amount.
         amount: Amount,

@@ -192,6 +192,9 @@ async fn what_cannot_or_must_not_be_paid_is_refused() {
     assert!(
         matches!(refused, Err(WalletError::FeeOverBudget { needed, .. }) if needed == sat(both))
     );
+    let text = refused.unwrap_err().to_string();
+    let amounts = format!("would be {both} sat, over the budget of {} sat", both - 1);
+    assert!(text.contains(&amounts), "{text}");
     let version_2 = Transaction {
         version: transaction::Version::TWO,
         ..parent.clone()

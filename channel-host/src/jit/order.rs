@@ -125,13 +125,13 @@ pub enum JitRefusal {
     #[error("the order's channel is closed")]
     Over,
     /// The promise is for other sizes.
-    #[error("{0} msat are not what the order is for")]
+    #[error("{} are not what the order is for", Msat(*.0))]
     Size(u64),
     /// The payer says to forward more than it brings.
     #[error("it is to forward more than it brings")]
     Hollow,
     /// Not enough came in time.
-    #[error("only {0} msat came in time")]
+    #[error("only {} came in time", Msat(*.0))]
     Underpaid(u64),
     /// Too many wait already.
     #[error("too many payments wait for channels")]

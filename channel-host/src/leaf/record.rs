@@ -132,7 +132,7 @@ pub enum LeafRefusal {
     #[error("the channel has another witness script than the verified leaf")]
     Script,
     /// Another capacity.
-    #[error("the channel holds {found}, verified was {verified}")]
+    #[error("the channel holds {} sat, verified was {} sat", .found.to_sat(), .verified.to_sat())]
     Capacity {
         /// As verified.
         verified: Amount,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bitcoin::Transaction;
-use chain::ChainSource;
+use chain::{ChainError, ChainSource, RejectKind};
 use lightning::chain::chaininterface::{BroadcasterInterface, TransactionType};
 use tokio::sync::mpsc;
 
@@ -134,9 +134,28 @@ pub(super) async fn submit_all(
                 Err(error) => Err(error),
             },
         };
-        if let Err(error) = done {
-            // LDK asks again with the next block.
+        let Err(error) = done else { continue };
+        // LDK asks again with the next block.
+        if is_outrun(chain.as_ref(), &error, &package).await {
+            tracing::info!(%error, "another spend of the channel is on its way already");
+        } else {
             tracing::warn!(%error, "the Bitcoin node does not take a transaction of a channel");
         }
     }
+}
+
+/// Whether a commitment was refused as another spend of its channel is in the mempool: one of them is enough. The node says of ours only that it pays
+/// nothing by itself.
+async fn is_outrun(chain: &dyn ChainSource, error: &ChainError, package: &[Transaction]) -> bool {
+    let ChainError::Rejected { reason, .. } = error else {
+        return false;
+    };
+    let ([commitment, _, ..], RejectKind::FeeTooLow) = (package, reason.kind) else {
+        return false;
+    };
+    let Some(input) = commitment.input.first() else {
+        return false;
+    };
+    let spender = chain.mempool_spender(input.previous_output).await;
+    matches!(spender, Ok(Some(by)) if by != commitment.compute_txid())
 }

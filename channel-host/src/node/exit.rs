@@ -13,6 +13,7 @@ use lightning::util::persist::{
 
 use super::Core;
 use super::ended::has_htlcs;
+use super::log::{TO_THE_CHAIN, WORTHLESS};
 use super::payments::is_dust;
 use crate::error::NodeError;
 use crate::event::{ExitReason, Msat, NodeEvent, PaymentHash};
@@ -102,7 +103,7 @@ impl Core {
             }
         }
         if exiting && leaf.confirmed_at.is_some() {
-            let why = "the leaf goes to the chain".to_owned();
+            let why = TO_THE_CHAIN.to_owned();
             self.manager.force_close_broadcasting_latest_txn(
                 &channel.channel_id,
                 &leaf.peer,
@@ -234,10 +235,7 @@ impl Core {
         }
         let channel = self.channel_of(&leaf);
         if let (Some(channel), Some(_)) = (channel, leaf.confirmed_at) {
-            self.reject(
-                (channel.channel_id, leaf.peer),
-                "the leaf goes to the chain",
-            );
+            self.reject((channel.channel_id, leaf.peer), TO_THE_CHAIN);
         }
         Ok(())
     }
@@ -259,10 +257,7 @@ impl Core {
                 what: "some of our balance is in its channel, or pending",
             });
         }
-        self.reject(
-            (channel.channel_id, leaf.peer),
-            "its factory is left, and nothing in it is worth a commitment",
-        );
+        self.reject((channel.channel_id, leaf.peer), WORTHLESS);
         Ok(())
     }
 

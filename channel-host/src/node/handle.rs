@@ -41,7 +41,7 @@ fn failure(reason: PaymentFailureReason) -> String {
     match reason {
         PaymentFailureReason::RouteNotFound => NO_WAY.to_owned(),
         PaymentFailureReason::RetriesExhausted => {
-            "every way that was tried failed; the receiver may be away".to_owned()
+            "every way that was tried failed; the receiver may be away, or have no room".to_owned()
         }
         PaymentFailureReason::PaymentExpired => "the invoice has expired".to_owned(),
         PaymentFailureReason::RecipientRejected => "the receiver rejected it".to_owned(),

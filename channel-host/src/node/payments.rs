@@ -142,8 +142,12 @@ fn terms(leaf: &Record) -> LeafTerms {
     }
 }
 
-pub(super) const NO_WAY: &str =
-    "no way to the receiver has room for this amount now, and time before its factory's end";
+/// Which of it is so, a payer mostly cannot know.
+pub(super) const NO_WAY: &str = "no way to the receiver has room for this amount and its fee now, and time before its factory's end; \
+     the receiver may be away or have no room, or too little is left here for the fee";
+/// Only what comes from elsewhere is held until its channel is there.
+const OWN_PROMISE: &str = "this node is to open a channel for this payment (`invoice --jit`), and does so for other payers only; \
+     have another node pay it, or ask for an invoice without --jit";
 
 /// Why nothing was sent, for people.
 pub(super) fn not_sent(failure: RetryableSendFailure) -> NodeError {
@@ -326,10 +330,22 @@ impl Core {
                 Bolt11PaymentError::InvalidAmount => {
                     NodeError::Refused("the invoice asks for another amount".into())
                 }
+                Bolt11PaymentError::SendingFailed(RetryableSendFailure::RouteNotFound)
+                    if self.has_promised(&invoice) =>
+                {
+                    NodeError::Refused(OWN_PROMISE.into())
+                }
                 Bolt11PaymentError::SendingFailed(failure) => not_sent(failure),
             })?;
         self.peers.process_events();
         Ok(hash)
+    }
+
+    /// Whether an invoice names a channel that we are to open for its payment.
+    fn has_promised(&self, invoice: &Bolt11Invoice) -> bool {
+        let hints = invoice.route_hints();
+        let mut hops = hints.iter().flat_map(|hint| &hint.0);
+        hops.any(|hop| self.jit.get(hop.short_channel_id).is_some())
     }
 
     /// Pays an invoice of ours, out over one channel and back over another: what lay in the one lies in the other then, less what the peer asks for a

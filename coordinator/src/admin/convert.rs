@@ -7,7 +7,7 @@ use proto::admin::Factory;
 use proto::session::ServiceError;
 use proto::v1::{self, ErrorCode, FactoryState};
 
-use crate::ceremony::{CreateError, Status};
+use crate::ceremony::{self, CreateError, Status};
 use crate::context::Context;
 use crate::params::ParamError;
 use crate::server::{factory_state, phase};
@@ -149,6 +149,20 @@ pub fn factory(ctx: &Context, ceremony: &CeremonyRow, row: Option<&FactoryRow>) 
         expiry_height: row.map_or(0, |row| row.expiry_height),
         confirmed_height: row.and_then(|row| row.confirmed_height),
         problem: ceremony.reason.clone().unwrap_or_default(),
+        gathered: None,
+    }
+}
+
+/// The same, with how many clients are there while it waits for them. The database's failures are told elsewhere.
+pub async fn listed(ctx: &Context, ceremony: &CeremonyRow, row: Option<&FactoryRow>) -> Factory {
+    let waits = ceremony.state == CeremonyState::Gathering && ceremony.wish.clients.is_some();
+    let gathered = match waits {
+        true => ceremony::interested(ctx, &ceremony.wish).await.ok(),
+        false => None,
+    };
+    Factory {
+        gathered: gathered.map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
+        ..factory(ctx, ceremony, row)
     }
 }
 

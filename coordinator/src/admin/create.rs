@@ -377,5 +377,9 @@ mod tests {
         assert!(second.starts_with("2 clients"), "{second}");
         assert!(second.contains("of whom there are 0"), "{second}");
         assert!(second.contains(&id.to_string()), "{second}");
+        let listed = crate::admin::factories::list(&world.ctx, false).await;
+        let listed = listed.unwrap().factories;
+        let gathered: Vec<u32> = listed.iter().filter_map(|one| one.gathered).collect();
+        assert!(gathered.contains(&0), "{listed:?}");
     }
 }

@@ -8,7 +8,7 @@ use proto::admin::*;
 use proto::session::ServiceError;
 use proto::v1::{self, ErrorCode, FactoryState};
 
-use super::convert::{create_error, factory, named, store_error, trees_error};
+use super::convert::{create_error, listed, named, store_error, trees_error};
 use crate::ceremony;
 use crate::context::Context;
 use crate::store::attempts::AttemptState;
@@ -35,20 +35,18 @@ pub async fn list(ctx: &Context, live_only: bool) -> Result<FactoryListResponse,
         ];
         live.contains(&factory.state())
     };
-    let all = rows
-        .iter()
-        .map(|(ceremony, row)| factory(ctx, ceremony, row.as_ref()));
-    Ok(FactoryListResponse {
-        factories: all
-            .filter(|factory| !live_only || is_live(factory))
-            .collect(),
-    })
+    let mut factories = Vec::with_capacity(rows.len());
+    for (ceremony, row) in &rows {
+        factories.push(listed(ctx, ceremony, row.as_ref()).await);
+    }
+    factories.retain(|factory| !live_only || is_live(factory));
+    Ok(FactoryListResponse { factories })
 }
 
 pub async fn show(ctx: &Context, id: &[u8]) -> Result<FactoryShowResponse, ServiceError> {
     let named = named(ctx, id).await?;
     let params = named.ceremony.wish.params.clone();
-    let shown = factory(ctx, &named.ceremony, named.factory.as_ref());
+    let shown = listed(ctx, &named.ceremony, named.factory.as_ref()).await;
     let Some(row) = named.factory else {
         return Ok(FactoryShowResponse {
             factory: Some(shown),

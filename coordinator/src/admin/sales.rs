@@ -9,8 +9,9 @@ use super::convert::{store_error, trees_error};
 use crate::clock::unix_time;
 use crate::context::Context;
 use crate::sales::{self, JitPrice, KnownStock, NoSale, Price, PriceOverride, SalesError};
+use crate::store::factories::{self, FactoryRow};
+use crate::store::prices as price_rows;
 use crate::store::sales::{self as rows, SaleRow, state_name};
-use crate::store::{factories, prices as price_rows};
 
 /// The most orders that are listed at once.
 const MOST: u32 = 10_000;
@@ -26,7 +27,7 @@ fn sales_error(error: SalesError) -> ServiceError {
     }
 }
 
-/// What every stock has left.
+/// What every stock has left. Once its factory's funding output is spent nothing is sold from one, and `ladder show` says what lies on the chain.
 pub async fn stock(ctx: &Context) -> Result<LiquidityStockResponse, ServiceError> {
     let funded = ctx
         .store
@@ -34,7 +35,8 @@ pub async fn stock(ctx: &Context) -> Result<LiquidityStockResponse, ServiceError
         .await
         .map_err(|error| store_error(&error))?;
     let mut stocks = Vec::new();
-    for factory in funded.into_iter().filter(|row| !row.forgotten) {
+    let stands = |row: &FactoryRow| !row.spent && !row.forgotten;
+    for factory in funded.into_iter().filter(stands) {
         let mut position = 0;
         while position < factory.clients {
             let known = sales::known(ctx, factory.id, position).await;
@@ -60,10 +62,12 @@ fn state(ctx: &Context, known: &KnownStock) -> StockState {
     let reserved = known
         .reserved()
         .map(|row| row.order.client.0.to_vec().into());
-    let problem = match known.is_open(ctx.height()) {
+    let problem = match sales::sells(ctx, known) {
+        Err(why @ NoSale::Declined(_)) => match ctx.sales.who_declines(known.outpoint()) {
+            Some(client) => format!("{why} (client {client})"),
+            None => String::new(),
+        },
         Err(why) => why.to_string(),
-        Ok(()) if known.under_way().is_some() => NoSale::Busy.to_string(),
-        Ok(()) if stock.tip().is_none() => NoSale::NoStock.to_string(),
         Ok(()) => String::new(),
     };
     StockState {
@@ -277,4 +281,30 @@ pub async fn revenue(ctx: &Context, days: u32) -> Result<LiquidityRevenueRespons
     Ok(LiquidityRevenueResponse {
         days: days.collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use factory_tree::params::ExpiryPolicy;
+
+    use super::*;
+    use crate::testing::TestWorld;
+
+    #[tokio::test]
+    async fn the_stock_of_a_factory_that_is_spent_is_not_left() {
+        let world = TestWorld::new().await;
+        world.chain.mine_to(10);
+        let tree = world.factory(ExpiryPolicy::ClientRefund, 4).await;
+        let funding = world.funding(&tree).await;
+        world.chain.mine(&[funding]);
+        let left = async || {
+            world.follow().await;
+            let stocks = stock(&world.ctx).await.unwrap().stocks;
+            stocks.iter().map(|stock| stock.left_sat).sum::<u64>()
+        };
+        assert_eq!(left().await, 400_000);
+        let published = tree.path(0)[0].tx.clone();
+        world.chain.mine(&[published]);
+        assert_eq!(left().await, 0);
+    }
 }

@@ -4,13 +4,14 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use anyhow::{Context as _, anyhow};
+use chain::{BitcoindRpc, ChainSource as _};
 use keystore::{KdfCost, Passphrase, Seed, Words};
 use proto::NodeId;
 use serde_json::{Map, Value, json};
 use zeroize::Zeroizing;
 
 use super::args::{Args, InitArgs, NETWORKS};
-use super::{Exit, Failure, outln};
+use super::{Exit, Failure, in_words, outln};
 use crate::app;
 use crate::config::{Config, Kdf, Overrides};
 use crate::config_file;
@@ -26,7 +27,7 @@ pub fn init(args: &Args, init: &InitArgs) -> Result<(), Failure> {
     let data = DataDir::new(args.data_dir.clone())?;
     let config = configuration(args, init, &data)?;
     data.create()?;
-    let _lock = data.lock()?;
+    let lock = data.lock()?;
     refuse_second(&data)?;
     let words = init.restore.as_deref().map(read_words).transpose()?;
     let passphrase = new_passphrase(&config)?;
@@ -59,7 +60,30 @@ pub fn init(args: &Args, init: &InitArgs) -> Result<(), Failure> {
         restored: init.restore.is_some(),
     };
     report(args, &config, &data, &made);
+    // Whoever runs it need not wait for the node's answer.
+    drop(lock);
+    warn_of_node(args, &config, &data)
+}
+
+/// The node may come later, so this is no failure.
+fn warn_of_node(args: &Args, config: &Config, data: &DataDir) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    if let Err(error) = runtime.block_on(ask_node(config)) {
+        let text = in_words(&error);
+        eprintln!(
+            "coordinator: the Bitcoin node is not of use yet: {text}\nIf it is named wrongly, correct it under [chain] in {}, before `{} run`.",
+            config_path(args, data).display(),
+            args.program()
+        );
+    }
     Ok(())
+}
+
+async fn ask_node(config: &Config) -> anyhow::Result<()> {
+    let node = BitcoindRpc::new(config.bitcoind()?)?;
+    Ok(node.node_info().await?.require_ready(config.network)?)
 }
 
 /// What is to be, checked before anything is written: `run` needs a network and a node.
@@ -212,5 +236,41 @@ pub fn passphrase(config: &Config) -> Result<Passphrase, Failure> {
         (Some(path), _) => Ok(Passphrase::from_file(path)?),
         (None, Some(_)) => Ok(Passphrase::from_env_file(PASSPHRASE_VARIABLE)?),
         (None, None) => Ok(Passphrase::prompt("Passphrase of the seed: ")?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::Command;
+
+    #[tokio::test]
+    async fn a_node_that_cannot_be_asked_is_told_of() {
+        let mut config = Config::defaults().unwrap();
+        config.chain.rpc_cookie = Some("nowhere/.cookie".into());
+        let text = in_words(&ask_node(&config).await.unwrap_err());
+        assert!(text.contains("nowhere/.cookie"), "{text}");
+    }
+
+    #[test]
+    fn a_coordinator_is_made_though_its_node_is_still_to_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let [data, pass, cookie] = ["lsp", "pass", ".cookie"].map(|name| dir.path().join(name));
+        std::fs::write(&pass, "correct horse").unwrap();
+        DataDir::restrict(&pass).unwrap();
+        let words = format!(
+            "coordinator init --network=regtest --light-kdf --data-dir={} --passphrase-file={} --rpc-cookie={}",
+            data.display(),
+            pass.display(),
+            cookie.display()
+        );
+        let args = Args::try_parse_from(words.split(' ')).unwrap();
+        let Command::Init(ref asked) = args.command else {
+            panic!("not init");
+        };
+        init(&args, asked).unwrap();
+        assert!(data.join("seed.json").exists());
     }
 }

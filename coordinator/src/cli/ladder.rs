@@ -108,13 +108,19 @@ fn show(json: bool, answer: &LadderShowResponse) {
         ],
         &rows,
     );
-    let sum = |field: fn(&LadderFactory) -> u64| answer.factories.iter().map(field).sum::<u64>();
-    outln!(
-        "\n{} sat locked in {} factories, of that {} sat the clients'",
+    outln!("\n{}", locked(&answer.factories));
+}
+
+/// What is locked in all, and in how many; a factory of which nothing is left locks nothing.
+fn locked(factories: &[LadderFactory]) -> String {
+    let sum = |field: fn(&LadderFactory) -> u64| factories.iter().map(field).sum::<u64>();
+    let count = factories.iter().filter(|row| row.locked_sat > 0).count();
+    format!(
+        "{} sat locked in {count} {}, of that {} sat the clients'",
         sum(|row| row.locked_sat),
-        answer.factories.len(),
+        if count == 1 { "factory" } else { "factories" },
         sum(|row| row.client_sat)
-    );
+    )
 }
 
 fn show_json(answer: &LadderShowResponse) -> Value {
@@ -207,7 +213,9 @@ fn state(row: &LadderFactory) -> String {
         (_, "coming_back") => "coming back".to_owned(),
         (_, "reaped") => "reaped".to_owned(),
         (_, "timed_out") => "timed out".to_owned(),
-        (stage, "published") => format!("{stage}, published"),
+        // It is in use no more, whatever its calendar says.
+        ("active", "published") => "published".to_owned(),
+        (stage @ ("dying" | "closing" | "expired"), "published") => format!("{stage}, published"),
         (stage, _) => stage.to_owned(),
     }
 }
@@ -424,6 +432,25 @@ mod tests {
         let shown = &show_json(&answer)["waiting"];
         assert_eq!(shown["away"], json!(["02".repeat(33)]));
         assert_eq!((&shown["rung"], &shown["until"]), (&json!(3), &json!(712)));
+    }
+
+    #[test]
+    fn what_is_on_the_chain_is_called_so_and_locks_what_is_left_of_it() {
+        let row = |stage: &str, root: &str, locked_sat| LadderFactory {
+            stage: stage.to_owned(),
+            root: root.to_owned(),
+            locked_sat,
+            ..LadderFactory::default()
+        };
+        assert_eq!(state(&row("active", "published", 0)), "published");
+        assert_eq!(state(&row("ended", "published", 0)), "ended");
+        let closing = row("closing", "published", 1);
+        assert_eq!(state(&closing), "closing, published");
+        let all = [row("active", "standing", 5), row("ended", "published", 0)];
+        let text = locked(&all);
+        assert!(text.starts_with("5 sat locked in 1 factory,"), "{text}");
+        let both = locked(&[row("active", "standing", 5), closing]);
+        assert!(both.starts_with("6 sat locked in 2 factories,"), "{both}");
     }
 
     #[test]

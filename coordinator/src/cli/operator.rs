@@ -31,9 +31,14 @@ async fn connect(data: &DataDir) -> Result<AdminClient<Channel>, Failure> {
     let path = data.admin_socket();
     let not_running = |error: &dyn std::fmt::Display| {
         let path = data.path().display();
-        let text = format!(
-            "no coordinator is running in {path} ({error}); start it with `coordinator run`"
-        );
+        let text = match data.is_in_use() {
+            true => format!(
+                "the coordinator in {path} was started, and does not answer yet ({error}): it is starting, or waits for its Bitcoin node; its log says more"
+            ),
+            false => format!(
+                "no coordinator is running in {path} ({error}); start it with `coordinator run`"
+            ),
+        };
         Failure::new(Exit::Unreachable, anyhow!(text))
     };
     // Tried here first, as tonic hides the system's words.
@@ -296,6 +301,23 @@ fn create_request(args: &CreateArgs) -> Result<FactoryCreateRequest, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn one_that_is_starting_is_not_to_be_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = DataDir::new(Some(dir.path().into())).unwrap();
+        let told = async || {
+            let failure = connect(&data).await.err().unwrap();
+            assert_eq!(failure.exit, Exit::Unreachable);
+            failure.error.to_string()
+        };
+        let text = told().await;
+        assert!(text.contains("`coordinator run`"), "{text}");
+        let _lock = data.lock().unwrap();
+        let text = told().await;
+        assert!(text.contains("waits for its Bitcoin node"), "{text}");
+        assert!(!text.contains("`coordinator run`"), "{text}");
+    }
 
     #[test]
     fn ids_may_be_cut_short() {

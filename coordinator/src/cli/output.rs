@@ -171,16 +171,28 @@ fn balance_json(answer: &WalletBalanceResponse) -> Value {
 }
 
 fn balance_pairs(answer: &WalletBalanceResponse) -> [(&'static str, String); 4] {
+    let sat = |amount| format!("{} sat", grouped(amount));
     let immature = match answer.immature_sat {
-        0 => "0 sat".to_owned(),
-        sat => format!("{sat} sat (block rewards, spendable 100 blocks after theirs)"),
+        0 => sat(0),
+        amount => format!(
+            "{} (block rewards, spendable 100 blocks after theirs)",
+            sat(amount)
+        ),
     };
     [
-        ("confirmed", format!("{} sat", answer.confirmed_sat)),
-        ("unconfirmed", format!("{} sat", answer.unconfirmed_sat)),
+        ("confirmed", sat(answer.confirmed_sat)),
+        ("unconfirmed", sat(answer.unconfirmed_sat)),
         ("immature", immature),
-        ("pinned", format!("{} sat", answer.pinned_sat)),
+        ("pinned", sat(answer.pinned_sat)),
     ]
+}
+
+/// Digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev();
+    let groups: Vec<_> = groups.map(String::from_utf8_lossy).collect();
+    groups.join(" ")
 }
 
 pub fn clients(as_json: bool, clients: &[Client]) {
@@ -241,12 +253,20 @@ fn factory_json(factory: &Factory) -> Value {
     json!({
         "ceremony": round.map(|round| hex::encode(&round.ceremony)), "attempt": round.map(|round| round.attempt),
         "factory": factory.id.as_ref().map(hex::encode), "state": state(factory.state()), "phase": phase(factory.phase()),
-        "clients": factory.clients, "capacity_sat": factory.capacity_sat,
+        "clients": factory.clients, "gathered": factory.gathered, "capacity_sat": factory.capacity_sat,
         "funding_txid": funding.map(|funding| funding.txid), "funding_vout": funding.map(|funding| funding.vout),
         "funding_sat": factory.funding_sat, "expiry_policy": expiry(factory.expiry_policy()),
         "birth_height": factory.birth_height, "expiry_height": factory.expiry_height,
         "confirmed_height": factory.confirmed_height, "problem": factory.problem,
     })
+}
+
+/// Its clients, or how many of them are there while it waits for the others.
+fn there(factory: &Factory) -> String {
+    match factory.gathered {
+        Some(gathered) => format!("{gathered} of {}", factory.clients),
+        None => factory.clients.to_string(),
+    }
 }
 
 fn factory_pairs(factory: &Factory) -> Vec<(&'static str, String)> {
@@ -272,7 +292,7 @@ fn factory_pairs(factory: &Factory) -> Vec<(&'static str, String)> {
         ),
         ("state", state(factory.state()).to_owned()),
         ("phase", phase(factory.phase()).to_owned()),
-        ("clients", factory.clients.to_string()),
+        ("clients", there(factory)),
         ("capacity", format!("{} sat", factory.capacity_sat)),
         (
             "funding",
@@ -321,7 +341,7 @@ pub fn factories(as_json: bool, factories: &[Factory]) {
                     .map_or_else(|| "-".to_owned(), hex::encode),
                 state(factory.state()).to_owned(),
                 phase(factory.phase()).to_owned(),
-                factory.clients.to_string(),
+                there(factory),
                 factory.funding_sat.to_string(),
                 factory.expiry_height.to_string(),
                 factory.problem.clone(),
@@ -527,17 +547,31 @@ mod tests {
     }
 
     #[test]
+    fn a_ceremony_that_waits_for_clients_says_how_many_are_there() {
+        let mut factory = Factory {
+            clients: 9,
+            gathered: Some(2),
+            ..Factory::default()
+        };
+        assert_eq!(there(&factory), "2 of 9");
+        assert_eq!(factory_json(&factory)["gathered"], 2);
+        assert_eq!(factory_json(&factory)["clients"], 9);
+        factory.gathered = None;
+        assert_eq!(there(&factory), "9");
+    }
+
+    #[test]
     fn immature_block_rewards_are_not_called_unconfirmed() {
         let answer = WalletBalanceResponse {
-            confirmed_sat: 1,
+            confirmed_sat: 1_267_498_921_775,
             unconfirmed_sat: 2,
             pinned_sat: 3,
             immature_sat: 4,
         };
-        let value =
-            json!({ "confirmed_sat": 1, "unconfirmed_sat": 2, "immature_sat": 4, "pinned_sat": 3 });
+        let value = json!({ "confirmed_sat": 1_267_498_921_775u64, "unconfirmed_sat": 2, "immature_sat": 4, "pinned_sat": 3 });
         assert_eq!(balance_json(&answer), value);
         let pairs = balance_pairs(&answer);
+        assert_eq!(pairs[0].1, "1 267 498 921 775 sat");
         assert_eq!(pairs[1], ("unconfirmed", "2 sat".to_owned()));
         assert_eq!(pairs[2].0, "immature");
         assert!(pairs[2].1.starts_with("4 sat"), "{}", pairs[2].1);

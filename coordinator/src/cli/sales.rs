@@ -8,7 +8,7 @@ use tonic::transport::Channel;
 
 use super::args::PricesCommand;
 use super::node::node_id;
-use super::operator::{refused, unambiguous};
+use super::operator::{refused, unambiguous, usage};
 use super::output::{pairs, sat, sold, table};
 use super::{Failure, outln};
 
@@ -126,6 +126,20 @@ fn sale_json(sale: &StockSale) -> Value {
 
 // ---- prices --------------------------------------------------------------------------------------------------------
 
+/// A whole id; `None` for the beginning of one. Fewer digits are more likely a slip.
+fn whole_id(text: &str) -> Result<Option<Vec<u8>>, Failure> {
+    let is_beginning = (8..66).contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit());
+    if is_beginning {
+        return Ok(None);
+    }
+    let wrong = |_| {
+        usage(format!(
+            "{text:?} is no client's id: it has 66 hex digits, of which the first 8 will do"
+        ))
+    };
+    node_id(text).map(Some).map_err(wrong)
+}
+
 /// The client whose id this is, or is an unambiguous beginning of.
 async fn client_id(
     admin: &mut AdminClient<Channel>,
@@ -134,10 +148,8 @@ async fn client_id(
     let Some(text) = text else {
         return Ok(None);
     };
-    // Fewer digits are more likely a slip.
-    let is_beginning = (8..66).contains(&text.len()) && text.chars().all(|c| c.is_ascii_hexdigit());
-    if !is_beginning {
-        return Ok(Some(node_id(text)?.into()));
+    if let Some(id) = whole_id(text)? {
+        return Ok(Some(id.into()));
     }
     let request = ClientListRequest {
         connected_only: false,
@@ -341,6 +353,18 @@ pub(super) fn revenue(as_json: bool, csv: bool, answer: &LiquidityRevenueRespons
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_clients_id_the_first_digits_will_do() {
+        let whole = "02".repeat(33);
+        assert_eq!(whole_id(&whole).unwrap(), Some(vec![2; 33]));
+        assert_eq!(whole_id("deadbeef").unwrap(), None);
+        for wrong in ["deadbe", "deadbeeg", &"02".repeat(34)] {
+            let failure = whole_id(wrong).unwrap_err();
+            let text = failure.error.to_string();
+            assert!(text.contains("the first 8 will do"), "{text}");
+        }
+    }
 
     #[test]
     fn a_day_is_what_came_in_less_what_went_out() {

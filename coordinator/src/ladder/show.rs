@@ -9,6 +9,7 @@ use proto::admin::{
     LadderPreviewResponse, LadderSeat, LadderShowResponse, LadderWait,
 };
 
+use super::view::Left;
 use super::{LadderError, births, view};
 use crate::context::Context;
 use crate::store::ceremonies::{self, FailedBirth};
@@ -60,7 +61,7 @@ pub async fn show(ctx: &Context) -> Result<LadderShowResponse, LadderError> {
         factories: ladder
             .factories
             .iter()
-            .map(|facts| row(facts, height, params.spacing))
+            .map(|facts| row(facts, seen.left(facts.id), height, params.spacing))
             .collect(),
         last_failure,
         waiting: waiting.map(|wait| LadderWait {
@@ -95,7 +96,8 @@ fn after(failed: &FailedBirth, enabled: bool, is_today: bool, day_ends: Height) 
     }
 }
 
-fn row(facts: &FactoryFacts, height: Height, spacing: u32) -> LadderFactory {
+/// `left`: on the chain, once its funding output is spent.
+fn row(facts: &FactoryFacts, left: Option<Left>, height: Height, spacing: u32) -> LadderFactory {
     let (stage, dying_day) = match Stage::of(facts, height, spacing) {
         Stage::Unborn => ("unborn", 0),
         Stage::Active => ("active", 0),
@@ -113,6 +115,15 @@ fn row(facts: &FactoryFacts, height: Height, spacing: u32) -> LadderFactory {
         amounts.map(|amount| amount.to_sat()).sum::<u64>()
     };
     let capacity = sum(&mut facts.members.iter().map(|member| member.capacity));
+    let (locked, stock) = match (stage, left) {
+        ("ended", _) => (0, 0),
+        // What is spent is not locked any more.
+        (_, Some(left)) => (left.all.to_sat(), left.stock.to_sat()),
+        (_, None) => {
+            let stock = facts.stock.to_sat();
+            (capacity.saturating_add(stock), stock)
+        }
+    };
     LadderFactory {
         id: facts.id.0.to_vec().into(),
         rung: (facts.rung != u32::MAX).then_some(facts.rung),
@@ -132,15 +143,9 @@ fn row(facts: &FactoryFacts, height: Height, spacing: u32) -> LadderFactory {
         handed_over: count(|progress| progress == Progress::HandedOver),
         silent: count(|progress| matches!(progress, Progress::Invited { .. })),
         published: count(|progress| matches!(progress, Progress::Publishing | Progress::OnChain)),
-        locked_sat: match stage {
-            "ended" => 0,
-            _ => capacity.saturating_add(facts.stock.to_sat()),
-        },
+        locked_sat: locked,
         client_sat: sum(&mut facts.members.iter().map(|member| member.balance)),
-        stock_sat: match stage {
-            "ended" => 0,
-            _ => facts.stock.to_sat(),
-        },
+        stock_sat: stock,
         root: match facts.root {
             Root::Unspent => "standing",
             Root::ReapSent => "coming_back",

@@ -186,6 +186,27 @@ async fn the_path_of_who_stays_away_is_published_from_the_end_on_and_no_other() 
 }
 
 #[tokio::test]
+async fn what_is_spent_on_the_chain_is_not_counted_as_locked() {
+    let world = TestWorld::new().await;
+    world.chain.mine_to(10);
+    let tree = stands(&world, ExpiryPolicy::ClientRefund).await;
+    let shown = async || {
+        world.follow().await;
+        let row = show::show(&world.ctx).await.unwrap().factories.remove(0);
+        (row.locked_sat, row.stock_sat)
+    };
+    assert_eq!(shown().await, (4 * 200_000 + 400_000, 400_000));
+    for step in tree.path(0) {
+        world.chain.mine(std::slice::from_ref(&step.tx));
+    }
+    assert_eq!(shown().await, (4 * 200_000 + 400_000, 400_000));
+    for timeout in &tree.channel_timeouts()[..3] {
+        world.chain.mine(std::slice::from_ref(&timeout.tx));
+    }
+    assert_eq!(shown().await, (200_000 + 400_000, 400_000));
+}
+
+#[tokio::test]
 async fn nobody_is_published_under_lsp_reclaim() {
     let world = TestWorld::new().await;
     world.chain.mine_to(10);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bitcoin::{Amount, OutPoint, Txid};
 use channel_host::{ChannelView, LeafId, PartState, PartView, Stage};
-use factory_tree::factory::FactoryTx;
+use factory_tree::factory::{FactoryTx, SpentKind};
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::ladder::{FactoryFacts, Funding, Ladder, MemberFacts, Progress, Root};
 use factory_tree::output::OutputRole;
@@ -77,9 +77,25 @@ pub(crate) struct Seen {
     pub(crate) rows: Vec<FactoryRow>,
     /// The members' rows.
     pub(crate) members: HashMap<(FactoryId, ClientId), MemberRow>,
+    /// What is left on the chain of factories whose funding output is spent.
+    left: HashMap<FactoryId, Left>,
+}
+
+/// What nothing has spent yet of a factory on the chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Left {
+    /// All its outputs.
+    pub(super) all: Amount,
+    /// Of these, its stocks.
+    pub(super) stock: Amount,
 }
 
 impl Seen {
+    /// What is left on the chain of a factory; `None` if its funding output is not spent.
+    pub(super) fn left(&self, factory: FactoryId) -> Option<Left> {
+        self.left.get(&factory).copied()
+    }
+
     /// A member's row.
     pub(crate) fn member(&self, factory: FactoryId, client: ClientId) -> Option<&MemberRow> {
         self.members.get(&(factory, client))
@@ -209,6 +225,7 @@ async fn look_for(ctx: &Context, only: Option<ClientId>) -> Result<Seen, LadderE
     let first = Height(first.unwrap_or(u32::MAX));
     let sent: HashSet<FactoryId> = sweeps.iter().map(|sweep| sweep.factory).collect();
     let mut facts = Vec::with_capacity(rows.len());
+    let mut left: HashMap<FactoryId, Left> = HashMap::new();
     for row in &rows {
         let calendar = ctx.ladder.calendars.of(ctx, row).await?;
         let on_chain = match row.spent {
@@ -220,6 +237,7 @@ async fn look_for(ctx: &Context, only: Option<ClientId>) -> Result<Seen, LadderE
             None if sent.contains(&row.id) => Root::ReapSent,
             None => Root::Unspent,
         };
+        left.extend(on_chain.as_ref().map(|on_chain| (row.id, on_chain.left())));
         let own = || by_factory.get(&row.id).into_iter().flatten();
         let sold = checked_sum(own().map(|member| bought(member)));
         let sold = sold.unwrap_or(Amount::MAX_MONEY);
@@ -271,6 +289,7 @@ async fn look_for(ctx: &Context, only: Option<ClientId>) -> Result<Seen, LadderE
             .into_iter()
             .map(|member| ((member.factory, member.client), member))
             .collect(),
+        left,
     })
 }
 
@@ -376,6 +395,18 @@ impl OnChain {
                 .collect(),
             open: u32::try_from(open).unwrap_or(u32::MAX),
             latest: Height(heights.max().unwrap_or(0)),
+        }
+    }
+
+    fn left(&self) -> Left {
+        let unspent = || {
+            let rows = self.outputs.values();
+            rows.filter(|row| row.spent_by.is_none())
+        };
+        let stocks = unspent().filter(|row| row.kind == SpentKind::Stock);
+        Left {
+            all: checked_sum(unspent().map(|row| row.amount)).unwrap_or(Amount::MAX_MONEY),
+            stock: checked_sum(stocks.map(|row| row.amount)).unwrap_or(Amount::MAX_MONEY),
         }
     }
 

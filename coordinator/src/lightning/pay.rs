@@ -33,8 +33,8 @@ pub enum PayError {
     #[error("this invoice leaves the amount open; say how much (--amount)")]
     NoAmount,
     /// An amount where there is one.
-    #[error("this invoice asks for {0} msat; do not say another amount")]
-    OtherAmount(u64),
+    #[error("this invoice asks for {0}; do not say another amount")]
+    OtherAmount(Msat),
     /// It was written down and cannot be found.
     #[error("the payment is gone from the database; see `coordinator node channels`")]
     Lost,
@@ -61,7 +61,7 @@ pub async fn pay(
     let msat = match (view.amount, amount) {
         (None, None) => return Err(PayError::NoAmount),
         (Some(asked), Some(said)) if asked != said => {
-            return Err(PayError::OtherAmount(asked.0));
+            return Err(PayError::OtherAmount(asked));
         }
         (Some(asked), _) => asked,
         (None, Some(said)) => said,

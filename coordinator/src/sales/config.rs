@@ -105,7 +105,8 @@ impl SalesConfig {
             return Err(wrong("sales.max_fee_sat", self.max_fee_sat, problem));
         }
         if !is_bonus(self.bonus_sat) {
-            let problem = format!("must be 0, or a channel of at least {LEAST_CHANNEL}");
+            let least = LEAST_CHANNEL.to_sat();
+            let problem = format!("must be 0, or a channel of at least {least} sat");
             return Err(wrong("sales.bonus_sat", self.bonus_sat, problem));
         }
         if self.max_sat < self.min_sat {

@@ -87,6 +87,7 @@ impl Driver {
                 let bonus = record.sale.bonuses();
                 self.write(&Entry::Sold(record)).await?;
                 self.ctx.trees.forget(self.row.order.factory);
+                self.ctx.sales.signs(self.known.outpoint());
                 fault::point("sale_sold");
                 self.ctx.events.emit(Event::SaleSold {
                     client: self.buyer(),
@@ -116,6 +117,9 @@ impl Driver {
             SellerEvent::Declined { client, reason, .. } => {
                 // What somebody does not want, or may not, will be the same at the next attempt.
                 let is_final = !matches!(reason, DeclineReason::Unable(_));
+                if matches!(reason, DeclineReason::Terms(_)) {
+                    self.ctx.sales.declines(self.known.outpoint(), client);
+                }
                 let reason = decline_text(&reason);
                 let who = match client == self.buyer() {
                     true => "the buyer",

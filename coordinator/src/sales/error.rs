@@ -43,6 +43,16 @@ pub enum NoSale {
     /// Nothing there, or nothing left.
     #[error("the stock you share has nothing left to sell; the next factory has a new one")]
     NoStock,
+    /// As many as the factory's rules allow.
+    #[error(
+        "{0} sales were made from the stock you share, and it carries no more; the next factory has a new one, or have a channel from the chain"
+    )]
+    MostSales(u8),
+    /// Who has to sign for it does not any more.
+    #[error(
+        "a client that shares the stock signs no sale in factory {0}, as who leaves it does; try another factory, or have a channel from the chain"
+    )]
+    Declined(FactoryId),
     /// Smaller than what is sold.
     #[error("ask for at least {} sat", least.to_sat())]
     TooSmall {
@@ -143,6 +153,8 @@ impl NoSale {
             Self::NotUsable(_) | Self::Published(_) => "not_usable",
             Self::Dying(_) => "dying",
             Self::NoStock => "no_stock",
+            Self::MostSales(_) => "most_sales",
+            Self::Declined(_) => "declined",
             Self::TooSmall { .. } => "too_small",
             Self::TooLarge { .. } => "too_large",
             Self::Reserved => "reserved",

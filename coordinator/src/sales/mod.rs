@@ -23,11 +23,12 @@ mod stocks;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bitcoin::OutPoint;
 use channel_host::RpcError;
 use factory_tree::ids::{ClientId, SaleId};
 use factory_tree::sale::message::ToSeller;
@@ -53,7 +54,7 @@ pub(crate) use price::is_jit_ppm;
 pub use price::{JitPrice, Price, PriceOverride};
 pub use quote::get_quote;
 pub(crate) use quote::price_for;
-pub(crate) use stocks::{KnownStock, known};
+pub(crate) use stocks::{KnownStock, known, sells};
 
 /// Messages that may wait for one sale; whoever sends more waits.
 const MAILBOX: usize = 64;
@@ -61,6 +62,8 @@ const MAILBOX: usize = 64;
 pub(crate) const MARGIN: u32 = 12;
 /// Between two looks at orders that nobody pays.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long nothing is quoted from a stock of which a client said that it signs for no sale.
+const DECLINED_FOR: Duration = Duration::from_secs(3600);
 
 /// What reaches a sale from outside.
 #[derive(Debug)]
@@ -96,6 +99,8 @@ pub struct Sales {
     work: watch::Sender<u64>,
     /// Whether what can have a task has had one since the start.
     looked: AtomicBool,
+    /// Stocks of which a client said that it signs for no sale, who, and when.
+    declined: Mutex<HashMap<OutPoint, (ClientId, Instant)>>,
 }
 
 impl Default for Sales {
@@ -105,6 +110,7 @@ impl Default for Sales {
             changes: watch::Sender::new(0),
             work: watch::Sender::new(0),
             looked: AtomicBool::new(false),
+            declined: Mutex::default(),
         }
     }
 }
@@ -116,6 +122,27 @@ fn count(counter: &watch::Sender<u64>) {
 impl Sales {
     fn running(&self) -> MutexGuard<'_, BTreeMap<SaleId, Handle>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn declined(&self) -> MutexGuard<'_, HashMap<OutPoint, (ClientId, Instant)>> {
+        self.declined.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A client will sign for nothing that is sold from a stock: nobody is to pay for the next one only to have it back.
+    fn declines(&self, stock: OutPoint, client: ClientId) {
+        self.declined().insert(stock, (client, Instant::now()));
+    }
+
+    /// Everybody did sign.
+    fn signs(&self, stock: OutPoint) {
+        self.declined().remove(&stock);
+    }
+
+    /// Who said so lately. That it still holds is found out by one more sale, not believed for ever.
+    pub(crate) fn who_declines(&self, stock: OutPoint) -> Option<ClientId> {
+        let mut declined = self.declined();
+        declined.retain(|_, (_, at)| at.elapsed() < DECLINED_FOR);
+        declined.get(&stock).map(|(client, _)| *client)
     }
 
     /// An order was paid.

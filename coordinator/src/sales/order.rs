@@ -10,7 +10,7 @@ use factory_tree::sale::{Sale, SoldChannel};
 use serde_json::{Map, Value};
 
 use super::error::{NoSale, SalesError};
-use super::{Mail, channel, others, payment, quote, stocks, to_json};
+use super::{Mail, others, payment, quote, stocks, to_json};
 use crate::clock::unix_time as now;
 use crate::context::Context;
 use crate::event::Event;
@@ -283,16 +283,10 @@ pub(super) async fn fitting(
     let (position, _) = position.ok_or(NoSale::NoFactory)?;
     let known = stocks::known(ctx, id, position).await?;
     let known = known.ok_or(NoSale::NoStock)?;
-    known.is_open(ctx.height())?;
-    if known.under_way().is_some() {
-        return Err(NoSale::Busy.into());
-    }
+    stocks::sells(ctx, &known)?;
     let theirs = |row: &SaleRow| row.order.sale == quote.sale;
     if !known.reserved().is_none_or(theirs) {
         return Err(NoSale::Reserved.into());
-    }
-    if channel::is_stuck(ctx, &known) {
-        return Err(NoSale::Stuck.into());
     }
     let fits = known.outpoint() == quote.stock
         && known.stock.next_number() == quote.number

@@ -9,7 +9,6 @@ use factory_tree::tx::{CHILD_VBYTES, tree_tx_vbytes};
 use factory_tree::units::Height;
 use serde_json::{Map, Value};
 
-use super::channel;
 use super::error::{NoSale, SalesError};
 use super::others::{self, Wanted};
 use super::price::Price;
@@ -102,13 +101,7 @@ async fn of_factory(
     let (position, _) = position.ok_or(NoSale::NoFactory)?;
     let known = stocks::known(ctx, id, position).await?;
     let known = known.ok_or(NoSale::NoStock)?;
-    known.is_open(ctx.height())?;
-    if known.under_way().is_some() {
-        return Err(NoSale::Busy.into());
-    }
-    if channel::is_stuck(ctx, &known) {
-        return Err(NoSale::Stuck.into());
-    }
+    stocks::sells(ctx, &known)?;
     if let Some(other) = other {
         others::outlives(ctx, &known, other.lasts)?;
     }
@@ -195,7 +188,8 @@ pub(super) fn capacity(
     let most = known.stock.amount().min(Amount::from_sat(config.max_sat));
     let capacity = known.stock.capacity_for(asked, Amount::ZERO);
     match capacity {
-        Err(StockError::Depth(_) | StockError::SoldOut) => Err(NoSale::NoStock.into()),
+        Err(StockError::Depth(most)) => Err(NoSale::MostSales(most).into()),
+        Err(StockError::SoldOut) => Err(NoSale::NoStock.into()),
         _ if most < least => Err(NoSale::NoStock.into()),
         _ if asked < least => Err(NoSale::TooSmall { least }.into()),
         _ if asked > most => Err(NoSale::TooLarge { most }.into()),

@@ -4,6 +4,7 @@ use bitcoin::{Amount, OutPoint};
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::sale::{Sale, Stock, StockError};
 
+use super::channel;
 use super::error::{NoSale, SalesError};
 use crate::context::Context;
 use crate::store::attempts::AttemptState;
@@ -70,6 +71,28 @@ pub(super) fn stands(row: &FactoryRow) -> Result<(), NoSale> {
         return Err(NoSale::NotUsable(row.id));
     }
     Ok(())
+}
+
+/// Whether something can be sold from a stock now, to whomever it is not reserved from.
+pub(crate) fn sells(ctx: &Context, known: &KnownStock) -> Result<(), NoSale> {
+    known.is_open(ctx.height())?;
+    if known.under_way().is_some() {
+        return Err(NoSale::Busy);
+    }
+    if channel::is_stuck(ctx, known) {
+        return Err(NoSale::Stuck);
+    }
+    let most = known.stock.params().chain_depth_max;
+    if known.stock.next_number() > most {
+        return Err(NoSale::MostSales(most));
+    }
+    if known.stock.tip().is_none() {
+        return Err(NoSale::NoStock);
+    }
+    match ctx.sales.who_declines(known.outpoint()) {
+        Some(_) => Err(NoSale::Declined(known.factory.id)),
+        None => Ok(()),
+    }
 }
 
 impl KnownStock {

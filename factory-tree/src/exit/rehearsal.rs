@@ -29,7 +29,7 @@ pub enum RehearsalError {
         at: Height,
     },
     /// The client ends with less than the kit promises.
-    #[error("{goal:?} ends with {paid}, the kit promises {promised}")]
+    #[error("{goal:?} ends with {} sat, the kit promises {} sat", .paid.to_sat(), .promised.to_sat())]
     Underpaid {
         /// What was rehearsed.
         goal: Goal,
@@ -57,7 +57,7 @@ pub fn rehearse(kit: &ExitKit) -> Result<(), RehearsalError> {
     };
     run(kit, funded.clone(), Goal::Leave, whole)?;
     if plan::has_timeouts(&kit.params) {
-        run(kit, funded.clone(), Goal::TimeoutOnly, coverage.away)?;
+        run(kit, funded.clone(), Goal::TimeoutOnly, coverage.path)?;
     }
     if kit.sales.is_empty() {
         return Ok(());

@@ -79,9 +79,9 @@ fn coverage_is_net_of_the_timeouts_fees() {
     let share = CAPACITY.to_sat() / 2;
     let whole = CAPACITY.to_sat() + share;
     // The timeout over four clients costs each more than that over eight.
-    let away = whole - deduction(&params, 4).to_sat() / 4;
+    let path = whole - deduction(&params, 4).to_sat() / 4;
     let stock = share - deduction(&params, 2).to_sat() / 2;
-    assert_eq!(coverage.away.to_sat(), away);
+    assert_eq!(coverage.path.to_sat(), path);
     assert_eq!(coverage.channel, CAPACITY);
     assert_eq!(coverage.stock.to_sat(), stock);
     assert_eq!(coverage.least(), CAPACITY);

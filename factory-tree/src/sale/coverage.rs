@@ -4,7 +4,7 @@
 use bitcoin::Amount;
 
 use super::{Sale, Stock, StockError};
-use crate::exit::ExitPlan;
+use crate::exit::{self, ExitPlan};
 use crate::factory::FactoryTx;
 use crate::kit::ExitKit;
 use crate::output::OutputRole;
@@ -13,7 +13,8 @@ use crate::tx::checked_sum;
 /// What a client is sure of, net of fees, and what it can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Coverage {
-    /// If it stays away: what the timeouts of the factory's birth pay, no purchases.
+    /// If it stays away: what the timeouts of the factory's birth pay at least, no purchases. Once
+    /// somebody publishes the leaf that is its channel: the unsold stock may be the LSP's.
     pub away: Amount,
     /// If it or its tower looks every 60 blocks: at whichever point of the chain the LSP stops
     /// publishing.
@@ -28,12 +29,12 @@ impl Coverage {
     /// # Errors
     /// [`StockError`] when the kit's sales are not what they should be.
     pub fn of_kit(kit: &ExitKit) -> Result<Self, StockError> {
-        let away = ExitPlan::new(kit).coverage.away;
+        let timeouts = ExitPlan::new(kit).coverage;
         match Stock::of_kit(kit) {
-            Ok(stock) => stock.coverage(kit.position, kit.capacity, away),
+            Ok(stock) => stock.coverage(kit.position, kit.capacity, timeouts),
             Err(StockError::NoStock(_) | StockError::NoPayouts) => Ok(Self {
-                away,
-                awake: away.min(kit.capacity),
+                away: timeouts.least(),
+                awake: timeouts.path.min(kit.capacity),
                 held: kit.capacity,
             }),
             Err(error) => Err(error),
@@ -50,7 +51,7 @@ impl Coverage {
 
 impl Stock {
     /// The coverage of the client at `position`, whose channel in the leaf holds `leaf_channel`
-    /// and whom the timeouts of the factory's birth pay `away`.
+    /// and whom the factory's birth gave these `timeouts`.
     ///
     /// # Errors
     /// [`StockError`] as in [`Self::draft`].
@@ -58,7 +59,7 @@ impl Stock {
         &self,
         position: u32,
         leaf_channel: Amount,
-        away: Amount,
+        timeouts: exit::Coverage,
     ) -> Result<Coverage, StockError> {
         let poisons = self.poisons(&self.sales, self.tip())?;
         let paid = poisons.iter().map(|poison| payout(poison, position));
@@ -72,8 +73,8 @@ impl Stock {
             .min();
         let held = sum([leaf_channel, self.sold_to(position, &self.sales)]);
         Ok(Coverage {
-            away,
-            awake: away.min(least.unwrap_or(leaf_channel)),
+            away: timeouts.least(),
+            awake: timeouts.path.min(least.unwrap_or(leaf_channel)),
             held,
         })
     }
@@ -87,11 +88,11 @@ impl Stock {
         sale: &Sale,
         position: u32,
         leaf_channel: Amount,
-        away: Amount,
+        timeouts: exit::Coverage,
     ) -> Result<Coverage, StockError> {
         let mut after = self.clone();
         after.push(sale.clone())?;
-        after.coverage(position, leaf_channel, away)
+        after.coverage(position, leaf_channel, timeouts)
     }
 }
 

@@ -272,8 +272,8 @@ fn coverage(
     txs: &SaleTxs,
     consent: bool,
 ) -> Result<(), SaleRefusal> {
-    let away = ExitPlan::new(kit).coverage.away;
-    let after = before.coverage_after(&txs.sale, kit.position, kit.capacity, away);
+    let timeouts = ExitPlan::new(kit).coverage;
+    let after = before.coverage_after(&txs.sale, kit.position, kit.capacity, timeouts);
     let Coverage { awake, held, .. } = after.map_err(|error| classify(&error))?;
     require(consent || held <= awake, SaleRule::Coverage, || {
         format!("{held} could be held, {awake} is covered")

@@ -52,7 +52,10 @@ pub enum StockError {
     #[error("the stock is sold out")]
     SoldOut,
     /// A channel smaller than the least or larger than what is left.
-    #[error("a channel of {asked}, at least {least} and at most {most} can be sold")]
+    #[error(
+        "a channel of {} sat, at least {} sat and at most {} sat can be sold",
+        .asked.to_sat(), .least.to_sat(), .most.to_sat()
+    )]
     Amount {
         /// What was asked for.
         asked: Amount,
@@ -62,7 +65,7 @@ pub enum StockError {
         most: Amount,
     },
     /// What is left is too small for a stock of its own: it goes to the buyer.
-    #[error("{left} would be left, less than the least stock of {least}")]
+    #[error("{} sat would be left, less than the least stock of {} sat", .left.to_sat(), .least.to_sat())]
     Remainder {
         /// What would be left.
         left: Amount,

@@ -160,7 +160,8 @@ pub(super) fn funding(proposal: &PathProposal, agreed: Agreed<'_>) -> Result<(),
     match (others.next(), others.next()) {
         (Some((_, change)), None) if change.value >= MIN_CHANGE => Ok(()),
         _ => broken(format!(
-            "not exactly one change output of at least {MIN_CHANGE}"
+            "not exactly one change output of at least {} sat",
+            MIN_CHANGE.to_sat()
         )),
     }
 }
@@ -385,7 +386,10 @@ pub(super) fn coverage_rule(path: &Path, agreed: Agreed<'_>) -> Result<(), Refus
     require(
         u128::from(covered.to_sat()) >= least,
         Rule::Coverage,
-        || format!("coverage of {covered} for a capacity of {capacity}"),
+        || {
+            let (covered, capacity) = (covered.to_sat(), capacity.to_sat());
+            format!("coverage of {covered} sat for a capacity of {capacity} sat")
+        },
     )
 }
 

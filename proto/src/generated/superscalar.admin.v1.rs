@@ -253,6 +253,9 @@ pub struct Factory {
     /// Why it failed, if it did.
     #[prost(string, tag = "13")]
     pub problem: ::prost::alloc::string::String,
+    /// While clients are gathered: how many of them are there.
+    #[prost(uint32, optional, tag = "14")]
+    pub gathered: ::core::option::Option<u32>,
 }
 /// Which factories.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -769,13 +772,13 @@ pub struct LadderFactory {
     /// Those whose paths are published, or on the chain.
     #[prost(uint32, tag = "13")]
     pub published: u32,
-    /// What it locks.
+    /// What it locks: once its funding output is spent, what nothing has spent yet of it on the chain.
     #[prost(uint64, tag = "14")]
     pub locked_sat: u64,
     /// Of this, what is the clients'.
     #[prost(uint64, tag = "15")]
     pub client_sat: u64,
-    /// Stock that was not sold.
+    /// Stock that was not sold; on the chain, what is unspent of it.
     #[prost(uint64, tag = "16")]
     pub stock_sat: u64,
     /// standing, coming_back, reaped, published or timed_out.

@@ -163,6 +163,9 @@ async fn confirm(
         return Ok(());
     }
     eprintln!("{}", explain(&quote));
+    if let Some(budget) = options.max_fee {
+        quote.within(Amount::from_sat(budget))?;
+    }
     if options.yes {
         return Ok(());
     }
@@ -281,6 +284,8 @@ async fn report(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use bitcoin::Network;
     use clap::Parser;
     use factory_tree::params::{FactoryParams, Profile};
@@ -293,12 +298,11 @@ mod tests {
     use crate::exit::tests::row;
     use crate::store::{ExitRow, JoinRow, Progress};
 
-    #[tokio::test]
-    async fn what_is_over_is_not_left_whoever_says_yes() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().display().to_string();
+    /// A wallet in one factory, in this directory, and what it is told.
+    async fn leaver(dir: &Path, more: &[&str]) -> (Context, Exit, SharedStore, FactoryId) {
+        let path = dir.display().to_string();
         let words = ["x", "--data-dir", path.as_str(), "exit", "0", "--yes"];
-        let args = Args::try_parse_from(words).unwrap();
+        let args = Args::try_parse_from(words.iter().chain(more).copied()).unwrap();
         let context = Context::new(&args).unwrap();
         let Command::Exit(options) = args.command else {
             panic!("not exit");
@@ -320,6 +324,35 @@ mod tests {
         store.record_join(&join).await.unwrap();
         let text = kit.to_json().unwrap();
         store.store_kit(&row, text.as_bytes()).await.unwrap();
+        (context, options, store, factory)
+    }
+
+    #[tokio::test]
+    async fn a_budget_that_no_node_relays_the_path_for_is_refused_and_nothing_is_recorded() {
+        let dir = tempfile::tempdir().unwrap();
+        let (context, options, store, factory) = leaver(dir.path(), &["--max-fee", "5"]).await;
+        let asked = confirm(&context, &options, &store, factory, None).await;
+        let recorded = record(&store, factory, &options).await;
+        for refused in [asked, recorded] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+            assert!(error.to_string().contains("a budget of 5 sat"), "{error}");
+        }
+        assert!(store.exits().await.unwrap().is_empty());
+        // At 1 sat/vB it can be had.
+        let quote = quote(&store, factory, &[1], None).await.unwrap();
+        let options = Exit {
+            max_fee: quote.quotes.first().map(|at| at.cost_sat),
+            ..options
+        };
+        record(&store, factory, &options).await.unwrap();
+        assert_eq!(store.exits().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_over_is_not_left_whoever_says_yes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (context, options, store, factory) = leaver(dir.path(), &[]).await;
         let ask = async || confirm(&context, &options, &store, factory, None).await;
         ask().await.unwrap();
         let over = Some(Height(9));

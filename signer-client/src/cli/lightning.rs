@@ -15,7 +15,7 @@ use super::follow::{self, Progress};
 use super::jit;
 use super::table::{Table, grouped, short, with_msat as sat};
 use crate::error::Error;
-use crate::lightning::{ChannelView, stored};
+use crate::lightning::{ChannelView, Invoice as Invoiced, LightningBalance, stored};
 use crate::store::{Direction, Payment, PaymentState, Request, SharedStore};
 use crate::webhooks::{WebhookSet, Webhooks};
 
@@ -47,10 +47,41 @@ pub(super) async fn invoice(context: &Context, options: Invoice) -> Result<(), C
         description: options.description,
         expiry: options.expiry,
     };
-    let answer = ask(context, "invoice", request).await?;
-    let invoice: crate::lightning::Invoice =
-        serde_json::from_value(answer).map_err(std::io::Error::other)?;
-    context.print(&invoice, &invoice.invoice)
+    let invoice = jit::parsed(ask(context, "invoice", request).await?)?;
+    let channels = ask(context, "invoice", Request::Channels).await?;
+    let channels: Vec<ChannelView> = jit::parsed(channels)?;
+    let made = Made {
+        invoice,
+        receivable_msat: LightningBalance::of(&channels).lightning_receivable_msat,
+    };
+    // While the coordinator is away nothing is known of the room.
+    let known = channels.iter().all(|view| view.usable || view.is_over());
+    if let Some(warning) = made.warning().filter(|_| known && !context.json) {
+        eprintln!("{warning}");
+    }
+    context.print(&made, &made.invoice.invoice)
+}
+
+/// An invoice, and what could be paid of it.
+#[derive(Debug, Serialize)]
+struct Made {
+    #[serde(flatten)]
+    invoice: Invoiced,
+    /// What can be received now.
+    receivable_msat: u64,
+}
+
+impl Made {
+    /// Room may come until it is paid, but not by itself.
+    fn warning(&self) -> Option<String> {
+        let most = self.receivable_msat;
+        let asked = self.invoice.amount_msat.filter(|asked| *asked > most)?;
+        Some(format!(
+            "WARNING: {} sat can be received now, and this invoice asks for {} sat: it cannot be paid before there is room. `limit upgrade` buys room, and `invoice --jit` has a channel opened for the payment.",
+            sat(most),
+            sat(asked)
+        ))
+    }
 }
 
 pub(super) async fn pay(context: &Context, options: Pay) -> Result<(), CliError> {
@@ -201,7 +232,7 @@ pub(super) async fn channels(context: &Context) -> Result<(), CliError> {
             let answer = context.ask(&store, Request::Channels).await?;
             serde_json::from_value(answer).map_err(std::io::Error::other)?
         }
-        None => stored(&store).await?,
+        None => stored(&store, false).await?,
     };
     let rows = store.channels().await?;
     let commitment = |leaf: &str| {
@@ -334,6 +365,28 @@ mod tests {
             text.contains("no invoice") && text.contains("BOLT 11"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn an_invoice_over_what_can_be_received_comes_with_a_warning() {
+        let made = |asked| Made {
+            invoice: Invoiced {
+                invoice: "lnbcrt1".to_owned(),
+                hash: String::new(),
+                amount_msat: asked,
+                expires_time: 0,
+            },
+            receivable_msat: 184_000_000,
+        };
+        assert_eq!(made(None).warning(), None);
+        assert_eq!(made(Some(184_000_000)).warning(), None);
+        let text = made(Some(184_000_001)).warning().unwrap();
+        for word in ["184 000.000 sat can", "limit upgrade", "invoice --jit"] {
+            assert!(text.contains(word), "{text}");
+        }
+        let json = serde_json::to_value(made(None)).unwrap();
+        assert_eq!(json["receivable_msat"], 184_000_000);
+        assert_eq!(json["invoice"], "lnbcrt1");
     }
 
     #[test]

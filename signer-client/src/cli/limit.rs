@@ -53,7 +53,7 @@ async fn show(context: &Context) -> Result<(), CliError> {
             let kits = KitCache::new(SharedStore::clone(&store));
             LimitView {
                 top_up: top_up_at_rest(&store, &config.top_up).await?,
-                ..limit_of(&store, &kits, &stored(&store).await?).await?
+                ..limit_of(&store, &kits, &stored(&store, false).await?).await?
             }
         }
     };
@@ -298,7 +298,11 @@ fn words(purchase: &PurchaseView) -> String {
 
 fn report(context: &Context, purchase: &PurchaseView) -> Result<(), CliError> {
     if purchase.state == PurchaseState::Cancelled {
-        let text = format!("nothing was bought: {}", purchase.note);
+        let text = format!(
+            "nothing was bought, and nothing is charged: {}; `{}` takes it from the chain where a stock cannot serve it",
+            purchase.note,
+            context.again("limit upgrade AMOUNT --or-onchain")
+        );
         return Err(CliError::Refused(text));
     }
     let text = format!(

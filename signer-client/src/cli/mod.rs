@@ -18,7 +18,7 @@ mod table;
 use std::process::ExitCode;
 
 use clap::Parser;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::error::Error;
 use args::{Args, Command};
@@ -62,6 +62,11 @@ impl CliError {
             Self::Busy(_) | Self::NoTerminal | Self::Io(_) => 1,
         }
     }
+
+    /// The same as one JSON object.
+    fn json(&self) -> Value {
+        json!({"error": self.to_string(), "exit_code": self.exit_code()})
+    }
 }
 
 macro_rules! from_library {
@@ -86,7 +91,10 @@ from_library!(
 /// Parses the arguments, does what they say, and reports.
 #[must_use]
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -111,14 +119,22 @@ pub fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error}");
             if json {
-                println!(
-                    "{}",
-                    json!({"error": error.to_string(), "exit_code": error.exit_code()})
-                );
+                println!("{}", error.json());
             }
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// What clap says, also for those who read JSON.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
+        let failure = CliError::Usage(error.to_string().trim_end().to_owned());
+        println!("{}", failure.json());
+    }
+    // A closed terminal is no reason to fail otherwise.
+    let _ = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }
 
 async fn dispatch(args: Args) -> Result<(), CliError> {

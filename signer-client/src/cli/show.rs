@@ -10,10 +10,12 @@ use super::CliError;
 use super::args::QuoteExit;
 use super::context::{Context, Holder};
 use super::table::{Table, covered, grouped, short, with_msat};
-use crate::client::{self, Account, Balance, FactoryView, QUOTED, Quote, Status, Swept};
+use crate::client::{
+    self, Account, Balance, Counted, FactoryView, InFlight, QUOTED, Quote, Status, Swept,
+};
 use crate::lightning::{ChannelState, ChannelView};
 use crate::lock::Occupant;
-use crate::store::{Request, SharedStore};
+use crate::store::{Goal, Request, SharedStore};
 
 /// The command that follows the chain, and does not talk to the coordinator.
 const EXIT: &str = "exit";
@@ -100,11 +102,12 @@ fn describe(status: &Status, occupant: Option<&Occupant>) -> String {
 /// The account in a few lines; `moving`: what a move does now, in words.
 fn account_text(account: &Account, moving: Option<&str>) -> String {
     let mut lines = vec![format!(
-        "Account     {} sat, in channels of {} sat; {} sat can be received; covered if the coordinator breaks off: {}",
+        "Account     {} sat, in channels of {} sat; {} sat can be received; covered if the coordinator breaks off: {}{}",
         with_msat(account.balance_msat),
         grouped(account.limit_sat),
         with_msat(account.inbound_msat),
-        covered(account.coverage_sat, account.coverage_awake_sat)
+        covered(account.coverage_sat, account.coverage_awake_sat),
+        uncovered(account.outside_msat)
     )];
     if let Some(window) = &account.window {
         let heights = || {
@@ -165,6 +168,17 @@ fn account_text(account: &Account, moving: Option<&str>) -> String {
     lines.join("\n") + "\n"
 }
 
+/// What is not covered of what is counted beside it.
+fn uncovered(outside_msat: u64) -> String {
+    match outside_msat {
+        0 => String::new(),
+        msat => format!(
+            ", for what is in factories; nothing of the {} sat outside of them",
+            with_msat(msat)
+        ),
+    }
+}
+
 /// Channels outside of factories, a line each.
 fn outside_text(channels: &[ChannelView]) -> String {
     let line = |channel: &ChannelView| {
@@ -205,7 +219,7 @@ fn factory_table(factories: &[FactoryView]) -> String {
             (None, None) => String::new(),
         };
         let confirmed = factory.confirmed_height;
-        let ours = factory.channels.iter().map(|channel| channel.ours_msat);
+        let ours = factory.channels.iter().map(ChannelView::own_msat);
         let ours = ours.reduce(u64::saturating_add);
         table.row([
             short(&factory.factory),
@@ -331,9 +345,16 @@ fn quote_text(quote: &Quote) -> String {
         "one coin of",
         "your coins",
     ]);
+    // Some of its coins are in it.
+    let leaving = |exit: &InFlight| {
+        exit.goal == Goal::Leave && exit.done_height.is_none() && exit.fees_sat > 0
+    };
+    let leaving = quote.exit.as_ref().is_some_and(leaving);
     for at in &quote.quotes {
         let suffice = match at.coins_suffice {
             Some(true) => "suffice",
+            // They are in its transactions, and come back by and by. Where one is missing, the exit says so.
+            Some(false) if leaving => "at work in this exit",
             Some(false) => "do not suffice",
             None => "not known",
         };
@@ -358,12 +379,18 @@ fn quote_text(quote: &Quote) -> String {
     let away = staying_away(quote);
     let seen = quote.on_chain_words.as_ref();
     let seen = seen.map_or_else(String::new, |words| format!("\n{words}"));
+    let from = match quote.channels {
+        0 => "of its closed channels".to_owned(),
+        number => format!(
+            "on Lightning, of {} of {} sat",
+            channels(number),
+            grouped(quote.capacity_sat)
+        ),
+    };
     format!(
-        "Leaving factory {} brings the {} sat that are yours on Lightning, of {} of {} sat:\n\n{cost}\n{away}{seen}",
+        "Leaving factory {} brings the {} sat that are yours {from}:\n\n{cost}\n{away}{seen}",
         short(&quote.factory),
         with_msat(quote.lightning_msat),
-        channels(quote.channels),
-        grouped(quote.capacity_sat),
     )
 }
 
@@ -397,7 +424,7 @@ pub(super) async fn address(context: &Context) -> Result<(), CliError> {
 
 pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
     let config = context.config()?;
-    let balance: Balance = match context.holder("balance").await? {
+    let Counted { balance, channels }: Counted = match context.holder("balance").await? {
         Holder::Other(_) => {
             let answer = context
                 .ask(&context.store().await?, Request::Balance)
@@ -407,10 +434,11 @@ pub(super) async fn balance(context: &Context) -> Result<(), CliError> {
         Holder::Us(_lock) => {
             let client = context.client(config).await?;
             client.sync().await?;
-            client.balance().await?
+            client.counted().await?
         }
     };
-    let account = client::account(&context.store().await?, Some(balance.height)).await?;
+    let store = context.store().await?;
+    let account = client::account(&store, &channels, Some(balance.height)).await?;
     let lightning = balance.lightning;
     let mut table = Table::new(["what", "sat"]);
     for (what, sat) in [
@@ -515,7 +543,7 @@ pub(super) mod tests {
             least_delay_blocks: 0,
             worst_delay_blocks: 0,
             coverage_sat: 0,
-            coverage_away_sat: 0,
+            coverage_path_sat: 0,
             coverage_channel_sat: 0,
             coverage_sold_sat: 0,
             coverage_stock_sat: 0,
@@ -608,5 +636,57 @@ pub(super) mod tests {
         let text = account_text(&account, None);
         let due = "covered if the coordinator breaks off: 1 500 sat away, 2 500 sat awake\n";
         assert!(text.ends_with(due), "{text}");
+        // What lies outside of factories is part of the account, and of no coverage.
+        let outside = Account {
+            balance_msat: 12_098_500,
+            outside_msat: 12_098_500,
+            ..account
+        };
+        let text = account_text(&outside, None);
+        let due = "2 500 sat awake, for what is in factories; nothing of the 12 098.500 sat outside of them\n";
+        assert!(text.ends_with(due), "{text}");
+    }
+
+    #[test]
+    fn an_exit_under_way_says_where_its_channels_and_its_coins_are() {
+        let at = crate::client::QuoteAt {
+            feerate_sat_per_vb: 1,
+            transactions: 1,
+            vbytes: 300,
+            cost_sat: 300,
+            timeouts_cost_sat: 0,
+            coin_needed_sat: 630,
+            coins_suffice: Some(false),
+        };
+        let before = Quote {
+            lightning_msat: 19_000_000,
+            quotes: vec![at],
+            ..quoted(false, 1)
+        };
+        let text = quote_text(&before);
+        assert!(text.contains("do not suffice"), "{text}");
+        let exit = InFlight {
+            goal: Goal::Leave,
+            progress: "waiting".to_owned(),
+            until_height: None,
+            done_height: None,
+            fees_sat: 640,
+        };
+        let text = quote_text(&Quote {
+            exit: Some(InFlight {
+                fees_sat: 0,
+                ..exit.clone()
+            }),
+            ..before.clone()
+        });
+        assert!(text.contains("do not suffice"), "{text}");
+        let text = quote_text(&Quote {
+            exit: Some(exit),
+            ..before
+        });
+        let due = "brings the 19 000.000 sat that are yours of its closed channels:";
+        assert!(text.contains(due), "{text}");
+        assert!(text.contains("at work in this exit"), "{text}");
+        assert!(!text.contains("do not suffice"), "{text}");
     }
 }

@@ -1,7 +1,6 @@
-//! The account in plain words: what there is, what can come, what happens next and when. From the store alone.
+//! The account in plain words: what there is, what can come, what happens next and when. From the store, and what the Lightning node says, or said last.
 
 use bitcoin::{Amount, OutPoint};
-use factory_tree::exit::ExitPlan;
 use factory_tree::ids::FactoryId;
 use factory_tree::kit::{ExitKit, KitChannel};
 use factory_tree::ladder::blocks_in_words;
@@ -14,7 +13,7 @@ use super::kits::KitCache;
 use super::views::in_flight;
 use crate::error::Result;
 use crate::exit::Unrolled;
-use crate::lightning::{ChannelState, ChannelView, stored};
+use crate::lightning::{ChannelState, ChannelView};
 use crate::migration::calendar;
 use crate::store::{
     DeclineRow, ExitRow, FactoryRow, Handover, MoveRow, NoticeRow, PartProgress, PartRow,
@@ -26,6 +25,8 @@ use crate::store::{
 pub struct Account {
     /// What is this wallet's on Lightning, in thousandths of a satoshi.
     pub balance_msat: u64,
+    /// What of it lies in channels outside of factories, which nothing covers.
+    pub outside_msat: u64,
     /// What its channels hold: all in the factories that it stays in, and outside of factories. The coordinator has to keep a reserve in each.
     pub limit_sat: u64,
     /// What can be received now.
@@ -54,8 +55,9 @@ impl Account {
         let standing = channels.iter().filter(|view| view.is_outside());
         for view in standing.filter(|view| view.state == ChannelState::Open) {
             self.balance_msat = self.balance_msat.saturating_add(view.ours_msat);
+            self.outside_msat = self.outside_msat.saturating_add(view.ours_msat);
             self.limit_sat = self.limit_sat.saturating_add(view.capacity_sat);
-            self.inbound_msat = self.inbound_msat.saturating_add(view.receivable_msat);
+            self.inbound_msat = self.inbound_msat.saturating_add(view.can_receive_msat());
         }
     }
 }
@@ -174,9 +176,8 @@ impl<'a> Held<'a> {
     }
 
     fn receivable(&self) -> u64 {
-        let of_use = |view: &&&ChannelView| !self.left && !view.is_over();
-        let standing = self.channels.iter().filter(of_use);
-        standing.fold(0, |sum, view| sum.saturating_add(view.receivable_msat))
+        let standing = self.channels.iter().filter(|_| !self.left);
+        standing.fold(0, |sum, view| sum.saturating_add(view.can_receive_msat()))
     }
 }
 
@@ -191,10 +192,11 @@ pub(crate) struct Covered {
 
 impl Covered {
     fn of(kit: &ExitKit) -> Self {
-        let away = ExitPlan::new(kit).coverage.least();
         // The sales of a verified kit are what they should be.
-        let awake = Coverage::of_kit(kit).map_or(Amount::ZERO, |coverage| coverage.awake);
-        Self { away, awake }
+        Coverage::of_kit(kit).map_or_else(
+            |_| Self::default(),
+            |Coverage { away, awake, .. }| Self { away, awake },
+        )
     }
 }
 
@@ -266,13 +268,16 @@ pub(super) fn capacity<'a>(channels: impl IntoIterator<Item = &'a KitChannel>) -
     sum.unwrap_or(Amount::MAX_MONEY)
 }
 
-/// The account, from a store; `height`: the chain's, if it is known.
+/// The account, from a store and what the Lightning node says of its `channels`; `height`: the chain's, if it is known.
 ///
 /// # Errors
 /// The store's.
-pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account> {
+pub async fn account(
+    store: &SharedStore,
+    channels: &[ChannelView],
+    height: Option<u32>,
+) -> Result<Account> {
     let kits = KitCache::new(SharedStore::clone(store));
-    let channels = stored(store).await?;
     let rows = store.factories().await?;
     let moves = store.moves().await?;
     let exits = store.exits().await?;
@@ -288,11 +293,11 @@ pub async fn account(store: &SharedStore, height: Option<u32>) -> Result<Account
     // What of a factory is on the chain already is the on-chain balance's: nothing of it moves, and no timeout pays it.
     let held: Vec<Held<'_>> = sound
         .iter()
-        .map(|(row, kit)| Held::new(row, kit, &channels, &exits))
+        .map(|(row, kit)| Held::new(row, kit, channels, &exits))
         .filter(|own| !own.is_over())
         .collect();
     let mut account = sums(&held, &moves, height);
-    account.add_outside(&channels);
+    account.add_outside(channels);
     for begun in &moves {
         if let Some(own) = held.iter().find(|own| own.row.factory == begun.from) {
             let parts = store.parts(begun.from).await?;
@@ -465,6 +470,7 @@ mod tests {
     use bitcoin::Network;
     use channel_host::{LeafId, Msat, PaymentHash};
     use factory_tree::ceremony::message::Round;
+    use factory_tree::exit::ExitPlan;
     use factory_tree::ids::{Attempt, CeremonyId};
     use factory_tree::params::{ExpiryPolicy, FactoryParams, Profile};
     use factory_tree::testing::TestFactory;
@@ -589,6 +595,7 @@ mod tests {
         account.add_outside(&[outside, closed, channel(1, 7)]);
         let expected = Account {
             balance_msat: 40_000,
+            outside_msat: 40_000,
             limit_sat: 200_000,
             inbound_msat: 1_000,
             ..Account::default()

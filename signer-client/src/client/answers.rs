@@ -82,7 +82,7 @@ async fn answer_all(client: &SignerClient) -> Result<()> {
 async fn answer(client: &SignerClient, request: Request) -> Result<serde_json::Value> {
     Ok(match request {
         Request::Address => json!(client.new_address().await?.to_string()),
-        Request::Balance => json!(client.balance().await?),
+        Request::Balance => json!(client.counted().await?),
         Request::Coins => {
             let coins = client.coins().await;
             json!(coins.iter().map(|coin| coin.to_sat()).collect::<Vec<_>>())

@@ -35,6 +35,7 @@ pub(crate) use account::Usable;
 pub use account::{Account, DoubleSaleView, LeavingView, MoveView, NoticeView, Window, account};
 pub use answers::{Swept, sweep};
 pub(crate) use kits::KitCache;
+pub(crate) use views::Counted;
 pub use views::{
     Balance, Coins, FactoryView, InFlight, OnChain, QUOTED, Quote, QuoteAt, Status, export,
     factories, quote, status,
@@ -314,7 +315,7 @@ impl SignerClient {
     /// Asks for a unilateral exit. A running client acts on it at once.
     ///
     /// # Errors
-    /// [`StoreError::NoFactory`].
+    /// As [`request_exit`].
     pub async fn request_exit(
         &self,
         factory: FactoryId,
@@ -347,7 +348,7 @@ impl SignerClient {
 /// Writes the wish to leave into a store, whoever runs on it.
 ///
 /// # Errors
-/// [`StoreError::NoFactory`], or why the factory cannot be left.
+/// [`StoreError::NoFactory`], or why the factory cannot be left; [`Error::ExitBudget`].
 pub async fn request_exit(
     store: &SharedStore,
     factory: FactoryId,
@@ -359,6 +360,9 @@ pub async fn request_exit(
     let over = !row.is_live() || row.is_given_away();
     if let Some(state) = over.then(|| row.state()) {
         return Err(Error::NothingToLeave { factory, state });
+    }
+    if let Some(budget) = max_fee {
+        quote(store, factory, &[], None).await?.within(budget)?;
     }
     let exit = ExitRow {
         factory,

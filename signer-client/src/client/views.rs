@@ -6,7 +6,7 @@ use factory_tree::exit::{ChainView, ExitPlan, Goal, TxState, next, states};
 use factory_tree::ids::{ClientId, FactoryId};
 use factory_tree::kit::ExitKit;
 use factory_tree::params::ExpiryPolicy;
-use factory_tree::tx::TxKind;
+use factory_tree::tx::{CHILD_VBYTES, TxKind};
 use factory_tree::units::{Blocks, Height};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use super::account::{Account, Usable, account, capacity, standing};
 use super::kits::KitCache;
 use crate::error::{Error, Result};
 use crate::exit::{Unrolled, Whereabouts, coins_suffice, is_late, leave_by};
-use crate::lightning::{ChannelState, ChannelView, LightningBalance, of_factory, stored};
+use crate::lightning::{ChannelView, LightningBalance, of_factory, stored};
 use crate::lsps1::held as held_for_orders;
 use crate::store::{ExitRow, FactoryRow, Live, SharedStore, StoreError};
 
@@ -166,6 +166,13 @@ pub struct Balance {
     pub height: u32,
 }
 
+/// A balance, and all channels as they were when it was counted: what is shown beside it is made from these.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Counted {
+    pub(crate) balance: Balance,
+    pub(crate) channels: Vec<ChannelView>,
+}
+
 /// What leaving costs and takes.
 #[derive(Clone, Debug, Serialize)]
 pub struct Quote {
@@ -186,7 +193,7 @@ pub struct Quote {
     /// How many these are.
     pub channels: usize,
     /// What leaving brings, beside what payments under way bring: this wallet's side of the channels, in thousandths of a satoshi; of one that is closed
-    /// and not on the chain yet, too.
+    /// what is not in the on-chain wallet yet.
     pub lightning_msat: u64,
     /// Payments under way over these channels.
     pub pending: u64,
@@ -204,10 +211,11 @@ pub struct Quote {
     pub least_delay_blocks: u32,
     /// Blocks until the channel's money is out, at worst, of the whole plan, confirmed or not; 0 if nothing of the path is left.
     pub worst_delay_blocks: u32,
-    /// The least that the timeouts pay, whatever the others do, net of their fees.
+    /// The least that the timeouts pay who stays away, whatever the others do, net of their fees: as in [`FactoryView::coverage_sat`]. What follows is
+    /// what each of them pays.
     pub coverage_sat: u64,
-    /// The least that a timeout on the path pays who stays away, net of its fee.
-    pub coverage_away_sat: u64,
+    /// The least that a timeout on the path pays, net of its fee, while nobody publishes the leaf.
+    pub coverage_path_sat: u64,
     /// What the timeout of the leaf's channel pays once the leaf is published.
     pub coverage_channel_sat: u64,
     /// What the timeouts of bought channels pay on top, once their sales are published.
@@ -249,6 +257,29 @@ pub struct QuoteAt {
     pub coins_suffice: Option<bool>,
 }
 
+impl Quote {
+    /// Refuses a budget that does not pay the path at the least feerate that nodes relay. That of an exit that has begun may be as small as one likes:
+    /// it keeps what is under way from being paid more.
+    ///
+    /// # Errors
+    /// [`Error::ExitBudget`].
+    pub(crate) fn within(&self, budget: Amount) -> Result<()> {
+        if matches!(&self.exit, Some(exit) if exit.goal == crate::store::Goal::Leave) {
+            return Ok(());
+        }
+        let children = CHILD_VBYTES.saturating_mul(self.path_transactions as u64);
+        let least_sat = self.path_vbytes.saturating_add(children);
+        let budget_sat = budget.to_sat();
+        match budget_sat < least_sat {
+            true => Err(Error::ExitBudget {
+                budget_sat,
+                least_sat,
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
 /// Everything in flight, from a store. `running`: somebody holds the data directory.
 ///
 /// # Errors
@@ -269,8 +300,11 @@ pub async fn status(
     };
     let interest = store.interest().await?;
     let height = (live.height > 0).then_some(live.height);
+    let mut channels = stored(store, running).await?;
+    let account = account(store, &channels, height).await?;
+    channels.retain(ChannelView::is_outside);
     Ok(Status {
-        account: account(store, height).await?,
+        account,
         node_id: identity.node_id,
         network: identity.network,
         coordinator: coordinator.map(str::to_owned),
@@ -278,15 +312,9 @@ pub async fn status(
         live,
         interest_sat: interest.as_ref().map(|interest| interest.capacity.to_sat()),
         interest_note: interest.map(|interest| interest.note),
-        channels: outside(store).await?,
+        channels,
         factories: factories(store).await?,
     })
-}
-
-/// Channels outside of factories, from a store.
-async fn outside(store: &SharedStore) -> Result<Vec<ChannelView>> {
-    let channels = stored(store).await?.into_iter();
-    Ok(channels.filter(ChannelView::is_outside).collect())
 }
 
 /// All factories, from a store.
@@ -499,7 +527,7 @@ pub async fn quote(
         let fees: Vec<Amount> = path.iter().map(|step| step.cost(feerate)).collect();
         let cost = fees.iter().map(|fee| fee.to_sat());
         let cost_sat = cost.fold(0, u64::saturating_add);
-        let children = factory_tree::tx::CHILD_VBYTES.saturating_mul(path.len() as u64);
+        let children = CHILD_VBYTES.saturating_mul(path.len() as u64);
         QuoteAt {
             feerate_sat_per_vb: feerate,
             transactions: path.len(),
@@ -514,12 +542,11 @@ pub async fn quote(
         }
     };
     let feerates: &[u64] = if over { &[] } else { feerates };
-    let unspent = |channel: &&ChannelView| !over && channel.state != ChannelState::Spent;
-    let unspent: Vec<&ChannelView> = shown.channels.iter().filter(unspent).collect();
-    let sum = |of: &dyn Fn(&ChannelView) -> u64| {
-        let all = unspent.iter();
+    let sum = |of: fn(&ChannelView) -> u64| {
+        let all = shown.channels.iter().filter(|_| !over);
         all.fold(0, |sum: u64, channel| sum.saturating_add(of(channel)))
     };
+    let (lightning_msat, pending) = (sum(ChannelView::own_msat), sum(|channel| channel.pending));
     let usable = match over {
         true => Usable::default(),
         false => Usable::of(&kit, &shown.channels),
@@ -534,11 +561,8 @@ pub async fn quote(
         on_chain: shown.on_chain,
         capacity_sat: usable.capacity.to_sat(),
         channels: usable.channels,
-        lightning_msat: sum(&|channel| match channel.state {
-            ChannelState::Closed => channel.closing_sat.saturating_mul(1_000),
-            _ => channel.ours_msat,
-        }),
-        pending: sum(&|channel| channel.pending),
+        lightning_msat,
+        pending,
         on_chain_words: shown.on_chain_words,
         exit: shown.exit,
         expiry_policy: kit.params.expiry_policy,
@@ -549,7 +573,7 @@ pub async fn quote(
         least_delay_blocks: least_delay.0,
         worst_delay_blocks: ahead(plan.worst_delay.0),
         coverage_sat: usable.covered.away.to_sat(),
-        coverage_away_sat: sure(plan.coverage.away),
+        coverage_path_sat: sure(plan.coverage.path),
         coverage_channel_sat: sure(plan.coverage.channel),
         coverage_sold_sat: sure(plan.coverage.sold),
         coverage_stock_sat: sure(plan.coverage.stock),
@@ -567,6 +591,14 @@ impl SignerClient {
     /// # Errors
     /// The store's and the wallet's.
     pub async fn balance(&self) -> Result<Balance> {
+        Ok(self.counted().await?.balance)
+    }
+
+    /// See [`Self::balance`].
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn counted(&self) -> Result<Counted> {
         let inner = &self.inner;
         let wallet = inner.wallet.balance().await?;
         let payouts = inner.store.payouts().await?;
@@ -575,11 +607,12 @@ impl SignerClient {
         for payout in unspent {
             payouts_sat += self.left_over(payout.outpoint, payout.amount).await;
         }
-        let mut channels = self.channels().await?;
+        let channels = self.channels().await?;
         let (in_factories_sat, payouts_coming_sat, out) = self.in_factories(&channels).await?;
         // What is paid out elsewhere is not counted by its channel as well.
-        channels.retain(|channel| !out.contains(&channel.outpoint));
-        let lightning = LightningBalance::of(&channels);
+        let mut left = channels.clone();
+        left.retain(|channel| !out.contains(&channel.outpoint));
+        let lightning = LightningBalance::of(&left);
         let checkpoints = inner.wallet.checkpoints().await;
         let confirmed = wallet.confirmed.to_sat();
         let confirmed_sat = confirmed.saturating_add(wallet.locked.to_sat());
@@ -593,7 +626,7 @@ impl SignerClient {
             payouts_coming_sat,
             lightning.whole_sat(),
         ];
-        Ok(Balance {
+        let balance = Balance {
             confirmed_sat,
             unconfirmed_sat,
             immature_sat,
@@ -605,7 +638,8 @@ impl SignerClient {
             total_sat: parts.into_iter().fold(0, u64::saturating_add),
             coins: inner.wallet.coins().await.len(),
             height: checkpoints.last().map_or(0, |block| block.height),
-        })
+        };
+        Ok(Counted { balance, channels })
     }
 
     /// What of a payout is not on its way into the wallet already, by a sweep or a fee child that
@@ -680,7 +714,9 @@ impl SignerClient {
     /// The store's.
     pub async fn account(&self) -> Result<Account> {
         let height = self.inner.followed_height();
-        account(&self.inner.store, (height > 0).then_some(height)).await
+        let channels = self.channels().await?;
+        let height = (height > 0).then_some(height);
+        account(&self.inner.store, &channels, height).await
     }
 
     /// See [`factories`].

@@ -305,10 +305,11 @@ fn on_lightning(ending: &Ending) -> Option<String> {
     match ending {
         Ending::Nothing | Ending::Done(_) => None,
         Ending::Closing => Some("waiting for the channel's commitment to be confirmed".to_owned()),
-        Ending::OnItsWay(amount) => Some(format!(
-            "the channel is closed; {} sat of it are on their way into the wallet",
-            amount.to_sat()
-        )),
+        // How much is `balance`'s: one channel's commitment may come later than another's.
+        Ending::OnItsWay => Some(
+            "the channel is closed; what is yours of it is on its way into the wallet (`balance` has the sum)"
+                .to_owned(),
+        ),
         Ending::Unknown(why) => Some(why.clone()),
     }
 }
@@ -420,7 +421,7 @@ async fn close(
     let swept = match ending {
         Ending::Nothing => None,
         Ending::Done(swept) => *swept,
-        Ending::Closing | Ending::OnItsWay(_) | Ending::Unknown(_) => return Ok(()),
+        Ending::Closing | Ending::OnItsWay | Ending::Unknown(_) => return Ok(()),
     };
     let height = |end: &End| match end {
         End::Paid { height, .. } => Some(*height),

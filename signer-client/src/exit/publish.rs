@@ -16,7 +16,7 @@ use crate::client::Inner;
 use crate::error::Result;
 use crate::event::Event;
 use crate::fault;
-use crate::store::{ExitRow, FeeChildRow, PublishedRow};
+use crate::store::{ExitRow, FeeChildRow, Goal, PublishedRow};
 
 /// What became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,6 +208,17 @@ impl<'a> Publisher<'a> {
         Ok(())
     }
 
+    /// What keeps it, and the command that helps. A timeout's or a poison's budget is not that of `exit`.
+    fn stuck(&self, error: &WalletError) -> String {
+        match (error, self.exit.goal) {
+            (WalletError::FeeOverBudget { .. }, Goal::Leave) => format!(
+                "{error}: `exit {} --max-fee SAT`, which sets the budget of the whole exit anew",
+                self.exit.factory
+            ),
+            _ => error.to_string(),
+        }
+    }
+
     /// No (better) child can be made: what is there has to do, or the transaction's own fee.
     async fn without_child(&self, tx: &KitTx, error: WalletError) -> Result<Published> {
         match error {
@@ -227,7 +238,7 @@ impl<'a> Publisher<'a> {
             return Ok(Published::Waiting);
         }
         if tx.own_fee() == Amount::ZERO {
-            return Ok(Published::Stuck(error.to_string()));
+            return Ok(Published::Stuck(self.stuck(&error)));
         }
         // Not as quick as it should be, but it may do.
         match chain.broadcast(&tx.tx).await {

@@ -5,14 +5,6 @@ use factory_tree::units::Blocks;
 
 use crate::Msat;
 
-fn sat(msat: &u64) -> String {
-    let (whole, rest) = (msat / 1000, msat % 1000);
-    match rest {
-        0 => format!("{whole} sat"),
-        rest => format!("{whole}.{rest:03} sat"),
-    }
-}
-
 /// Why no channel is ordered for a payment.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -31,7 +23,7 @@ pub enum JitError {
     /// The payment is too small, or too large.
     #[error(
         "the coordinator opens channels for payments of {} to {}, and this is one of {}",
-        sat(.least), sat(.most), sat(.payment)
+        Msat(*.least), Msat(*.most), Msat(*.payment)
     )]
     Size {
         /// What is to be paid.
@@ -44,7 +36,7 @@ pub enum JitError {
     /// It costs more than the user agreed to.
     #[error(
         "the channel costs {}, and no more than {} is to be paid for it; see --max-fee, or jit.max_fee_sat in client.toml",
-        sat(.fee_msat), sat(.max_msat)
+        Msat(*.fee_msat), Msat(*.max_msat)
     )]
     Fee {
         /// What it costs, in thousandths of a satoshi.

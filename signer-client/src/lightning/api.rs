@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bitcoin::hashes::{Hash, sha256};
 use bitcoin::secp256k1::PublicKey;
 use channel_host::{
-    InterceptHint, InvoiceRequest, LeafId, LeafView, Msat, Node, NodeError, PaymentHash, Stage,
-    read_invoice,
+    ChannelView as Live, InterceptHint, InvoiceRequest, LeafId, LeafView, Msat, Node, NodeError,
+    PaymentHash, Stage, read_invoice,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast::error::RecvError;
@@ -119,6 +119,27 @@ fn reachable(client: &Inner, node: &Node) -> Result<()> {
     Err(Error::Disconnected(text.to_owned()))
 }
 
+/// Refuses what no way can carry, before it is begun: more than all channels together can send. What fee a way asks for is not known here. A channel that
+/// is not usable yet, as after a start, is only to be waited for.
+fn affordable(channels: &[Live], amount: Msat) -> Result<()> {
+    let sum = |of: &dyn Fn(&Live) -> bool| {
+        let counted = channels.iter().filter(|channel| of(channel));
+        let spendable = counted.map(|channel| channel.spendable.0);
+        Msat(spendable.fold(0, u64::saturating_add))
+    };
+    let most = sum(&|channel| channel.usable);
+    if amount <= most {
+        return Ok(());
+    }
+    if amount <= sum(&|_| true) {
+        let text = "the channels for this payment are not all usable yet; try again in a moment (`channels` shows them)";
+        return Err(Error::Disconnected(text.to_owned()));
+    }
+    Err(refused(format!(
+        "this wallet can send {most} now, fees included, and this is a payment of {amount}; pay less, or receive some first"
+    )))
+}
+
 impl SignerClient {
     /// An invoice of this wallet. Payers reach it through the coordinator, whichever of its channels has room then.
     ///
@@ -184,7 +205,7 @@ impl SignerClient {
         let view = read_invoice(invoice, inner.config.network).map_err(words)?;
         let amount_sent = match (view.amount, amount) {
             (Some(asked), Some(given)) if asked != given => {
-                return Err(refused(format!("the invoice asks for {} msat", asked.0)));
+                return Err(refused(format!("the invoice asks for {asked}")));
             }
             (Some(asked), _) => asked,
             (None, Some(given)) => given,
@@ -200,6 +221,11 @@ impl SignerClient {
         reachable(inner, &node)?;
         let open = view.amount.is_none().then_some(amount_sent);
         let paying = inner.lightning.paying.lock().await;
+        let tried = inner.store.payment(view.hash, Direction::Out).await?;
+        // One that is under way or paid is refused for that.
+        if tried.is_none_or(|payment| payment.state == PaymentState::Failed) {
+            affordable(&node.channels(), amount_sent)?;
+        }
         let known = inner
             .store
             .begin_payment(view.hash, amount_sent, &view.description, now)
@@ -209,7 +235,7 @@ impl SignerClient {
             Some(PaymentState::Succeeded) => return Err(refused("it is paid already")),
             Some(_) => return Err(refused("it is under way already")),
         }
-        fault::point("payment_recorded");
+        fault::point("pay_begun");
         let text = invoice.to_owned();
         let sent = on_node(node, move |node| node.pay(&text, open)).await?;
         drop(paying);
@@ -280,6 +306,7 @@ impl SignerClient {
             return Err(refused("this is this wallet itself"));
         }
         reachable(inner, &node)?;
+        affordable(&node.channels(), amount)?;
         // Whoever is behind a leaf needs time for it; others do not mind.
         let exit_delay = self.slowest_exit().await?;
         let now = inner.now();
@@ -417,4 +444,50 @@ pub(super) async fn settle_payments(client: &Inner) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bitcoin::Amount;
+    use bitcoin::secp256k1::{Secp256k1, SecretKey};
+
+    use super::*;
+
+    fn channel(spendable: u64, usable: bool) -> Live {
+        let secret = SecretKey::from_slice(&[1; 32]).unwrap();
+        Live {
+            channel: [1; 32],
+            leaf: None,
+            peer: PublicKey::from_secret_key(&Secp256k1::new(), &secret),
+            outpoint: None,
+            capacity: Amount::from_sat(100_000),
+            balance: Msat(spendable),
+            spendable: Msat(spendable),
+            receivable: Msat(0),
+            usable,
+            confirmations: 1,
+            announced: false,
+            our_reserve: None,
+            their_reserve: 0,
+            pending: 0,
+        }
+    }
+
+    #[test]
+    fn more_than_all_channels_can_send_is_refused_with_what_they_can() {
+        let channels = [
+            channel(1_000_000, true),
+            channel(715_500, true),
+            channel(1, false),
+        ];
+        affordable(&channels, Msat(1_715_500)).unwrap();
+        // Perhaps in a moment.
+        let early = affordable(&channels, Msat(1_715_501)).unwrap_err();
+        assert!(matches!(early, Error::Disconnected(_)), "{early}");
+        let error = affordable(&channels, Msat(1_715_502)).unwrap_err();
+        assert_eq!(error.exit_code(), 4);
+        let text = error.to_string();
+        assert!(text.contains("can send 1715.500 sat now"), "{text}");
+        assert!(text.contains("a payment of 1715.502 sat"), "{text}");
+    }
 }

@@ -29,12 +29,8 @@ impl LightningBalance {
                 let spend = channel.spendable_msat;
                 sum.lightning_spendable_msat = sum.lightning_spendable_msat.saturating_add(spend);
             }
-            // What is being left is not to be paid over any more.
-            if channel.usable && channel.state == ChannelState::Open {
-                let receive = channel.receivable_msat;
-                sum.lightning_receivable_msat =
-                    sum.lightning_receivable_msat.saturating_add(receive);
-            }
+            let receive = channel.can_receive_msat();
+            sum.lightning_receivable_msat = sum.lightning_receivable_msat.saturating_add(receive);
             let closing = channel.closing_sat;
             sum.lightning_closing_sat = sum.lightning_closing_sat.saturating_add(closing);
         }

@@ -30,7 +30,7 @@ pub(crate) enum Ending {
     /// The leaf is on the chain; a commitment is to follow.
     Closing,
     /// What is ours is on its way into the wallet.
-    OnItsWay(Amount),
+    OnItsWay,
     /// It cannot be said now, and why.
     Unknown(String),
     /// All is in the wallet, since this height if there was something.
@@ -43,10 +43,7 @@ impl Ending {
         use Ending::{Closing, Done, Nothing, OnItsWay, Unknown};
         match (self, other) {
             (Unknown(why), _) | (_, Unknown(why)) => Unknown(why),
-            (OnItsWay(one), OnItsWay(two)) => {
-                OnItsWay(one.checked_add(two).unwrap_or(Amount::MAX_MONEY))
-            }
-            (OnItsWay(amount), _) | (_, OnItsWay(amount)) => OnItsWay(amount),
+            (OnItsWay, _) | (_, OnItsWay) => OnItsWay,
             (Closing, _) | (_, Closing) => Closing,
             (Done(one), Done(two)) => Done(one.max(two)),
             (Done(at), Nothing) | (Nothing, Done(at)) => Done(at),
@@ -179,15 +176,11 @@ async fn spent(client: &Inner, leaf: LeafId, by: Txid) -> Result<Ending> {
 }
 
 fn judge(settlement: &Settlement, cost: Amount) -> Ending {
-    let free = settlement.free.iter().filter(|amount| **amount > cost);
-    let left: Vec<&Amount> = settlement.locked.iter().chain(free).collect();
-    if left.is_empty() {
-        return Ending::Done(settlement.swept_at.map(Height));
+    let free = settlement.free.iter().any(|amount| *amount > cost);
+    match free || !settlement.locked.is_empty() {
+        true => Ending::OnItsWay,
+        false => Ending::Done(settlement.swept_at.map(Height)),
     }
-    let sum = left.into_iter().fold(Amount::ZERO, |sum, amount| {
-        sum.checked_add(*amount).unwrap_or(Amount::MAX_MONEY)
-    });
-    Ending::OnItsWay(sum)
 }
 
 #[cfg(test)]
@@ -219,7 +212,6 @@ mod tests {
 
     #[test]
     fn several_channels_are_over_when_the_last_is() {
-        let way = |sum| Ending::OnItsWay(Amount::from_sat(sum));
         let done = |height: u32| Ending::Done(Some(Height(height)));
         let both = |one: &Ending, two: &Ending| {
             let (there, back) = (one.clone().and(two.clone()), two.clone().and(one.clone()));
@@ -227,25 +219,25 @@ mod tests {
             there
         };
         let unknown = Ending::Unknown("why".to_owned());
-        let ranks = [unknown, way(5), Ending::Closing, done(9), Ending::Nothing];
+        let way = Ending::OnItsWay;
+        let ranks = [unknown, way, Ending::Closing, done(9), Ending::Nothing];
         for (at, one) in ranks.iter().enumerate() {
             for two in &ranks[at + 1..] {
                 assert_eq!(both(one, two), *one);
             }
         }
-        assert_eq!(both(&way(5), &way(7)), way(12));
         assert_eq!(both(&done(9), &done(7)), done(9));
         assert_eq!(both(&Ending::Done(None), &done(7)), done(7));
     }
 
     #[test]
     fn an_exit_is_over_when_all_is_in_the_wallet() {
-        let way = |sum| Ending::OnItsWay(Amount::from_sat(sum));
+        let way = Ending::OnItsWay;
         assert_eq!(judged(&[], &[], None), Ending::Done(None));
-        assert_eq!(judged(&[50_000], &[], None), way(50_000));
-        assert_eq!(judged(&[], &[50_000], None), way(50_000));
+        assert_eq!(judged(&[50_000], &[], None), way);
+        assert_eq!(judged(&[], &[50_000], None), way);
         // One output is there, another is still locked.
-        assert_eq!(judged(&[7], &[], Some(90)), way(7));
+        assert_eq!(judged(&[7], &[], Some(90)), way);
         assert_eq!(judged(&[], &[], Some(90)), Ending::Done(Some(Height(90))));
         // What is not worth its fee is left.
         assert_eq!(judged(&[], &[300], None), Ending::Done(None));

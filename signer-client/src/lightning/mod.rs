@@ -213,6 +213,14 @@ async fn start(client: &Arc<Inner>) -> Arc<Host> {
 /// # Errors
 /// What leaves nothing to go on with: a damaged store of the wallet.
 pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()> {
+    let mut snapshots = views::Snapshots::default();
+    // What an earlier process could use is of no use before the node runs.
+    if let Err(error) = snapshots.store(&client).await {
+        if Inner::is_fatal(&error) {
+            return Err(error);
+        }
+        tracing::warn!(%error, "the channels are looked at again");
+    }
     let host = tokio::select! {
         host = start(&client) => host,
         () = shutdown.wait() => return Ok(()),
@@ -223,7 +231,6 @@ pub(crate) async fn run(client: Arc<Inner>, mut shutdown: Shutdown) -> Result<()
     let mut route = client.lightning.route.subscribe();
     let mut news = client.lightning.news();
     let mut dialler = connect::Dialler::default();
-    let mut snapshots = views::Snapshots::default();
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {

@@ -108,6 +108,22 @@ impl ChannelView {
     pub const fn is_over(&self) -> bool {
         matches!(self.state, ChannelState::Closed | ChannelState::Spent)
     }
+
+    /// What can be received over it now: what carries no payments takes none, and what is being left is not to be paid over any more.
+    #[must_use]
+    pub const fn can_receive_msat(&self) -> u64 {
+        match (self.usable, self.state) {
+            (true, ChannelState::Open) => self.receivable_msat,
+            _ => 0,
+        }
+    }
+
+    /// What of it is this wallet's: its side while it stands, then what of that is not in the on-chain wallet yet.
+    #[must_use]
+    pub const fn own_msat(&self) -> u64 {
+        self.ours_msat
+            .saturating_add(self.closing_sat.saturating_mul(1_000))
+    }
 }
 
 #[cfg(test)]
@@ -289,19 +305,19 @@ pub(crate) async fn current(client: &Inner) -> Result<Vec<ChannelView>> {
             let live = live(client, &node).await?.into_iter();
             Ok(live.map(|(_, view)| view).collect())
         }
-        None => stored(&client.store).await,
+        None => stored(&client.store, false).await,
     }
 }
 
-/// The same as the node said last.
-pub(crate) async fn stored(store: &SharedStore) -> Result<Vec<ChannelView>> {
+/// The same as the node said last. `kept`: a process that runs keeps it as it is now.
+pub(crate) async fn stored(store: &SharedStore, kept: bool) -> Result<Vec<ChannelView>> {
     let rows = store.channels().await?;
     Ok(rows
         .into_iter()
         .filter_map(|row| row.view)
         .map(|view| ChannelView {
-            // Nobody is there to use it.
-            usable: false,
+            // Else nobody is there to use it.
+            usable: view.usable && kept,
             ..view
         })
         .collect())
@@ -312,7 +328,7 @@ pub(crate) async fn of_factory(
     store: &SharedStore,
     factory: FactoryId,
 ) -> Result<Vec<ChannelView>> {
-    let channels = stored(store).await?.into_iter();
+    let channels = stored(store, false).await?.into_iter();
     Ok(channels
         .filter(|view| view.factory == Some(factory))
         .collect())
@@ -327,16 +343,24 @@ pub(super) struct Snapshots {
 
 impl Snapshots {
     pub(super) async fn store(&mut self, client: &Inner) -> Result<()> {
-        let Some(node) = client.lightning.node() else {
-            return Ok(());
-        };
-        let now = live(client, &node).await?;
         let mut last = match self.last.take() {
             Some(last) => last,
             None => {
                 let rows = client.store.channels().await?.into_iter();
                 let views = rows.filter_map(|row| Some((row.leaf, row.view?)));
                 views.collect()
+            }
+        };
+        let now = match client.lightning.node() {
+            Some(node) => live(client, &node).await?,
+            // It is as it was said last, and of no use meanwhile.
+            None => {
+                let said = last.iter().map(|(leaf, view)| {
+                    let usable = false;
+                    let view = view.clone();
+                    (*leaf, ChannelView { usable, ..view })
+                });
+                said.collect()
             }
         };
         // Given up with its attempt, for example.

@@ -1,5 +1,7 @@
 //! Why no channel is ordered.
 
+use channel_host::Msat;
+
 /// Why no channel is ordered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -10,7 +12,9 @@ pub enum OrderError {
     )]
     NotOffered,
     /// Smaller or larger than what it sells.
-    #[error("the coordinator sells channels of {least_sat} to {most_sat} sat, and this is {sat}")]
+    #[error(
+        "the coordinator sells channels of {least_sat} to {most_sat} sat, and this is {sat} sat"
+    )]
     Size {
         /// What was asked for.
         sat: u64,
@@ -26,7 +30,8 @@ pub enum OrderError {
     NoBirth,
     /// More than was agreed to.
     #[error(
-        "the channel costs {fee_msat} msat, more than the {max_msat} msat that are allowed; raise --max-fee, or order less"
+        "the channel costs {}, more than the {} that are allowed; raise --max-fee, or order less",
+        Msat(*.fee_msat), Msat(*.max_msat)
     )]
     Fee {
         /// The price.
@@ -36,7 +41,8 @@ pub enum OrderError {
     },
     /// Nothing to pay with.
     #[error(
-        "the channel costs {fee_msat} msat, and only {spendable_msat} msat can be sent now; receive some first"
+        "the channel costs {}, and only {} can be sent now; receive some first",
+        Msat(*.fee_msat), Msat(*.spendable_msat)
     )]
     Balance {
         /// The price.

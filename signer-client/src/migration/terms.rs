@@ -19,9 +19,9 @@ pub(super) enum TermsError {
     NoNew,
     #[error("it is too late for it: {0}")]
     TooLate(#[from] PartError),
-    #[error("the coordinator asks for {} msat, agreed and not paid are {} msat", asked.0, agreed.0)]
+    #[error("the coordinator asks for {asked}, agreed and not paid are {agreed}")]
     Fee { asked: Msat, agreed: Msat },
-    #[error("it costs {} msat, there are {} msat", asked.0, left.0)]
+    #[error("it costs {asked}, there are {left}")]
     TooMuch { asked: Msat, left: Msat },
     #[error("{which} expires at {found}, not near {expected}")]
     Expiry {

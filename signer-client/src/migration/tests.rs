@@ -155,10 +155,10 @@ async fn every_channel_of_a_kit_has_its_factory() {
     assert_eq!((quote.channels, quote.lightning_msat), (2, 5_000));
     let path = world.old.path().count();
     assert_eq!(quote.path_transactions, path + 1);
-    let account = crate::client::account(world.store(), None).await.unwrap();
+    let account = world.client.account().await.unwrap();
     assert_eq!(account.balance_msat, 5_000);
     world.store().forget_channel(old).await.unwrap();
-    let left = crate::lightning::stored(world.store()).await.unwrap();
+    let left = crate::lightning::stored(world.store(), true).await.unwrap();
     assert_eq!(left, shown[..1]);
 }
 
@@ -462,8 +462,7 @@ async fn an_invitation_is_taken_unasked_only_for_what_ends_and_on_good_terms() {
     let dear = invitation(200_000, 5001);
     let judged = wanted(inner, &dear).await.unwrap();
     assert!(matches!(judged, Err(Declined::TooDear { .. })));
-    let height = Some(world.height().0);
-    let account = crate::client::account(store, height).await.unwrap();
+    let account = world.client.account().await.unwrap();
     let words = &account.notices[0].words[0];
     assert!(words.contains("migration.max_fee_sat"), "{words}");
     let judged = wanted(inner, &offer).await.unwrap().unwrap();

@@ -211,8 +211,8 @@ pub(super) async fn quote_from(
 async fn place(client: &Inner, factory: FactoryId) -> Result<std::sync::Arc<ExitKit>> {
     let row = client.store.factory(factory).await?;
     let unfit = |why| SaleError::Unfit { factory, why };
-    if let Some(why) = offers::unfit(client, &row).await? {
-        return Err(unfit(why).into());
+    if let Some(found) = offers::unfit(client, &row).await? {
+        return Err(unfit(found.why).into());
     }
     let kit = client.kits.sound(factory).await?;
     Ok(kit.ok_or_else(|| unfit("its exit kit is not good any more".to_owned()))?)
@@ -236,7 +236,7 @@ pub(super) async fn judge(
     let kit = place(client, quote.factory).await?;
     let tip = Height(client.followed_height());
     let found = {
-        let (quote, channels) = (quote.clone(), stored(&client.store).await?);
+        let (quote, channels) = (quote.clone(), stored(&client.store, false).await?);
         tokio::task::spawn_blocking(move || fits(&quote, &kit, &channels, tip)).await
     };
     let after = found

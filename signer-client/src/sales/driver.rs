@@ -111,9 +111,8 @@ impl Driver {
             };
             self.client.store.add_refused_sale(&refused).await?;
         }
-        if let Some(why) = offers::unfit(&self.client, &row).await? {
-            let reason = DeclineReason::Unable(format!("factory {}: {why}", row.factory));
-            return self.decline(round, reason, out).await;
+        if let Some(unfit) = offers::unfit(&self.client, &row).await? {
+            return self.decline(round, unfit.reason(row.factory), out).await;
         }
         let agreed = match offers::agreed(&self.client, row.factory, &kit, &offer).await? {
             Ok(agreed) => agreed,
@@ -146,10 +145,9 @@ impl Driver {
             return self.decline(round, reason, out).await;
         };
         let row = self.client.store.factory(factory).await?;
-        if let Some(why) = offers::unfit(&self.client, &row).await? {
+        if let Some(unfit) = offers::unfit(&self.client, &row).await? {
             self.machines.remove(&factory);
-            let reason = DeclineReason::Unable(format!("factory {factory}: {why}"));
-            return self.decline(round, reason, out).await;
+            return self.decline(round, unfit.reason(factory), out).await;
         }
         self.input(factory, CoSignerInput::Sign(sign), out).await
     }

@@ -2,6 +2,7 @@
 
 use bitcoin::Amount;
 use bitcoin::secp256k1::PublicKey;
+use channel_host::Msat;
 use factory_tree::ids::{ClientId, FactoryId, SaleId};
 use factory_tree::sale::StockError;
 use factory_tree::sale::order::QuoteError;
@@ -24,7 +25,7 @@ pub enum QuoteRefusal {
     #[error("it is for factory {0}")]
     Factory(FactoryId),
     /// It is for another amount.
-    #[error("it is for {0}")]
+    #[error("it is for {} sat", .0.to_sat())]
     Amount(Amount),
     /// It cannot be taken any more.
     #[error("it was valid until Unix time {0}; ask for another")]
@@ -44,7 +45,7 @@ pub enum QuoteRefusal {
         next: u8,
     },
     /// The channel would hold something else than what was asked for makes it.
-    #[error("its channel would hold {found}, and {due} is due")]
+    #[error("its channel would hold {} sat, and {} sat are due", .found.to_sat(), .due.to_sat())]
     Capacity {
         /// The quote's.
         found: Amount,
@@ -98,7 +99,8 @@ pub enum SaleError {
     Quote(#[from] QuoteRefusal),
     /// More than was agreed to.
     #[error(
-        "the fee is {fee_msat} msat, more than the {max_msat} msat that are allowed; raise --max-fee, or buy less"
+        "the fee is {}, more than the {} that are allowed; raise --max-fee, or buy less",
+        Msat(*.fee_msat), Msat(*.max_msat)
     )]
     Fee {
         /// The quote's.
@@ -108,7 +110,8 @@ pub enum SaleError {
     },
     /// Nothing to pay with.
     #[error(
-        "the fee is {fee_msat} msat, and only {spendable_msat} msat can be sent now; receive some first"
+        "the fee is {}, and only {} can be sent now; receive some first",
+        Msat(*.fee_msat), Msat(*.spendable_msat)
     )]
     Balance {
         /// The quote's.

@@ -122,7 +122,7 @@ pub(crate) async fn limit(
     let chain = crate::exit::view(store, Height(0)).await?;
     let exits = store.exits().await?;
     for row in store.factories().await? {
-        if !row.stands() {
+        if !row.usable || !row.is_live() || row.is_given_away() {
             continue;
         }
         let Some(kit) = kits.sound(row.factory).await? else {
@@ -143,7 +143,7 @@ pub(crate) async fn limit(
             .collect();
         // Nothing is bought where somebody leaves.
         let sells = unrolled.is_none() && !exits.iter().any(|exit| exit.factory == row.factory);
-        let left = exits.iter().any(|exit| exit.leaves(row.factory));
+        let left = !row.stands() || exits.iter().any(|exit| exit.leaves(row.factory));
         let counted = tokio::task::spawn_blocking(move || {
             let usable = Usable::of(&kit, &own).unless_left(left);
             (usable, stock(&kit, usable))
@@ -151,11 +151,12 @@ pub(crate) async fn limit(
         let (usable, stock) = counted
             .await
             .map_err(|error| Error::Task(error.to_string()))?;
+        // What is left, or is to be handed over, is of no use, and covered until it is out.
+        view.coverage.add(usable.into());
         if usable.channels == 0 {
             continue;
         }
         view.channels.extend(listed);
-        view.coverage.add(usable.into());
         view.stocks.extend(stock.filter(|_| sells));
     }
     view.limit_sat = view.coverage.held_sat;
@@ -180,7 +181,7 @@ fn common(view: &ChannelView) -> Option<LimitChannel> {
         automatic: false,
         bonus: false,
         capacity_sat: view.capacity_sat,
-        receivable_msat: if view.usable { view.receivable_msat } else { 0 },
+        receivable_msat: view.can_receive_msat(),
     })
 }
 

@@ -68,26 +68,50 @@ pub(super) async fn shares_stock(client: &Inner, factory: FactoryId) -> Result<b
     Ok(kit.is_some_and(|kit| stock_of(&kit).is_some()))
 }
 
+/// Why nothing is signed in a factory.
+#[derive(Debug)]
+pub(super) struct Unfit {
+    /// In words that go on from "the factory".
+    pub why: String,
+    /// Whether it stays so: the coordinator need not ask again.
+    lasts: bool,
+}
+
+impl Unfit {
+    /// What the coordinator is told.
+    pub(super) fn reason(self, factory: FactoryId) -> DeclineReason {
+        let text = format!("factory {factory}: {}", self.why);
+        match self.lasts {
+            true => DeclineReason::Terms(text),
+            false => DeclineReason::Unable(text),
+        }
+    }
+}
+
 /// Why nothing is signed in a factory now.
-pub(super) async fn unfit(client: &Inner, row: &FactoryRow) -> Result<Option<String>> {
+pub(super) async fn unfit(client: &Inner, row: &FactoryRow) -> Result<Option<Unfit>> {
     let factory = row.factory;
-    if !row.stands() {
-        return Ok(Some(format!("it is {}", row.state())));
-    }
-    if client.followed_height() == 0 {
-        return Ok(Some("the chain is not followed yet".to_owned()));
-    }
+    let unfit = |lasts, why: &str| {
+        let why = why.to_owned();
+        Ok(Some(Unfit { why, lasts }))
+    };
     let exits = client.store.exits().await?;
     if exits.iter().any(|exit| exit.factory == factory) {
-        return Ok(Some("it is being left".to_owned()));
+        return unfit(true, "it is being left");
+    }
+    if !row.stands() {
+        return unfit(false, &format!("it is {}", row.state()));
+    }
+    if client.followed_height() == 0 {
+        return unfit(false, "the chain is not followed yet");
     }
     let spends = client.store.spends().await?;
     if spends.iter().any(|spend| spend.outpoint == row.funding) {
-        return Ok(Some("it is on the chain".to_owned()));
+        return unfit(true, "it is on the chain");
     }
     let moves = client.store.moves().await?;
     if moves.iter().any(|begun| begun.from == factory) {
-        return Ok(Some("its balance moves to another".to_owned()));
+        return unfit(false, "its balance moves to another");
     }
     Ok(None)
 }

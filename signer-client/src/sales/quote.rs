@@ -112,8 +112,8 @@ pub(super) fn fits(
             tip,
         });
     }
-    let away = ExitPlan::new(kit).coverage.away;
-    let after = stock.coverage_after(&sale(quote, kit), kit.position, kit.capacity, away)?;
+    let timeouts = ExitPlan::new(kit).coverage;
+    let after = stock.coverage_after(&sale(quote, kit), kit.position, kit.capacity, timeouts)?;
     let usable = Usable::of(kit, channels);
     if !usable.in_part {
         return Ok(after);

@@ -19,7 +19,7 @@ use factory_tree::units::{Blocks, Height};
 use super::api::quote_from;
 use super::{CoverageView, LimitView, QuoteRefusal, SaleError, UpgradeOptions};
 use crate::error::Error;
-use crate::lightning::{ChannelState, ChannelView};
+use crate::lightning::{ChannelState, ChannelView, LightningBalance};
 use crate::migration::calendar;
 use crate::store::{
     BlockFacts, ExitRow, Goal, Handover, PaymentEnd, PaymentState, Progress, PurchaseTerms,
@@ -206,19 +206,24 @@ async fn what_is_refused_is_over_and_may_be_bought_again() {
     );
 }
 
-/// What the buyer answers to an offer.
-async fn answer(world: &mut World) -> String {
+/// Why the buyer declines an offer.
+async fn declines(world: &mut World) -> DeclineReason {
     world.mail.clear();
     world.start(1);
     let (client, offer) = world.mail.pop_front().unwrap();
     assert_eq!(client, world.buyer.client.node_id());
     world.buyer.tell(offer).await;
     match world.buyer.said() {
-        Some(ToSeller::Decline { reason, .. }) => match reason {
-            DeclineReason::Refused { rule, .. } => rule,
-            DeclineReason::Unable(text) | DeclineReason::Terms(text) => text,
-        },
+        Some(ToSeller::Decline { reason, .. }) => reason,
         other => panic!("{other:?}"),
+    }
+}
+
+/// What the buyer answers to an offer.
+async fn answer(world: &mut World) -> String {
+    match declines(world).await {
+        DeclineReason::Refused { rule, .. } => rule,
+        DeclineReason::Unable(text) | DeclineReason::Terms(text) => text,
     }
 }
 
@@ -275,7 +280,9 @@ async fn nothing_is_signed_in_a_factory_that_is_left_or_given_away() {
         progress: Progress::default(),
     };
     world.buyer.store().request_exit(&exit).await.unwrap();
-    assert!(answer(&mut world).await.contains("being left"));
+    // It stays so, and the coordinator need not ask again; of the other it need not be so.
+    let left = declines(&mut world).await;
+    assert!(matches!(left, DeclineReason::Terms(why) if why.contains("being left")));
     let mut world = World::new().await;
     world.buy(true).await.unwrap();
     let begun = Some(Handover::Begun);
@@ -286,7 +293,8 @@ async fn nothing_is_signed_in_a_factory_that_is_left_or_given_away() {
         .set_handover(factory, begun)
         .await
         .unwrap();
-    assert!(answer(&mut world).await.contains("handing_over"));
+    let given = declines(&mut world).await;
+    assert!(matches!(given, DeclineReason::Unable(why) if why.contains("handing_over")));
 }
 
 #[tokio::test]
@@ -446,6 +454,36 @@ async fn a_sale_ends_in_both_kits_and_the_purchase_settles() {
     assert!(limit.stocks[0].needs_consent);
 }
 
+/// What the user reads before a purchase is what every view says after it.
+#[tokio::test]
+async fn what_a_quote_promises_for_afterwards_is_what_is_covered_then() {
+    let mut world = World::new().await;
+    world.signed(&world.quote());
+    let (inner, shop) = (&world.buyer.client.inner, &*world.shop);
+    let quoted = quote_from(inner, shop, None, Amount::from_sat(ASKED)).await;
+    let after = quoted.unwrap().after;
+    // Once the leaf is published, who stays away has its channel's timeout, and of the stock nothing is sure.
+    assert_eq!(after.away_sat, 200_000);
+    assert!(after.awake_sat > after.away_sat, "{after:?}");
+    world.buy(true).await.unwrap();
+    world.start(1);
+    world.run().await;
+    let limit = world.buyer.client.limit().await.unwrap();
+    assert_eq!((limit.coverage, limit.stocks[0].coverage), (after, after));
+    let account = world.buyer.client.account().await.unwrap();
+    assert_eq!(
+        (account.coverage_sat, account.coverage_awake_sat),
+        (after.away_sat, after.awake_sat)
+    );
+    let quote = crate::client::quote(
+        &world.buyer.client.inner.store,
+        world.kit.factory_id,
+        &[],
+        None,
+    );
+    assert_eq!(quote.await.unwrap().coverage_sat, after.away_sat);
+}
+
 /// What was opened just in time, or came from the chain, is part of the one limit, and covered by nothing.
 #[tokio::test]
 async fn what_is_outside_of_factories_is_part_of_the_limit() {
@@ -475,6 +513,38 @@ async fn what_is_outside_of_factories_is_part_of_the_limit() {
         (with.coverage, &with.stocks),
         (without.coverage, &without.stocks)
     );
+}
+
+/// What a process said that is gone can be received by nobody, whichever view shows it.
+#[tokio::test]
+async fn with_no_process_running_nothing_can_be_received() {
+    let world = World::new().await;
+    let (inner, factory) = (&world.buyer.client.inner, world.kit.factory_id);
+    let inside = ChannelView {
+        leaf: world.kit.leaf_id.to_string(),
+        outpoint: world.kit.channels()[0].outpoint,
+        ..ChannelView::sample(factory, 0, 200_000_000)
+    };
+    let outside = ChannelView {
+        factory: None,
+        ..ChannelView::sample(factory, 0, 30_000_000)
+    };
+    for (leaf, view) in [(1, inside), (2, outside)] {
+        let leaf = channel_host::LeafId([leaf; 16]);
+        inner.store.set_channel(leaf, &view).await.unwrap();
+    }
+    for (running, due) in [(true, 230_000_000), (false, 0)] {
+        let channels = crate::lightning::stored(&inner.store, running).await;
+        let channels = channels.unwrap();
+        let limit = super::limit(&inner.store, &inner.kits, &channels).await;
+        let account = crate::client::account(&inner.store, &channels, None).await;
+        let sums = [
+            limit.unwrap().receivable_msat,
+            account.unwrap().inbound_msat,
+            LightningBalance::of(&channels).lightning_receivable_msat,
+        ];
+        assert_eq!(sums, [due; 3], "{running}");
+    }
 }
 
 /// What somebody left is not sold from, and what is over holds nothing: neither is shown as if it were of use.
@@ -537,7 +607,18 @@ async fn what_is_being_left_is_of_no_use_in_any_view() {
     store.set_progress(exit.factory, &progress).await.unwrap();
     let (sums, limit, account) = view().await;
     assert_eq!(sums, [0; 3]);
-    assert_eq!(limit, LimitView::default());
+    // It is covered until it is out, in all views.
+    let covered = CoverageView {
+        away_sat: account.coverage_sat,
+        awake_sat: account.coverage_awake_sat,
+        held_sat: 0,
+    };
+    assert!(covered.away_sat > 0);
+    let nothing = LimitView {
+        coverage: covered,
+        ..LimitView::default()
+    };
+    assert_eq!(limit, nothing);
     assert_eq!(account.window, None);
     let words: Vec<&str> = account
         .leaving
@@ -610,6 +691,15 @@ async fn what_lies_in_a_closed_channel_is_what_leaving_brings() {
     let quote = crate::client::quote(store, world.kit.factory_id, &[], None);
     let quote = quote.await.unwrap();
     assert_eq!((quote.lightning_msat, quote.pending), (100_000_000, 1));
+    // Its commitment is on the chain: on its way is all that `balance` counts.
+    let spent = ChannelView {
+        state: ChannelState::Spent,
+        ..closed
+    };
+    store.set_channel(leaf, &spent).await.unwrap();
+    let quote = crate::client::quote(store, world.kit.factory_id, &[], None);
+    let closing = LightningBalance::of(&[spent]).lightning_closing_sat;
+    assert_eq!(quote.await.unwrap().lightning_msat, closing * 1_000);
 }
 
 /// Whoever did not accept the risk does not sign, whatever the coordinator offers.

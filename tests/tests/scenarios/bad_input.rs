@@ -33,6 +33,7 @@ fn amounts_out_of_range_are_refused() -> Result<()> {
     }
     let answer = client.command(&["join", "--capacity", "many", "--json"])?;
     answer.refused(USAGE, &["many"])?;
+    ensure!(answer.printed()?["exit_code"] == USAGE, "{answer}");
     for (name, value, words) in [
         ("k", "9", ["k"]),
         ("stock_share_ppm", "4000001", ["stock_share_ppm"]),

@@ -73,7 +73,11 @@ fn a_wallet_with_nothing_is_paid_pays_and_leaves() -> Result<()> {
         number(&made, "receive_msat")? == PAYMENT - fee(PAYMENT),
         "{made}"
     );
-    outside.pay(&text(&made, "invoice")?)?;
+    // The coordinator says why it is not the one to pay it.
+    let invoice = text(&made, "invoice")?;
+    let own = world.coordinator.command(&["node", "pay", &invoice])?;
+    own.refused(4, &["invoice --jit", "another node"])?;
+    outside.pay(&invoice)?;
     ensure!(received(wallet, 0)? == (PAYMENT - fee(PAYMENT), fee(PAYMENT)));
     world.lightning_becomes(0, PAYMENT - fee(PAYMENT))?;
 

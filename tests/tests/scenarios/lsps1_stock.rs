@@ -253,7 +253,7 @@ deaths! {
     dies_when_the_other_channel_is_opened: coordinator_dies("lsps1_opening", false);
     the_wallet_dies_before_it_pays: wallet_dies("order_stored", true);
     the_wallet_dies_when_it_may_have_paid: wallet_dies("order_paying", true);
-    the_wallet_dies_before_its_payment_is_sent: wallet_dies("payment_recorded", true);
+    the_wallet_dies_before_its_payment_is_sent: wallet_dies("pay_begun", true);
     the_wallet_dies_when_it_has_paid: wallet_dies("order_paid", true);
     the_wallet_dies_when_it_has_paid_and_its_mate_sleeps: wallet_dies("order_paid", false);
 }

@@ -86,7 +86,7 @@ fn refusals_say_why() -> Result<()> {
     world.coordinator_pays(&[0], 10_000)?;
     // More than it has.
     let answer = world.try_pay(0, &world.invoice(1, 50_000)?)?;
-    ensure!(answer.code == 4, "{answer}");
+    answer.refused(4, &["this wallet can send"])?;
     // No invoice at all.
     let answer = world.try_pay(0, "lnbcrt1nonsense")?;
     ensure!(answer.code == 2, "{answer}");

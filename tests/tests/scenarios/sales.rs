@@ -437,7 +437,7 @@ deaths! {
     the_buyer_dies_when_it_has_ordered: client_dies(0, "purchase_stored");
     the_buyer_dies_before_it_pays: client_dies(0, "purchase_invoice_stored");
     the_buyer_dies_when_it_may_have_paid: client_dies(0, "purchase_paying");
-    the_buyer_dies_before_its_payment_is_sent: client_dies(0, "payment_recorded");
+    the_buyer_dies_before_its_payment_is_sent: client_dies(0, "pay_begun");
     the_buyer_dies_when_it_has_paid: client_dies(0, "purchase_paid");
     the_buyer_dies_when_it_has_signed: client_dies(0, "sale_guard_stored");
     the_buyer_dies_with_the_kit: client_dies(0, "sale_kit_stored");
@@ -532,6 +532,9 @@ fn a_hundred_blocks_without_anybody() -> Result<()> {
     let export = world.export(&created)?;
     let sold = chain(&world.client_export(0, &created)?)?;
     ensure!(sold.len() as u64 == SALES, "{sold:?}");
+    // Something is left, and it stays.
+    let fifth = world.client(0)?.command(&["limit", "quote", "20000"])?;
+    fifth.refused(fifth.code, &["4 sales were made", "no more"])?;
     leaf_alone(&mut world, &created)?;
     world.mine(100)?;
     world.coordinator.start()?;

@@ -71,7 +71,7 @@ fn pay_those_who_stay_away() -> Result<()> {
         );
         ensure!(has == due, "client {index} was paid {has}, not {due}");
         // What was promised is the least over all timeouts; this one costs its many clients little.
-        let promised = number(&quotes[index], "coverage_away_sat")?;
+        let promised = number(&quotes[index], "coverage_path_sat")?;
         let more = due
             .to_sat()
             .checked_sub(promised)

@@ -612,6 +612,25 @@ async fn bound_terms_whose_channel_ended_are_quoted_to_nobody() {
 }
 
 #[tokio::test]
+async fn who_signs_for_nothing_any_more_costs_one_attempt_and_nobody_is_quoted() {
+    let mut market = Market::paid(|_| {}).await;
+    let (buyer, mate) = (member(0).id(), member(1).id());
+    market.wallets.get_mut(&mate).unwrap().manner = Manner::Declines;
+    market.come(0).await;
+    market.come(1).await;
+    let cancelled = market
+        .until(|row| row.state == PurchaseState::Cancelled)
+        .await;
+    assert_eq!(cancelled.attempts.0, 1);
+    market.world.ctx.sales.over(market.sale).await;
+    assert!(market.sent_back());
+    for client in [buyer, mate] {
+        let refused = quote(&market.world, client, 30_000).await;
+        assert_eq!(refused.unwrap_err(), "declined");
+    }
+}
+
+#[tokio::test]
 async fn a_silent_mate_is_counted_once_and_a_buyer_who_declines_is_not() {
     let mut market = Market::paid(|_| {}).await;
     let (buyer, mate) = (member(0).id(), member(1).id());

@@ -206,7 +206,7 @@ pub enum Exclusion {
         limit: u32,
     },
     /// Its balance needs a larger channel than the operator sells.
-    #[error("its balance needs a capacity of {needed}, at most {most} is sold")]
+    #[error("its balance needs a capacity of {} sat, at most {} sat are sold", .needed.to_sat(), .most.to_sat())]
     OverLimit {
         /// What it needs.
         needed: Amount,
@@ -214,7 +214,7 @@ pub enum Exclusion {
         most: Amount,
     },
     /// The capital does not suffice.
-    #[error("its channel and stock would take {needed}, {left} is left")]
+    #[error("its channel and stock would take {} sat, {} sat are left", .needed.to_sat(), .left.to_sat())]
     NoCapital {
         /// What it takes.
         needed: Amount,

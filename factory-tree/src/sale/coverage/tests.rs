@@ -20,14 +20,25 @@ fn sat(amount: u64) -> Amount {
     Amount::from_sat(amount)
 }
 
+/// Timeouts on the path that pay more than can be held.
+fn above_all() -> exit::Coverage {
+    exit::Coverage {
+        path: Amount::MAX_MONEY,
+        channel: CAPACITY,
+        stock: Amount::ZERO,
+        sold: Amount::ZERO,
+    }
+}
+
 #[test]
 fn who_bought_nothing_is_sure_of_its_channel() {
     let kit = &Sold::new(factory(2)).kits[1];
     let coverage = Coverage::of_kit(kit).unwrap();
     let fee = deduction(&kit.params, 4).to_sat();
-    assert_eq!(coverage.away, sat(400_000 - fee / 4));
+    let path = ExitPlan::new(kit).coverage.path;
+    assert_eq!(path, sat(400_000 - fee / 4));
     // The stock's unsold share may be the LSP's.
-    assert_eq!(coverage.awake, CAPACITY);
+    assert_eq!((coverage.away, coverage.awake), (CAPACITY, CAPACITY));
     assert_eq!(coverage.held, CAPACITY);
     assert!(!coverage.needs_consent());
 }
@@ -51,11 +62,7 @@ fn a_later_purchase_is_covered_by_the_newest_poisons() {
     let fee = deduction(sold.stock.params(), 2).to_sat();
     let rest = (400_000 - 360_000 - fee) / 2;
     let stock = &sold.stock;
-    let of = |position| {
-        stock
-            .coverage(position, CAPACITY, Amount::MAX_MONEY)
-            .unwrap()
-    };
+    let of = |position| stock.coverage(position, CAPACITY, above_all()).unwrap();
     // The least is where everything is published, and the rest is the LSP's.
     assert_eq!((of(1).awake, of(1).held), (sat(480_000), sat(480_000)));
     // On each consumed stock its poison pays the purchase and half of the rest.
@@ -70,7 +77,9 @@ fn a_later_purchase_is_covered_by_the_newest_poisons() {
     assert_eq!(payout(&first[0], 1), sat((320_000 - fee) / 2));
     // Who stays away has no purchases.
     let coverage = Coverage::of_kit(&sold.kits[1]).unwrap();
-    assert_eq!(coverage.awake, coverage.away);
+    assert_eq!(coverage.away, CAPACITY);
+    let path = ExitPlan::new(&sold.kits[1]).coverage.path;
+    assert_eq!(coverage.awake, path);
     assert!(coverage.needs_consent());
 }
 
@@ -78,16 +87,16 @@ fn a_later_purchase_is_covered_by_the_newest_poisons() {
 fn consent_is_needed_from_what_is_not_covered_on() {
     let factory = factory(2);
     let stock = factory.stock(0);
-    let away = Coverage::of_kit(&factory.unsigned_kit(0)).unwrap().away;
-    let spare = (away - CAPACITY).to_sat();
+    let timeouts = ExitPlan::new(&factory.unsigned_kit(0)).coverage;
+    let spare = (timeouts.path - CAPACITY).to_sat();
     for (amount, needed) in [(spare, false), (spare + 1, true)] {
         let sale = factory.sale(&stock, 0, amount, &[]);
-        let after = stock.coverage_after(&sale, 0, CAPACITY, away).unwrap();
+        let after = stock.coverage_after(&sale, 0, CAPACITY, timeouts).unwrap();
         assert_eq!(after.needs_consent(), needed, "{amount}");
     }
     // Without anything left to bear the poison's fee the purchase does.
     let sale = factory.sale(&stock, 0, 390_000, &[(1, 10_000)]);
-    let after = stock.coverage_after(&sale, 0, CAPACITY, Amount::MAX_MONEY);
+    let after = stock.coverage_after(&sale, 0, CAPACITY, above_all());
     let fee = deduction(stock.params(), 2).to_sat();
     assert_eq!(after.unwrap().awake, sat(200_000 + 390_000 - fee / 2));
 }

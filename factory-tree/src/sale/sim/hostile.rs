@@ -209,8 +209,8 @@ fn offer_of(sale: Sale) -> Offer {
 fn what_is_not_covered_needs_consent() {
     let world = World::new(2);
     let kit = world.wallets[&BUYER].kit();
-    let away = crate::sale::Coverage::of_kit(&kit).unwrap().away;
-    let spare = (away - kit.capacity).to_sat();
+    let path = crate::exit::ExitPlan::new(&kit).coverage.path;
+    let spare = (path - kit.capacity).to_sat();
     let check = |amount, consent| {
         let sale = world.factory.sale(&world.stock(), BUYER, amount, &[]);
         let mut agreed = world.agreed(BUYER, &sale);
@@ -228,8 +228,8 @@ fn what_is_not_covered_needs_consent() {
 fn a_bonus_that_is_not_covered_needs_consent() {
     let world = World::new(2);
     let kit = world.wallets[&MATE].kit();
-    let away = crate::sale::Coverage::of_kit(&kit).unwrap().away;
-    let spare = (away - kit.capacity).to_sat();
+    let path = crate::exit::ExitPlan::new(&kit).coverage.path;
+    let spare = (path - kit.capacity).to_sat();
     let check = |bonus: &[(u32, u64)], consent| {
         let sale = world.factory.sale(&world.stock(), BUYER, 30_000, bonus);
         let mut agreed = world.agreed(MATE, &sale);

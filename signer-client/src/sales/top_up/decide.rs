@@ -305,13 +305,18 @@ pub(super) fn weigh(policy: &TopUpConfig, most: Msat, offer: Offer) -> Result<()
     let fee = offer.fee.0;
     let each = policy.max_fee_sat.saturating_mul(1000);
     if fee > each {
-        let note = format!("it costs {fee} msat, and top_up.max_fee_sat allows {each}");
+        let each = policy.max_fee_sat;
+        let note = format!(
+            "it costs {}, and top_up.max_fee_sat allows {each} sat",
+            offer.fee
+        );
         return Err(Hold::new(TopUpState::Dear, note));
     }
     if fee > most.0 {
-        let left = most.0;
-        let note =
-            format!("it costs {fee} msat, and {left} msat are left of the budget of 30 days");
+        let note = format!(
+            "it costs {}, and {most} are left of the budget of 30 days",
+            offer.fee
+        );
         return Err(Hold::new(TopUpState::Budget, note));
     }
     if offer.needs_consent {
@@ -320,8 +325,10 @@ pub(super) fn weigh(policy: &TopUpConfig, most: Msat, offer: Offer) -> Result<()
         return Err(Hold::new(TopUpState::Uncovered, note));
     }
     if fee > offer.spendable.0 {
-        let can = offer.spendable.0;
-        let note = format!("it costs {fee} msat, and {can} msat can be sent now");
+        let note = format!(
+            "it costs {}, and {} can be sent now",
+            offer.fee, offer.spendable
+        );
         return Err(Hold::new(TopUpState::Poor, note));
     }
     Ok(())

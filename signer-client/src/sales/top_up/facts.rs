@@ -73,7 +73,7 @@ async fn place(
         stock.filter(|stock| stock.sales < stock.most_sales && stock.left_sat >= stock.least_sat);
     Ok(Some(Place {
         factory: row.factory,
-        unfit: offers::unfit(client, row).await?,
+        unfit: offers::unfit(client, row).await?.map(|unfit| unfit.why),
         tip: Height(client.followed_height()),
         dying_from,
         left: sells.map(|stock| Amount::from_sat(stock.left_sat)),

@@ -68,14 +68,6 @@ fn row(name: &str, quote: &Value) -> Result<Vec<String>> {
         row.push(grouped(number(at(feerate)?, "cost_sat")?));
     }
     row.push(format!("{} blocks", number(quote, "worst_delay_blocks")?));
-    row.push(grouped(coverage(quote)?));
+    row.push(grouped(number(quote, "coverage_sat")?));
     Ok(row)
-}
-
-/// The least that the timeouts pay: that of an output further up, or those of the leaf's outputs
-/// once somebody has published it.
-fn coverage(quote: &Value) -> Result<u64> {
-    let above = number(quote, "coverage_away_sat")?;
-    let below = number(quote, "coverage_channel_sat")? + number(quote, "coverage_stock_sat")?;
-    Ok(above.min(below))
 }
