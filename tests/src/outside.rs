@@ -113,11 +113,15 @@ impl Outside {
             Ok(!world.node.mempool()?.is_empty())
         })?;
         world.mine(6)?;
-        self.until("a usable outside channel", || {
-            Ok(self.node.channels().iter().any(|channel| channel.usable))
-        })?;
+        self.usable()?;
         let height = world.node.height()?;
         world.coordinator_sees(height)
+    }
+
+    fn usable(&self) -> Result<()> {
+        self.until("a usable outside channel", || {
+            Ok(self.node.channels().iter().any(|channel| channel.usable))
+        })
     }
 
     /// Connects to a peer, again and again.
@@ -157,8 +161,9 @@ impl Outside {
         Ok(self.node.claim(preimage)?)
     }
 
-    /// Begins to pay.
+    /// Begins to pay, once its channel can be used: the coordinator may have come back just now.
     pub fn send(&self, invoice: &str) -> Result<PaymentHash> {
+        self.usable()?;
         let _guard = self.runtime.enter();
         let sent = self.node.pay(invoice, None);
         sent.with_context(|| format!("its channels are {:?}", self.node.channels()))

@@ -310,6 +310,9 @@ impl Core {
     ) -> Result<PaymentHash, NodeError> {
         let invoice = Bolt11Invoice::from_str(invoice)
             .map_err(|error| NodeError::Refused(format!("this is no invoice: {error:?}")))?;
+        if self.has_promised(&invoice) {
+            return Err(NodeError::Refused(OWN_PROMISE.into()));
+        }
         let hash = PaymentHash(invoice.payment_hash().0);
         let params = OptionalBolt11PaymentParams {
             route_params_config: RouteParametersConfig {
@@ -330,19 +333,22 @@ impl Core {
                 Bolt11PaymentError::InvalidAmount => {
                     NodeError::Refused("the invoice asks for another amount".into())
                 }
-                Bolt11PaymentError::SendingFailed(RetryableSendFailure::RouteNotFound)
-                    if self.has_promised(&invoice) =>
-                {
-                    NodeError::Refused(OWN_PROMISE.into())
-                }
                 Bolt11PaymentError::SendingFailed(failure) => not_sent(failure),
             })?;
         self.peers.process_events();
         Ok(hash)
     }
 
-    /// Whether an invoice names a channel that we are to open for its payment.
+    /// Whether an invoice names a channel that we are to open for its payment, and its payee has none with us yet.
     fn has_promised(&self, invoice: &Bolt11Invoice) -> bool {
+        let payee = invoice.get_payee_pub_key();
+        let usable = self.manager.list_usable_channels();
+        if usable
+            .iter()
+            .any(|channel| channel.counterparty.node_id == payee)
+        {
+            return false;
+        }
         let hints = invoice.route_hints();
         let mut hops = hints.iter().flat_map(|hint| &hint.0);
         hops.any(|hop| self.jit.get(hop.short_channel_id).is_some())

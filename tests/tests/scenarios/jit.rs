@@ -285,7 +285,7 @@ fn an_underpaid_order() -> Result<()> {
     let bought = buy(&wallet, Some(PAYMENT))?;
     let mark = world.coordinator.mark()?;
     fails(&outside, &wallet.invoice(bought, Some(PAYMENT - 1))?)?;
-    refused(&world, mark, "only 499999999 msat came")?;
+    refused(&world, mark, "only 499999.999 sat came")?;
     ensure!(wallet.channels().is_empty());
     ensure!(world.node.mempool()?.is_empty());
     outside.pay(&wallet.invoice(bought, Some(PAYMENT))?)?;

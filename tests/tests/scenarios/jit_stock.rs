@@ -271,7 +271,7 @@ fn a_payer_tries_again() -> Result<()> {
     purchase_becomes(&world, "ordered")?;
     let mark = world.coordinator.mark()?;
     goes_back(&outside, &underpaid(&made)?)?;
-    refused(&world, mark, "only 199999999 msat came")?;
+    refused(&world, mark, "only 199999.999 sat came")?;
     world.client_mut(0)?.terminate()?;
     is_missed(&world)?;
     goes_back(&outside, &made)?;
